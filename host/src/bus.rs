@@ -1,0 +1,308 @@
+//! Field lines that the host owns: one task a line, one transaction at a time.
+//!
+//! Devices hold a `BusHandle` and wait for their turn. The task keeps the
+//! connection, the pause between transactions, and quarantines units that do
+//! not answer, so that they do not slow the others down.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_modbus::client::{Client, Context, rtu, tcp};
+use tokio_modbus::slave::{Slave, SlaveContext};
+use tokio_modbus::{Request, Response};
+use tokio_serial::{DataBits, SerialPortBuilderExt, SerialStream, StopBits};
+
+use crate::config::{self, Parity};
+
+/// How many transactions may wait for a line.
+const QUEUE: usize = 256;
+/// After so many time-outs in a row a unit is quarantined.
+const PATIENCE: u32 = 3;
+const SHORTEST_QUARANTINE: Duration = Duration::from_secs(2);
+const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
+/// How long a line that cannot be opened is left alone.
+const SHORTEST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// Why a transaction failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BusError {
+    /// The unit did not answer in time.
+    #[error("timed out")]
+    TimedOut,
+    /// The unit refused with a Modbus exception code.
+    #[error("Modbus exception {0}")]
+    Exception(u8),
+    /// The answer does not belong to the request.
+    #[error("invalid response: {0}")]
+    InvalidResponse(String),
+    /// The line cannot be opened.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// Too many transactions wait.
+    #[error("busy")]
+    Busy,
+}
+
+/// Gives a device access to a line. The line closes with its last handle.
+#[derive(Debug, Clone)]
+pub struct BusHandle(mpsc::Sender<Transaction>);
+
+#[derive(Debug)]
+struct Transaction {
+    unit: u8,
+    request: Request<'static>,
+    timeout: Option<Duration>,
+    answer: oneshot::Sender<Result<Response, BusError>>,
+}
+
+impl BusHandle {
+    /// Waits for the line and carries out one transaction.
+    pub async fn transact(&self, unit: u8, request: Request<'static>, timeout: Option<Duration>) -> Result<Response, BusError> {
+        let (answer, result) = oneshot::channel();
+        self.0.try_send(Transaction { unit, request, timeout, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => BusError::Busy,
+            mpsc::error::TrySendError::Closed(_) => BusError::Unavailable("the line is closed".into()),
+        })?;
+        result.await.unwrap_or_else(|_| Err(BusError::Unavailable("the line is closed".into())))
+    }
+}
+
+/// Starts the task of a line.
+pub fn open(name: &str, bus: &config::Bus) -> BusHandle {
+    let (handle, inbox) = mpsc::channel(QUEUE);
+    tokio::spawn(Bus::new(name, bus).run(inbox));
+    BusHandle(handle)
+}
+
+#[derive(Debug)]
+enum Line {
+    Tcp(String, u16),
+    Rtu { port: PathBuf, baud_rate: u32, parity: Parity, stop_bits: u8 },
+}
+
+struct Bus {
+    name: String,
+    line: Line,
+    timeout: Duration,
+    gap: Duration,
+    connection: Option<Context>,
+    last: Option<Instant>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    units: HashMap<u8, Health>,
+}
+
+/// How a unit behaved lately.
+#[derive(Debug, Default)]
+struct Health {
+    timeouts: u32,
+    ask_again: Option<Instant>,
+}
+
+impl Bus {
+    fn new(name: &str, bus: &config::Bus) -> Self {
+        let (line, timeout, gap) = match bus {
+            config::Bus::ModbusTcp(bus) => {
+                let (host, port) = bus.address.host_and_port().unwrap_or_default();
+                (Line::Tcp(host, port), bus.timeout.0, bus.gap.map_or(Duration::ZERO, |gap| gap.0))
+            }
+            config::Bus::ModbusRtu(bus) => {
+                let line = Line::Rtu {
+                    port: bus.port.clone(),
+                    baud_rate: bus.baud_rate,
+                    parity: bus.parity,
+                    stop_bits: bus.stop_bits,
+                };
+                (line, bus.timeout.0, bus.gap.map_or_else(|| silent_interval(bus.baud_rate), |gap| gap.0))
+            }
+        };
+        Bus {
+            name: name.to_owned(),
+            line,
+            timeout,
+            gap,
+            connection: None,
+            last: None,
+            failures: 0,
+            retry_at: None,
+            units: HashMap::new(),
+        }
+    }
+
+    async fn run(mut self, mut inbox: mpsc::Receiver<Transaction>) {
+        while let Some(transaction) = inbox.recv().await {
+            // The device may have been stopped while it waited.
+            if transaction.answer.is_closed() {
+                continue;
+            }
+            let result = self.carry_out(transaction.unit, transaction.request, transaction.timeout).await;
+            // Nobody waits for it any more if the device was stopped meanwhile.
+            drop(transaction.answer.send(result));
+        }
+    }
+
+    async fn carry_out(&mut self, unit: u8, request: Request<'static>, limit: Option<Duration>) -> Result<Response, BusError> {
+        let health = self.units.entry(unit).or_default();
+        if health.ask_again.is_some_and(|time| Instant::now() < time) {
+            return Err(BusError::TimedOut);
+        }
+        if let Some(last) = self.last {
+            sleep_until(last + self.gap).await;
+        }
+        let limit = limit.unwrap_or(self.timeout);
+        let result = self.exchange(unit, request, limit).await;
+        self.last = Some(Instant::now());
+        self.judge(unit, &result);
+        result
+    }
+
+    async fn exchange(&mut self, unit: u8, request: Request<'static>, limit: Duration) -> Result<Response, BusError> {
+        let Some(mut connection) = self.take_connection().await? else {
+            return Err(BusError::Unavailable(format!("no connection to {}; trying again soon", self.line)));
+        };
+        connection.set_slave(Slave(unit));
+        match timeout(limit, connection.call(request)).await {
+            // A late answer must not be taken for the next one's: start afresh.
+            Err(_) => Err(BusError::TimedOut),
+            Ok(Ok(Ok(response))) => {
+                self.connection = Some(connection);
+                Ok(response)
+            }
+            Ok(Ok(Err(exception))) => {
+                self.connection = Some(connection);
+                Err(BusError::Exception(exception.into()))
+            }
+            Ok(Err(tokio_modbus::Error::Protocol(error))) => Err(BusError::InvalidResponse(error.to_string())),
+            Ok(Err(tokio_modbus::Error::Transport(error))) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Err(BusError::InvalidResponse(error.to_string()))
+            }
+            Ok(Err(tokio_modbus::Error::Transport(error))) => Err(BusError::Unavailable(error.to_string())),
+        }
+    }
+
+    /// The open connection, or a new one; none while a broken line rests.
+    async fn take_connection(&mut self) -> Result<Option<Context>, BusError> {
+        if let Some(connection) = self.connection.take() {
+            return Ok(Some(connection));
+        }
+        if self.retry_at.is_some_and(|time| Instant::now() < time) {
+            return Ok(None);
+        }
+        match timeout(self.timeout.max(Duration::from_secs(1)), self.line.connect()).await {
+            Ok(Ok(connection)) => {
+                if self.failures > 0 {
+                    tracing::info!(bus = self.name, "connected to {}", self.line);
+                }
+                self.failures = 0;
+                self.retry_at = None;
+                Ok(Some(connection))
+            }
+            failed => {
+                let problem = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "timed out".to_owned(),
+                };
+                if self.failures == 0 {
+                    tracing::warn!(bus = self.name, "cannot connect to {}: {problem}", self.line);
+                }
+                self.retry_at = Some(Instant::now() + doubled(SHORTEST_RETRY, self.failures, LONGEST_RETRY));
+                self.failures = self.failures.saturating_add(1);
+                Err(BusError::Unavailable(format!("cannot connect to {}: {problem}", self.line)))
+            }
+        }
+    }
+
+    /// Keeps account of who answers.
+    fn judge(&mut self, unit: u8, result: &Result<Response, BusError>) {
+        let health = self.units.entry(unit).or_default();
+        match result {
+            Err(BusError::TimedOut) => {
+                health.timeouts = health.timeouts.saturating_add(1);
+                if let Some(beyond) = health.timeouts.checked_sub(PATIENCE) {
+                    if beyond == 0 {
+                        tracing::warn!(bus = self.name, unit, "does not answer; asking less often");
+                    }
+                    let rest = doubled(SHORTEST_QUARANTINE, beyond, LONGEST_QUARANTINE);
+                    health.ask_again = Some(Instant::now() + rest);
+                }
+            }
+            Err(BusError::Unavailable(_) | BusError::Busy) => {}
+            Ok(_) | Err(BusError::Exception(_) | BusError::InvalidResponse(_)) => {
+                if health.timeouts >= PATIENCE {
+                    tracing::info!(bus = self.name, unit, "answers again");
+                }
+                *health = Health::default();
+            }
+        }
+    }
+}
+
+impl Line {
+    async fn connect(&self) -> std::io::Result<Context> {
+        match self {
+            Line::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(tcp::attach(stream))
+            }
+            Line::Rtu { port, baud_rate, parity, stop_bits } => {
+                let parity = match parity {
+                    Parity::None => tokio_serial::Parity::None,
+                    Parity::Even => tokio_serial::Parity::Even,
+                    Parity::Odd => tokio_serial::Parity::Odd,
+                };
+                let stop_bits = if *stop_bits == 2 { StopBits::Two } else { StopBits::One };
+                let stream: SerialStream = tokio_serial::new(port.to_string_lossy(), *baud_rate)
+                    .data_bits(DataBits::Eight)
+                    .parity(parity)
+                    .stop_bits(stop_bits)
+                    .open_native_async()?;
+                Ok(rtu::attach(stream))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Line::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Line::Rtu { port, .. } => write!(f, "{}", port.display()),
+        }
+    }
+}
+
+/// The silence between two frames: 3.5 characters of 11 bits, and 1.75 ms
+/// above 19200 bits a second (Modbus over serial line, 2.5.1.1).
+fn silent_interval(baud_rate: u32) -> Duration {
+    if baud_rate > 19_200 {
+        return Duration::from_micros(1750);
+    }
+    Duration::from_secs_f64(3.5 * 11.0 / f64::from(baud_rate.max(1)))
+}
+
+fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_silent_interval_follows_the_baud_rate() {
+        assert_eq!(silent_interval(9600).as_micros(), 4010);
+        assert_eq!(silent_interval(115_200).as_micros(), 1750);
+    }
+
+    #[test]
+    fn delays_double_up_to_the_longest() {
+        let delays: Vec<_> = (0..5).map(|times| doubled(SHORTEST_RETRY, times, Duration::from_secs(3)).as_millis()).collect();
+        assert_eq!(delays, [500, 1000, 2000, 3000, 3000]);
+    }
+}

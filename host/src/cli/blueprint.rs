@@ -1,0 +1,39 @@
+//! `sandgate blueprint`: what is uploaded to the cloud.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::Outcome;
+use crate::config::Config;
+use crate::manifest::{clean_blueprint, parent_blueprint};
+use crate::sandbox::{inspect, read_component};
+
+/// Writes the blueprint of a driver, or of the gateway with its children.
+pub(super) async fn run(file: &Path, parent: bool, output: Option<&Path>) -> Result<Outcome> {
+    let text = if parent { of_gateway(file).await? } else { clean_blueprint(&manifest(file).await?) };
+    match output {
+        Some(path) => std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?,
+        None => print!("{text}"),
+    }
+    Ok(Outcome::Done)
+}
+
+async fn of_gateway(file: &Path) -> Result<String> {
+    let config = Config::load(file)?;
+    let mut children = Vec::new();
+    for device in config.devices.values() {
+        let manifest = manifest(&config.driver_path(device)).await?;
+        let kind = device.kind.clone().unwrap_or_else(|| manifest.driver.name.replace('-', "_"));
+        if !children.iter().any(|(known, _)| *known == kind) {
+            children.push((kind, manifest));
+        }
+    }
+    let children: Vec<_> = children.iter().map(|(kind, manifest)| (kind.clone(), manifest)).collect();
+    Ok(parent_blueprint(&children))
+}
+
+async fn manifest(path: &Path) -> Result<crate::manifest::Manifest> {
+    let read = async { inspect(&read_component(path).await?)?.manifest() };
+    read.await.with_context(|| format!("reading driver {}", path.display()))
+}

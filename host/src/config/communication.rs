@@ -1,0 +1,313 @@
+//! Enapter's communication config: the base64 JSON blob that a device gets
+//! from the cloud, in its versions v3 and v1, and the same facts from single
+//! settings.
+//!
+//! Formats: research notes on the Enapter Python SDK, `standalone/config.py`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+
+use super::{EnapterSession, Secret};
+
+/// Padding or not: both are seen in the wild.
+const BLOB: GeneralPurpose =
+    GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+
+/// All that is needed to connect and to build topics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Communication {
+    /// Broker host name or address.
+    pub host: String,
+    /// Broker port.
+    pub port: u16,
+    /// The parent's hardware id.
+    pub hardware_id: String,
+    /// The parent's channel id.
+    pub channel_id: String,
+    /// How to authenticate.
+    pub credentials: Credentials,
+    /// TLS, or none for plain MQTT.
+    pub tls: Option<Tls>,
+    /// A v1 blob: the channel `ucm` must be kept alive as well.
+    pub needs_ucm: bool,
+}
+
+/// How the device proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// Nothing, or the certificate in `Tls`.
+    None,
+    /// User name and password.
+    Password(String, Secret),
+}
+
+/// PEM texts for TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificates that the server's chain must end in.
+    pub ca: String,
+    /// The client's certificate chain and private key.
+    pub client: Option<(String, Secret)>,
+    /// Whether the server certificate must carry the host name.
+    pub verify_host_name: bool,
+}
+
+#[derive(Deserialize)]
+struct BlobV3 {
+    mqtt_host: String,
+    mqtt_port: Port,
+    mqtt_protocol: Option<String>,
+    mqtt_credentials: BlobCredentials,
+    hardware_id: String,
+    channel_id: String,
+}
+
+#[derive(Deserialize)]
+struct BlobCredentials {
+    protocol: Option<String>,
+    username: Option<String>,
+    password: Option<Secret>,
+    private_key: Option<Secret>,
+    certificate: Option<String>,
+    ca_chain: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct BlobV1 {
+    mqtt_host: String,
+    mqtt_port: Port,
+    mqtt_ca: String,
+    mqtt_cert: String,
+    mqtt_private_key: Secret,
+    ucm_id: String,
+    channel_id: String,
+}
+
+/// The cloud writes the port as a number or as a text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Port {
+    Number(u16),
+    Text(String),
+}
+
+impl Port {
+    fn number(&self) -> Result<u16> {
+        match self {
+            Port::Number(port) => Ok(*port),
+            Port::Text(text) => {
+                text.parse().map_err(|_| anyhow!("mqtt_port: expected 1 to 65535, found {text:?}"))
+            }
+        }
+    }
+}
+
+impl Communication {
+    /// Puts together what a session needs from the blob and the settings.
+    pub fn load(session: &EnapterSession, folder: &Path) -> Result<Communication> {
+        let mut communication = match &session.communication_config {
+            Some(source) => {
+                let blob = source.read(folder).context("reading communication_config")?;
+                Communication::from_blob(&blob).context("parsing communication_config")?
+            }
+            None => Communication {
+                host: session.host.clone().unwrap_or_default(),
+                port: if session.tls.is_some() { 8883 } else { 1883 },
+                hardware_id: session.hardware_id.clone().unwrap_or_default(),
+                channel_id: "s".into(),
+                credentials: Credentials::None,
+                tls: None,
+                needs_ucm: false,
+            },
+        };
+        if let Some(host) = &session.host {
+            communication.host.clone_from(host);
+        }
+        if let Some(port) = session.port {
+            communication.port = port;
+        }
+        if let Some(id) = &session.hardware_id {
+            communication.hardware_id.clone_from(id);
+        }
+        if let Some(id) = &session.channel_id {
+            communication.channel_id.clone_from(id);
+        }
+        if let (Some(user), Some(password)) = (&session.username, &session.password) {
+            let password = password.read(folder).context("reading password")?;
+            communication.credentials = Credentials::Password(user.clone(), password);
+        }
+        if let Some(files) = &session.tls {
+            let read = |path: &Path| {
+                let path = folder.join(path);
+                std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+            };
+            let client = match (&files.certificate, &files.key) {
+                (Some(certificate), Some(key)) => Some((read(certificate)?, Secret(read(key)?))),
+                _ => None,
+            };
+            communication.tls = Some(Tls { ca: read(&files.ca)?, client, verify_host_name: false });
+        }
+        if let Some(tls) = &mut communication.tls {
+            tls.verify_host_name = session.verify_host_name;
+        }
+        Ok(communication)
+    }
+
+    /// Decodes a blob. The error never repeats what the blob holds.
+    pub fn from_blob(blob: &Secret) -> Result<Communication> {
+        // `base64` wraps its lines unless told not to.
+        let text: String = blob.0.split_whitespace().collect();
+        let bytes = BLOB
+            .decode(&text)
+            .map_err(|_| anyhow!("expected base64 text as the Enapter CLI prints it"))?;
+        let json: serde_json::Value = serde_json::from_slice(&bytes)
+            .map_err(|error| anyhow!("expected JSON inside the base64: {}", place_of(&error)))?;
+        // Only v1 names a UCM.
+        if json.get("ucm_id").is_some() { Communication::from_v1(json) } else { Communication::from_v3(json) }
+    }
+
+    fn from_v3(json: serde_json::Value) -> Result<Communication> {
+        let blob: BlobV3 = serde_json::from_value(json).map_err(hide_values)?;
+        let credentials = blob.mqtt_credentials;
+        let protocol = blob.mqtt_protocol.or(credentials.protocol).unwrap_or_else(|| "MQTTS".into());
+        let (login, tls) = match protocol.to_ascii_uppercase().as_str() {
+            "MQTT" => {
+                let login = match (credentials.username, credentials.password) {
+                    (Some(user), Some(password)) => Credentials::Password(user, password),
+                    _ => bail!("mqtt_credentials: expected username and password for protocol MQTT"),
+                };
+                (login, None)
+            }
+            "MQTTS" => {
+                let (Some(key), Some(certificate), Some(ca)) =
+                    (credentials.private_key, credentials.certificate, credentials.ca_chain)
+                else {
+                    bail!("mqtt_credentials: expected private_key, certificate and ca_chain for protocol MQTTS");
+                };
+                let client = Some((pem(&certificate), Secret(pem(&key.0))));
+                (Credentials::None, Some(Tls { ca: pem(&ca), client, verify_host_name: false }))
+            }
+            _ => bail!("mqtt_protocol: expected \"MQTT\" or \"MQTTS\""),
+        };
+        Ok(Communication {
+            host: blob.mqtt_host,
+            port: blob.mqtt_port.number()?,
+            hardware_id: topic_level(blob.hardware_id, "hardware_id")?,
+            channel_id: topic_level(blob.channel_id, "channel_id")?,
+            credentials: login,
+            tls,
+            needs_ucm: false,
+        })
+    }
+
+    fn from_v1(json: serde_json::Value) -> Result<Communication> {
+        let blob: BlobV1 = serde_json::from_value(json).map_err(hide_values)?;
+        let client = Some((pem(&blob.mqtt_cert), Secret(pem(&blob.mqtt_private_key.0))));
+        Ok(Communication {
+            host: blob.mqtt_host,
+            port: blob.mqtt_port.number()?,
+            hardware_id: topic_level(blob.ucm_id, "ucm_id")?,
+            channel_id: topic_level(blob.channel_id, "channel_id")?,
+            credentials: Credentials::None,
+            tls: Some(Tls { ca: pem(&blob.mqtt_ca), client, verify_host_name: false }),
+            needs_ucm: true,
+        })
+    }
+}
+
+/// PEM that went through an environment variable may hold a literal `\n`.
+fn pem(text: &str) -> String {
+    text.replace("\\n", "\n")
+}
+
+fn topic_level(id: String, key: &str) -> Result<String> {
+    if id.is_empty() || id.contains(['/', '+', '#', ' ']) {
+        bail!("{key}: expected a text without /, +, # and spaces");
+    }
+    Ok(id)
+}
+
+fn place_of(error: &serde_json::Error) -> String {
+    format!("line {} column {}", error.line(), error.column())
+}
+
+/// A serde error may quote a value, which may be a key. Missing and misnamed
+/// fields are safe to show.
+fn hide_values(error: serde_json::Error) -> anyhow::Error {
+    let text = error.to_string();
+    if text.starts_with("missing field") {
+        anyhow!("{text}")
+    } else {
+        anyhow!("a field has the wrong type; expected texts, and a number for mqtt_port")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn blob(json: &serde_json::Value) -> Secret {
+        Secret(base64::engine::general_purpose::STANDARD.encode(json.to_string()))
+    }
+
+    fn v3() -> serde_json::Value {
+        json!({"mqtt_host": "mqtt.example", "mqtt_port": "8883", "mqtt_protocol": "MQTTS",
+            "mqtt_credentials": {"private_key": "K\\nK", "certificate": "C", "ca_chain": "A"},
+            "time_sync_protocol": "ntp", "time_sync_host": "t", "time_sync_port": 123,
+            "hardware_id": "S01", "channel_id": "s"})
+    }
+
+    #[test]
+    fn a_v3_blob_with_certificates_connects_with_mutual_tls() {
+        let communication = Communication::from_blob(&blob(&v3())).unwrap();
+        assert_eq!((communication.host.as_str(), communication.port), ("mqtt.example", 8883));
+        assert_eq!(communication.tls.unwrap().client, Some(("C".into(), Secret("K\nK".into()))));
+        assert!(!communication.needs_ucm);
+    }
+
+    #[test]
+    fn a_v3_blob_with_a_password_is_plain_also_when_the_protocol_stands_inside() {
+        let mut json = v3();
+        json["mqtt_credentials"] = json!({"username": "u", "password": "p", "protocol": "mqtt"});
+        json.as_object_mut().unwrap().remove("mqtt_protocol");
+        let communication = Communication::from_blob(&blob(&json)).unwrap();
+        assert_eq!(communication.credentials, Credentials::Password("u".into(), Secret("p".into())));
+        assert_eq!(communication.tls, None);
+    }
+
+    #[test]
+    fn a_v1_blob_names_the_hardware_by_its_ucm() {
+        let json = json!({"mqtt_host": "h", "mqtt_port": 8883, "mqtt_ca": "A", "mqtt_cert": "C",
+            "mqtt_private_key": "K", "ucm_id": "V01", "channel_id": "dev"});
+        let communication = Communication::from_blob(&blob(&json)).unwrap();
+        assert_eq!((communication.hardware_id.as_str(), communication.needs_ucm), ("V01", true));
+    }
+
+    #[test]
+    fn broken_blobs_say_what_was_expected_and_never_what_they_hold() {
+        let change = |key: &str, value: serde_json::Value| {
+            let mut json = v3();
+            json[key] = value;
+            blob(&json)
+        };
+        for (blob, expected) in [
+            (Secret("*secret*".into()), "expected base64 text as the Enapter CLI prints it"),
+            (Secret("c2VjcmV0".into()), "expected JSON inside the base64: line 1 column 1"),
+            (blob(&json!({"secret": 1})), "missing field `mqtt_host`"),
+            (change("mqtt_port", json!("secret")), "mqtt_port: expected 1 to 65535, found \"secret\""),
+            (change("mqtt_port", json!([1])), "a field has the wrong type; expected texts, and a number for mqtt_port"),
+            (change("mqtt_protocol", json!("AMQP")), "mqtt_protocol: expected \"MQTT\" or \"MQTTS\""),
+            (change("mqtt_credentials", json!({"password": "secret"})),
+                "mqtt_credentials: expected private_key, certificate and ca_chain for protocol MQTTS"),
+            (change("hardware_id", json!("a/b")), "hardware_id: expected a text without /, +, # and spaces"),
+        ] {
+            assert_eq!(Communication::from_blob(&blob).unwrap_err().to_string(), expected);
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! One device: the task that owns a driver's instance.
+//!
+//! Everything that happens to a device goes through its inbox, one thing at a
+//! time: timers, commands, configuration, swaps. A crash is answered here and
+//! never leaves the device. The supervisor starts and stops these tasks.
+
+mod backoff;
+mod statistics;
+mod swap;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use statistics::{Counter, Last, Statistics};
+pub use swap::{Prepared, prepare};
+
+use crate::bus::BusHandle;
+use crate::config::{self, LogLevel};
+use crate::journal::{Journal, Seen};
+use crate::manifest::ArgumentError;
+use crate::message::{Alerts, CommandError, CommandRequest, CommandResult, DeviceId, Severity, Uplink, now};
+use crate::network::Target;
+use crate::receipt::{Receipt, Receipts};
+use crate::router::Outlet;
+use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Command, Context, StartReason};
+use crate::sandbox::{CallError, Capabilities, DeviceLog, Driver, Instance, Limits};
+use crate::storage::DeviceStorage;
+use backoff::{Backoff, Verdict};
+use swap::Watch;
+
+/// Commands that may wait for a device; more are answered with "busy".
+const INBOX: usize = 16;
+
+/// What does not change while a device runs.
+pub struct Specification {
+    /// The id.
+    pub id: DeviceId,
+    /// Where its messages go.
+    pub outlet: Arc<Outlet>,
+    /// Its counters and last values.
+    pub statistics: Arc<Statistics>,
+    /// Its key-values.
+    pub storage: Option<DeviceStorage>,
+    /// Granted addresses for `net`.
+    pub tcp: Vec<Target>,
+    /// Granted hosts for `http`.
+    pub http: Vec<Target>,
+    /// Granted buses by the driver's names.
+    pub buses: BTreeMap<String, BusHandle>,
+    /// The operator's limits.
+    pub limits: config::Limits,
+    /// From which level its log goes to the cloud.
+    pub cloud_log: LogLevel,
+    /// How long a new driver is watched.
+    pub health_window: Duration,
+}
+
+/// Something that a device shall do.
+pub enum Input {
+    /// Carry out a command.
+    Command(CommandRequest, Option<oneshot::Sender<CommandResult>>),
+    /// Take a configuration that the manifest allows.
+    Configure(String, oneshot::Sender<Result<(), String>>),
+    /// Switch to a prepared driver.
+    Swap(Box<Prepared>, String, oneshot::Sender<Receipt>),
+    /// Go back to the paused driver; none when there is none.
+    RollBack(String, oneshot::Sender<Option<Receipt>>),
+    /// Start afresh, also after a crash loop.
+    Restart(oneshot::Sender<()>),
+    /// End.
+    Stop(oneshot::Sender<()>),
+}
+
+/// Where a device is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Its driver runs.
+    Running,
+    /// Its driver crashed or refused to start; it is tried again.
+    Restarting,
+    /// It crashed too often; only a person or a new driver starts it again.
+    Failed,
+}
+
+/// What a device tells about itself.
+#[derive(Clone)]
+pub struct DeviceStatus {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The driver it runs.
+    pub driver: Arc<Driver>,
+    /// Whether an older driver is still paused behind it.
+    pub watching: bool,
+    /// The last failure.
+    pub problem: Option<String>,
+}
+
+/// How others talk to a device.
+#[derive(Clone)]
+pub struct DeviceHandle {
+    /// What does not change.
+    pub spec: Arc<Specification>,
+    /// The state of its life.
+    pub status: watch::Receiver<DeviceStatus>,
+    inbox: mpsc::Sender<Input>,
+}
+
+/// The life of one instance; the instance is gone after a crash.
+struct Life {
+    instance: Option<Instance>,
+    since: Instant,
+    configuration: String,
+    log: Arc<DeviceLog>,
+}
+
+/// See the module documentation.
+struct Device {
+    spec: Arc<Specification>,
+    driver: Arc<Driver>,
+    life: Life,
+    /// The driver before the last swap.
+    previous: Option<Arc<Driver>>,
+    watch: Option<Watch>,
+    backoff: Backoff,
+    restart_at: Option<Instant>,
+    failed: bool,
+    problem: Option<String>,
+    inbox: mpsc::Receiver<Input>,
+    journal: Arc<Journal>,
+    receipts: Arc<Receipts>,
+    status: watch::Sender<DeviceStatus>,
+}
+
+impl Specification {
+    /// The log of one driver of this device.
+    fn log(&self, driver: &Driver) -> Arc<DeviceLog> {
+        let limits = Limits::resolve(&self.limits, &driver.manifest.driver.limits);
+        let outlet = Arc::clone(&self.outlet);
+        let statistics = Arc::clone(&self.statistics);
+        Arc::new(DeviceLog::new(outlet, driver.manifest.label(), self.cloud_log, limits.logs, statistics))
+    }
+
+    /// Writes a line of the host about the device.
+    pub fn note(&self, driver: &Driver, severity: Severity, text: &str) {
+        self.log(driver).note(severity, text);
+    }
+
+    /// What an instance of a driver may use.
+    fn capabilities(&self, driver: &Driver) -> Capabilities {
+        Capabilities {
+            outlet: Arc::clone(&self.outlet),
+            log: self.log(driver),
+            statistics: Arc::clone(&self.statistics),
+            storage: self.storage.clone(),
+            tcp: self.tcp.clone(),
+            http: self.http.clone(),
+            buses: self.buses.clone(),
+        }
+    }
+}
+
+impl DeviceHandle {
+    /// Starts a device with a prepared driver.
+    pub fn start(spec: Arc<Specification>, first: Prepared, journal: Arc<Journal>, receipts: Arc<Receipts>) -> DeviceHandle {
+        let (inbox, inputs) = mpsc::channel(INBOX);
+        let first_status =
+            DeviceStatus { phase: Phase::Running, driver: Arc::clone(&first.driver), watching: false, problem: None };
+        let (publisher, status) = watch::channel(first_status);
+        let life = Life {
+            instance: Some(first.instance),
+            since: Instant::now(),
+            configuration: first.configuration,
+            log: spec.log(&first.driver),
+        };
+        let device = Device {
+            spec: Arc::clone(&spec),
+            driver: first.driver,
+            life,
+            previous: None,
+            watch: None,
+            backoff: Backoff::default(),
+            restart_at: None,
+            failed: false,
+            problem: None,
+            inbox: inputs,
+            journal,
+            receipts,
+            status: publisher,
+        };
+        tokio::spawn(device.run());
+        DeviceHandle { spec, status, inbox }
+    }
+
+    /// Hands a command to the device. When it has no room, says so.
+    pub fn command(&self, request: CommandRequest, reply: Option<oneshot::Sender<CommandResult>>) -> Result<(), CommandError> {
+        self.inbox.try_send(Input::Command(request, reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => CommandError::Busy("too many commands wait for this device".into()),
+            mpsc::error::TrySendError::Closed(_) => CommandError::Failed("the device is stopped".into()),
+        })
+    }
+
+    /// Hands a question to the device and waits for its answer; none when the
+    /// device has stopped.
+    pub async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(input(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+impl Device {
+    async fn run(mut self) {
+        self.start(StartReason::FirstStart).await;
+        loop {
+            let wake = self.next_wake();
+            let sleep = async move {
+                match wake {
+                    Some(time) => tokio::time::sleep_until(time.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let input = tokio::select! {
+                input = self.inbox.recv() => input,
+                () = sleep => {
+                    self.wake().await;
+                    continue;
+                }
+            };
+            match input {
+                None => return self.stop().await,
+                Some(Input::Stop(reply)) => {
+                    self.stop().await;
+                    // Whoever asked may be gone; the device ends all the same.
+                    let _ = reply.send(());
+                    return;
+                }
+                Some(input) => self.handle(input).await,
+            }
+        }
+    }
+
+    /// The next time at which something is to do without an input.
+    fn next_wake(&self) -> Option<Instant> {
+        let timer = self.life.instance.as_ref().and_then(Instance::next_due);
+        [timer, self.restart_at, self.watch_ends()].into_iter().flatten().min()
+    }
+
+    async fn wake(&mut self) {
+        let now = Instant::now();
+        if self.restart_at.is_some_and(|time| time <= now) {
+            self.restart_at = None;
+            return self.restart().await;
+        }
+        let due = self.life.instance.as_mut().and_then(|instance| instance.take_due(now));
+        if let (Some(timer), Some(instance)) = (due, self.life.instance.as_mut()) {
+            self.spec.statistics.calls.count();
+            match instance.on_timer(timer).await {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => {
+                    self.spec.statistics.errors.count();
+                    self.life.log.write(Severity::Warning, &format!("on-timer: {reason}"));
+                }
+                Err(error) => self.crashed(&error).await,
+            }
+        }
+        self.judge();
+    }
+
+    async fn handle(&mut self, input: Input) {
+        // A reply that nobody waits for any more is no error.
+        match input {
+            Input::Command(request, reply) => {
+                if let Some(result) = self.command(request).await
+                    && let Some(reply) = reply
+                {
+                    let _ = reply.send(result);
+                }
+                self.judge();
+            }
+            Input::Configure(configuration, reply) => {
+                let result = self.configure(configuration).await;
+                let _ = reply.send(result);
+            }
+            Input::Swap(prepared, asked_by, reply) => {
+                // A swap during a watch settles the watch: the newer one counts.
+                self.watch = None;
+                let receipt = self.swap(*prepared, &asked_by).await;
+                let _ = reply.send(receipt);
+            }
+            Input::RollBack(asked_by, reply) => {
+                let receipt = self.roll_back(&asked_by, "asked for");
+                let _ = reply.send(receipt);
+            }
+            Input::Restart(reply) => {
+                self.backoff.reset();
+                self.failed = false;
+                self.stop().await;
+                self.restart().await;
+                let _ = reply.send(());
+            }
+            Input::Stop(_) => {}
+        }
+    }
+
+    /// Carries out a command once; none when it is running already.
+    async fn command(&mut self, request: CommandRequest) -> Option<CommandResult> {
+        let id = request.id.clone();
+        let result = match self.driver.manifest.check_command(&request.name, request.arguments.clone()) {
+            Err(error @ ArgumentError::UnknownCommand(..)) => Err(CommandError::Unsupported(error.to_string())),
+            Err(error) => Err(CommandError::InvalidArgument(error.to_string())),
+            Ok(arguments) => match self.journal.begin(&id, &self.spec.id, now()) {
+                Err(error) => Err(CommandError::Failed(format!("{error:#}"))),
+                Ok(Seen::Running) => return None,
+                Ok(Seen::Answered(Some(result))) => result,
+                Ok(Seen::Answered(None)) => Err(interrupted()),
+                Ok(Seen::Never) => {
+                    let result = self.carry_out(&request, arguments).await;
+                    self.journal.end(&id, &self.spec.id, now(), &result);
+                    result
+                }
+            },
+        };
+        if let Err(error) = &result {
+            let text = crate::message::error_text(error);
+            self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
+        }
+        self.spec.outlet.send(now(), &Uplink::CommandResult { command: &id, result: &result });
+        Some(result)
+    }
+
+    async fn carry_out(&mut self, request: &CommandRequest, arguments: Map<String, Json>) -> CommandResult {
+        let Some(instance) = self.life.instance.as_mut() else {
+            let problem = self.problem.as_deref().unwrap_or("unknown");
+            return Err(CommandError::Failed(format!("the driver is not running: {problem}")));
+        };
+        let statistics = &self.spec.statistics;
+        statistics.commands.count();
+        statistics.calls.count();
+        let command = Command {
+            id: request.id.clone(),
+            name: request.name.clone(),
+            arguments: self.driver.manifest.typed_arguments(&request.name, &arguments),
+            raw: Json::Object(arguments).to_string(),
+        };
+        match instance.handle_command(command).await {
+            Ok(result) => {
+                if result.is_err() {
+                    statistics.errors.count();
+                }
+                result
+            }
+            Err(error) => {
+                let text = format!("the driver {error}; the state of the device is unknown");
+                self.crashed(&error).await;
+                match error {
+                    CallError::Timeout { .. } => Err(CommandError::TimedOut(text)),
+                    _ => Err(CommandError::Failed(text)),
+                }
+            }
+        }
+    }
+
+    async fn configure(&mut self, configuration: String) -> Result<(), String> {
+        if let Some(instance) = self.life.instance.as_mut() {
+            self.spec.statistics.calls.count();
+            match instance.configure(&configuration).await {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => {
+                    self.spec.statistics.errors.count();
+                    return Err(format!("the driver rejected it: {reason}"));
+                }
+                Err(error) => {
+                    let text = format!("the driver {error}");
+                    self.crashed(&error).await;
+                    return Err(text);
+                }
+            }
+        }
+        self.life.configuration = configuration;
+        self.life.log.write(Severity::Info, "configuration applied");
+        Ok(())
+    }
+
+    async fn start(&mut self, reason: StartReason) {
+        let context = self.context(reason, &self.life.configuration);
+        let Some(instance) = self.life.instance.as_mut() else { return };
+        self.spec.statistics.calls.count();
+        match instance.start(context).await {
+            Ok(Ok(())) => {
+                self.life.since = Instant::now();
+                self.failed = false;
+                self.problem = None;
+                self.life.log.write(Severity::Info, "started");
+            }
+            Ok(Err(reason)) => {
+                self.spec.statistics.errors.count();
+                let delay = self.backoff.refused(fastrand::f64());
+                self.life.instance = None;
+                self.restart_at = Some(Instant::now() + delay);
+                self.problem = Some(format!("start: {reason}"));
+                let text = format!("start: {reason}; trying again in {:.1} s", delay.as_secs_f64());
+                self.life.log.note(Severity::Warning, &text);
+            }
+            Err(error) => self.crash(&error.to_string()),
+        }
+        self.publish();
+    }
+
+    /// Makes a new instance of the same driver and starts it.
+    async fn restart(&mut self) {
+        let limits = Limits::resolve(&self.spec.limits, &self.driver.manifest.driver.limits);
+        match self.driver.instantiate(&self.spec.capabilities(&self.driver), limits).await {
+            Ok(instance) => {
+                self.life.instance = Some(instance);
+                // The start may crash in its turn, at once.
+                Box::pin(self.start(StartReason::Restart)).await;
+            }
+            Err(error) => self.crash(&error.to_string()),
+        }
+    }
+
+    /// Answers a crash: back to the old driver of a swap, else a restart.
+    async fn crashed(&mut self, error: &CallError) {
+        if self.watch.is_some() {
+            self.spec.statistics.crashes.count();
+            let text = error.to_string();
+            self.life.log.note(Severity::Error, &text);
+            self.roll_back("health check", &text);
+            return;
+        }
+        self.crash(&error.to_string());
+        // The first crash is answered at once, without a round through the loop.
+        if self.restart_at.is_some_and(|time| time <= Instant::now()) {
+            self.restart_at = None;
+            self.restart().await;
+        }
+    }
+
+    /// Drops the dead instance and decides when to try again.
+    fn crash(&mut self, text: &str) {
+        self.spec.statistics.crashes.count();
+        self.life.instance = None;
+        self.problem = Some(text.to_owned());
+        let next = match self.backoff.crashed(self.life.since.elapsed(), fastrand::f64()) {
+            Verdict::RestartIn(delay) => {
+                self.restart_at = Some(Instant::now() + delay);
+                format!("starting again in {:.1} s", delay.as_secs_f64())
+            }
+            Verdict::GiveUp => {
+                self.failed = true;
+                "it crashed too often and stays stopped; restart it by hand or swap its driver".to_owned()
+            }
+        };
+        self.life.log.note(Severity::Error, &format!("the driver {text}; {next}"));
+        // Whatever it said about alerts is no longer known.
+        if !self.driver.manifest.blueprint.alerts.is_empty() {
+            let time = now();
+            let uplink = Uplink::Telemetry { time, attributes: &[], alerts: &Alerts::Unknown };
+            self.spec.outlet.send(time, &uplink);
+            self.spec.statistics.alerts(None);
+        }
+        self.publish();
+    }
+
+    async fn stop(&mut self) {
+        if let Some(instance) = self.life.instance.as_mut()
+            && let Err(error) = instance.stop().await
+        {
+            self.life.log.note(Severity::Warning, &format!("the driver {error}"));
+        }
+        self.life.instance = None;
+    }
+
+    fn context(&self, reason: StartReason, configuration: &str) -> Context {
+        Context { device_id: self.spec.id.to_string(), configuration: configuration.to_owned(), reason }
+    }
+
+    /// Tells the state of the device to whoever watches.
+    fn publish(&self) {
+        let phase = match (&self.life.instance, self.failed) {
+            (Some(_), _) => Phase::Running,
+            (None, false) => Phase::Restarting,
+            (None, true) => Phase::Failed,
+        };
+        self.status.send_replace(DeviceStatus {
+            phase,
+            driver: Arc::clone(&self.driver),
+            watching: self.watch.is_some(),
+            problem: self.problem.clone(),
+        });
+    }
+}
+
+/// The answer to a command that a crash of the gateway cut short.
+pub fn interrupted() -> CommandError {
+    CommandError::Failed("interrupted by a restart of the gateway; the state of the device is unknown".into())
+}

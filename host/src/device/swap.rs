@@ -1,0 +1,211 @@
+//! Replacing the driver of a running device, and watching the new one.
+//!
+//! Everything that can be slow happens in `prepare`, beside the running
+//! driver. The switch itself is snapshot, restore and start.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value as Json};
+
+use super::{Device, Life, Specification};
+use crate::message::now;
+use crate::receipt::{DriverName, Outcome, Receipt};
+use crate::sandbox::contract::exports::sandgate::driver::device_driver::StartReason;
+use crate::sandbox::{Driver, Instance, Limits};
+
+/// A new driver has so long to take over, beside the limits of each call.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Fewer calls than this say nothing about an error rate.
+const ENOUGH_CALLS: u64 = 10;
+/// How much worse than the old one a new driver may be.
+const WORSE_BY: f64 = 0.2;
+
+/// A driver that is compiled, linked, instantiated and checked for a device.
+pub struct Prepared {
+    /// The driver.
+    pub driver: Arc<Driver>,
+    pub(super) instance: Instance,
+    pub(super) configuration: String,
+}
+
+/// The driver before a swap, paused, while the new one proves itself.
+pub(super) struct Watch {
+    old: Life,
+    until: Instant,
+    old_errors: f64,
+    calls_before: u64,
+    errors_before: u64,
+    asked_by: String,
+}
+
+/// Makes an instance of a driver for a device. Touches nothing that runs.
+///
+/// Errors say what the driver or the operator has to change.
+pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: Map<String, Json>) -> Result<Prepared, String> {
+    let configuration =
+        driver.manifest.check_configuration(given).map_err(|problem| format!("configuration.{problem}"))?;
+    for bus in &driver.manifest.driver.requests.modbus {
+        if !spec.buses.contains_key(bus) {
+            return Err(format!("it requests the Modbus line {bus:?}; expected grants.modbus.{bus} in the configuration"));
+        }
+    }
+    let limits = Limits::resolve(&spec.limits, &driver.manifest.driver.limits);
+    let instance = driver.instantiate(&spec.capabilities(&driver), limits).await.map_err(|error| error.to_string())?;
+    Ok(Prepared { driver, instance, configuration: Json::Object(configuration).to_string() })
+}
+
+impl Device {
+    /// Switches to a prepared driver; when it fails, the old one goes on.
+    pub(super) async fn swap(&mut self, prepared: Prepared, asked_by: &str) -> Receipt {
+        let begin = Instant::now();
+        let mut receipt = Receipt {
+            time: now(),
+            device: self.spec.id.to_string(),
+            asked_by: asked_by.to_owned(),
+            old: DriverName::of(&self.driver),
+            new: Some(DriverName::of(&prepared.driver)),
+            outcome: Outcome::Accepted,
+            compile_ms: u64::try_from(prepared.driver.compile_time.as_millis()).unwrap_or(u64::MAX),
+            pause_us: 0,
+            held: 0,
+            dropped: 0,
+            migrated: false,
+        };
+        let Prepared { driver, mut instance, configuration } = prepared;
+        let state = self.snapshot().await;
+        receipt.migrated = state.is_some();
+        let context = self.context(StartReason::Swap, &configuration);
+        let take_over = async {
+            if let Some(state) = state {
+                match instance.restore(state).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(reason)) => return Err(format!("restore: {reason}")),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+            match instance.start(context).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(reason)) => Err(format!("start: {reason}")),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let result = tokio::time::timeout(DEADLINE, take_over)
+            .await
+            .unwrap_or_else(|_| Err(format!("it did not take over within {} s", DEADLINE.as_secs())));
+        receipt.pause_us = microseconds(begin.elapsed());
+        receipt.held = self.held(begin);
+        match result {
+            Err(reason) => receipt.outcome = Outcome::Rejected(reason),
+            Ok(()) => self.install(driver, instance, configuration, asked_by),
+        }
+        self.report(&receipt);
+        receipt
+    }
+
+    /// Makes the new driver the running one and keeps the old one, paused.
+    fn install(&mut self, driver: Arc<Driver>, instance: Instance, configuration: String, asked_by: &str) {
+        let statistics = &self.spec.statistics;
+        let (calls, errors) = (statistics.calls.get(), statistics.errors.get());
+        let log = self.spec.log(&driver);
+        let new = Life { instance: Some(instance), since: Instant::now(), configuration, log };
+        let old = std::mem::replace(&mut self.life, new);
+        let old_driver = std::mem::replace(&mut self.driver, driver);
+        self.previous = Some(old_driver);
+        self.backoff.reset();
+        self.restart_at = None;
+        self.watch = old.instance.is_some().then(|| Watch {
+            old,
+            until: Instant::now() + self.spec.health_window,
+            old_errors: rate(errors, calls),
+            calls_before: calls,
+            errors_before: errors,
+            asked_by: asked_by.to_owned(),
+        });
+    }
+
+    /// What the old driver wants to hand over. One that traps here is dead,
+    /// and the new one starts fresh.
+    async fn snapshot(&mut self) -> Option<Vec<u8>> {
+        let instance = self.life.instance.as_mut()?;
+        match instance.snapshot().await {
+            Ok(state) => state,
+            Err(error) => {
+                self.crash(&error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Goes back to the driver before the last swap, if it is still paused.
+    pub(super) fn roll_back(&mut self, asked_by: &str, reason: &str) -> Option<Receipt> {
+        let begin = Instant::now();
+        let watch = self.watch.take()?;
+        let old_driver = self.previous.take()?;
+        let bad = std::mem::replace(&mut self.driver, old_driver);
+        self.life = watch.old;
+        self.restart_at = None;
+        let receipt = Receipt {
+            time: now(),
+            device: self.spec.id.to_string(),
+            asked_by: asked_by.to_owned(),
+            old: DriverName::of(&bad),
+            new: Some(DriverName::of(&self.driver)),
+            outcome: Outcome::RolledBack(reason.to_owned()),
+            compile_ms: 0,
+            pause_us: microseconds(begin.elapsed()),
+            held: self.held(begin),
+            dropped: 0,
+            migrated: true,
+        };
+        self.previous = Some(bad);
+        self.report(&receipt);
+        Some(receipt)
+    }
+
+    /// When the watch over a new driver ends.
+    pub(super) fn watch_ends(&self) -> Option<Instant> {
+        self.watch.as_ref().map(|watch| watch.until)
+    }
+
+    /// Judges a new driver by its error rate; called after each call.
+    pub(super) fn judge(&mut self) {
+        let Some(watch) = &self.watch else { return };
+        let statistics = &self.spec.statistics;
+        let calls = statistics.calls.get() - watch.calls_before;
+        let errors = rate(statistics.errors.get() - watch.errors_before, calls);
+        if calls >= ENOUGH_CALLS && errors > watch.old_errors + WORSE_BY {
+            let (new, old) = (errors * 100.0, watch.old_errors * 100.0);
+            let reason = format!("{new:.0} % of its calls failed, against {old:.0} % before");
+            let asked_by = format!("health check of the swap by {}", watch.asked_by);
+            self.roll_back(&asked_by, &reason);
+        } else if Instant::now() >= watch.until {
+            self.watch = None;
+            self.publish();
+        }
+    }
+
+    /// Commands and timers that came due since `begin`.
+    fn held(&self, begin: Instant) -> u64 {
+        let timer = self.life.instance.as_ref().and_then(Instance::next_due).is_some_and(|due| due <= Instant::now() && due >= begin);
+        u64::try_from(self.inbox.len()).unwrap_or_default() + u64::from(timer)
+    }
+
+    /// Logs a receipt, also in the cloud, and keeps it.
+    pub(super) fn report(&self, receipt: &Receipt) {
+        use crate::message::Severity;
+        let severity = if receipt.outcome == Outcome::Accepted { Severity::Info } else { Severity::Warning };
+        self.life.log.note(severity, &receipt.to_string());
+        self.receipts.keep(receipt);
+        self.publish();
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // a rate needs three digits
+fn rate(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,86 @@
+//! The gateway as a device: the parent of all others in the cloud.
+//!
+//! Pure: makes its telemetry and properties from a status. Which commands it
+//! takes stands in `manifest/gateway.yml`; the supervisor carries them out.
+
+use crate::device::Phase;
+use crate::manifest::Manifest;
+use crate::message::{Alerts, Attribute, Value};
+use crate::status::Status;
+
+/// The gateway's own manifest, for checking commands.
+pub fn manifest() -> Result<Manifest, String> {
+    let driver = concat!("\ndriver:\n  name: sandgate\n  version: ", env!("CARGO_PKG_VERSION"), "\n");
+    Manifest::parse(&format!("{}{driver}", crate::manifest::GATEWAY_BLUEPRINT))
+}
+
+/// What the gateway says about itself once and after each connect.
+pub fn properties() -> Vec<Attribute> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    vec![text("version", env!("CARGO_PKG_VERSION")), text("host", &host)]
+}
+
+/// What the gateway measures.
+pub fn telemetry(status: &Status) -> (Vec<Attribute>, Alerts) {
+    let count = |phase: &Phase| status.devices.iter().filter(|device| device.phase == *phase).count();
+    let failed: Vec<&str> =
+        status.devices.iter().filter(|device| device.phase == Phase::Failed).map(|device| device.id.as_str()).collect();
+    let running = count(&Phase::Running);
+    let sum = |value: fn(&crate::status::SessionReport) -> u64| status.sessions.values().map(value).sum::<u64>();
+    let attributes = vec![
+        text("status", if running == status.devices.len() { "ok" } else { "degraded" }),
+        number("uptime", status.uptime_s),
+        number("devices_running", running as u64),
+        number("devices_failed", failed.len() as u64),
+        number("messages", sum(|session| session.delivered)),
+        number("messages_waiting", sum(|session| session.waiting as u64)),
+        number("messages_dropped", sum(|session| session.dropped)),
+        number("memory", status.memory),
+    ];
+    let alerts = match failed.as_slice() {
+        [] => Vec::new(),
+        failed => vec![("device_failed".to_owned(), Some(failed.join(", ")))],
+    };
+    (attributes, Alerts::Active(alerts))
+}
+
+/// The result of `list_devices`.
+pub fn list(status: &Status) -> Vec<Attribute> {
+    let devices: Vec<_> = status
+        .devices
+        .iter()
+        .map(|device| {
+            serde_json::json!({"id": device.id, "phase": device.phase, "driver": device.driver,
+                "version": device.version, "digest": device.digest, "problem": device.problem})
+        })
+        .collect();
+    vec![Attribute { name: "devices".into(), value: Value::Json(serde_json::Value::from(devices).to_string()) }]
+}
+
+fn text(name: &str, value: &str) -> Attribute {
+    Attribute { name: name.to_owned(), value: Value::Text(value.to_owned()) }
+}
+
+fn number(name: &str, value: u64) -> Attribute {
+    Attribute { name: name.to_owned(), value: Value::Integer(i64::try_from(value).unwrap_or(i64::MAX)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_blueprint_declares_what_is_sent() {
+        let manifest = manifest().unwrap();
+        let status = Status { version: "", uptime_s: 1, memory: 2, sessions: Default::default(), devices: vec![] };
+        let (attributes, _) = telemetry(&status);
+        for attribute in &attributes {
+            let field = manifest.blueprint.telemetry.get(&attribute.name).unwrap();
+            field.check(&attribute.value, |_| false).unwrap();
+        }
+        assert_eq!(attributes.len(), manifest.blueprint.telemetry.len());
+        for attribute in properties() {
+            manifest.blueprint.properties.get(&attribute.name).unwrap();
+        }
+    }
+}

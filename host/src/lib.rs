@@ -1,0 +1,30 @@
+#![doc = include_str!("../ARCHITECTURE.md")]
+
+pub mod config;
+pub mod manifest;
+pub mod message;
+pub mod network;
+
+pub mod cloud;
+pub mod outbox;
+pub mod router;
+pub mod session;
+
+pub mod bus;
+pub mod sandbox;
+pub mod storage;
+
+pub mod device;
+pub mod journal;
+pub mod receipt;
+pub mod registry;
+
+pub mod gateway;
+pub mod status;
+pub mod supervisor;
+pub mod watcher;
+
+pub mod admin;
+pub mod cli;
+pub mod demo;
+pub mod logs;

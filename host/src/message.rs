@@ -1,0 +1,267 @@
+//! What travels between devices and clouds, before encoding: plain data, no IO.
+//!
+//! Values and attributes are the contract's own types, so that nothing is
+//! copied on the way from a guest to its publication.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value as Json};
+
+pub use crate::sandbox::contract::exports::sandgate::driver::device_driver::CommandError;
+pub use crate::sandbox::contract::sandgate::driver::types::{Attribute, Rejection, Value};
+
+/// The id of a device, unique in the gateway.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(Arc<str>);
+
+impl DeviceId {
+    /// Wraps an id that the configuration has checked.
+    pub fn new(id: &str) -> Self {
+        DeviceId(id.into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether a text can be a device id: it becomes part of MQTT topics, and
+/// `--` joins parent and child in an Enapter channel id.
+pub fn is_valid_device_id(id: &str) -> bool {
+    (1..=64).contains(&id.len())
+        && id.starts_with(|c: char| c.is_ascii_alphabetic())
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// Milliseconds since the Unix epoch.
+pub type Time = u64;
+
+/// The present time.
+pub fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time::try_from(since.as_millis()).unwrap_or(Time::MAX)
+}
+
+/// What is known about the alerts of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Alerts {
+    /// The driver has no alerts at all.
+    #[default]
+    None,
+    /// Nothing can be said.
+    Unknown,
+    /// Exactly these are active: id and details.
+    Active(Vec<(String, Option<String>)>),
+}
+
+/// How much a log line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)] // the names say it all
+pub enum Severity {
+    Debug,
+    Info,
+    Warning,
+    Error,
+}
+
+impl Severity {
+    /// The name on the wire and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Debug => "debug",
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+/// A message on its way to a cloud.
+#[derive(Debug)]
+pub enum Uplink<'a> {
+    /// Measurements, with the current alerts.
+    Telemetry {
+        /// When they were taken.
+        time: Time,
+        /// The values, checked against the manifest.
+        attributes: &'a [Attribute],
+        /// All active alerts.
+        alerts: &'a Alerts,
+    },
+    /// Facts that change rarely.
+    Properties {
+        /// When they were read.
+        time: Time,
+        /// The values, checked against the manifest.
+        attributes: &'a [Attribute],
+    },
+    /// A log line.
+    Log {
+        /// When it was written.
+        time: Time,
+        /// How much it matters.
+        severity: Severity,
+        /// The text.
+        text: &'a str,
+        /// Whether the cloud should keep it.
+        persist: bool,
+    },
+    /// Progress of a command.
+    CommandLog {
+        /// The command's id.
+        command: &'a str,
+        /// The text.
+        text: &'a str,
+    },
+    /// The end of a command.
+    CommandResult {
+        /// The command's id.
+        command: &'a str,
+        /// What it returned.
+        result: &'a CommandResult,
+    },
+}
+
+/// How a command ended.
+pub type CommandResult = Result<Vec<Attribute>, CommandError>;
+
+/// A message from a cloud.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Downlink {
+    /// Someone wants a device to do something.
+    Command {
+        /// The channel it came on.
+        channel: String,
+        /// What it asks for.
+        request: CommandRequest,
+    },
+}
+
+/// A command before it is checked against a manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommandRequest {
+    /// Unique id, given by the cloud.
+    pub id: String,
+    /// The command's name.
+    pub name: String,
+    /// The arguments.
+    pub arguments: Map<String, Json>,
+}
+
+/// An encoded message, ready for a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// The MQTT topic.
+    pub topic: String,
+    /// The MQTT payload.
+    pub payload: Vec<u8>,
+}
+
+/// The code of a command error, the same on every cloud.
+pub fn error_code(error: &CommandError) -> &'static str {
+    match error {
+        CommandError::InvalidArgument(_) => "invalid-argument",
+        CommandError::Unsupported(_) => "unsupported",
+        CommandError::Busy(_) => "busy",
+        CommandError::DeviceUnreachable(_) => "device-unreachable",
+        CommandError::TimedOut(_) => "timed-out",
+        CommandError::Failed(_) => "failed",
+    }
+}
+
+/// The text of a command error.
+pub fn error_text(error: &CommandError) -> &str {
+    match error {
+        CommandError::InvalidArgument(text)
+        | CommandError::Unsupported(text)
+        | CommandError::Busy(text)
+        | CommandError::DeviceUnreachable(text)
+        | CommandError::TimedOut(text)
+        | CommandError::Failed(text) => text,
+    }
+}
+
+/// Appends a value as JSON.
+pub fn write_json(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Unknown => out.extend_from_slice(b"null"),
+        Value::Boolean(true) => out.extend_from_slice(b"true"),
+        Value::Boolean(false) => out.extend_from_slice(b"false"),
+        // Writing to memory cannot fail, and the types below always serialize.
+        Value::Integer(number) => drop(serde_json::to_writer(out, number)),
+        Value::Float(number) => drop(serde_json::to_writer(out, number)),
+        Value::Text(text) => write_json_text(out, text),
+        Value::TextList(list) => drop(serde_json::to_writer(out, list)),
+        Value::Json(text) => out.extend_from_slice(text.as_bytes()),
+    }
+}
+
+/// Appends a text as a JSON string.
+pub fn write_json_text(out: &mut Vec<u8>, text: &str) {
+    drop(serde_json::to_writer(out, text));
+}
+
+/// A value as a JSON document.
+pub fn json_of(value: &Value) -> Json {
+    match value {
+        Value::Unknown => Json::Null,
+        Value::Boolean(value) => Json::from(*value),
+        Value::Integer(number) => Json::from(*number),
+        Value::Float(number) => Json::from(*number),
+        Value::Text(text) => Json::from(text.as_str()),
+        Value::TextList(list) => Json::from(list.clone()),
+        Value::Json(text) => serde_json::from_str(text).unwrap_or_default(),
+    }
+}
+
+/// Attributes as a JSON object.
+pub fn json_object(attributes: &[Attribute]) -> Map<String, Json> {
+    attributes.iter().map(|attribute| (attribute.name.clone(), json_of(&attribute.value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_would_break_a_topic_or_a_channel_are_refused() {
+        for id in ["a", "Meter_1", "x_"] {
+            assert!(is_valid_device_id(id), "{id}");
+        }
+        for id in ["", "1a", "a--b", "a-b", "a/b", "a+", "ä", "a b", &"a".repeat(65)] {
+            assert!(!is_valid_device_id(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn values_become_json_the_same_way_on_both_paths() {
+        for value in [
+            Value::Unknown,
+            Value::Boolean(true),
+            Value::Integer(i64::MIN),
+            Value::Float(0.1),
+            Value::Text("a\"\n\u{1}ü".into()),
+            Value::TextList(vec!["a".into(), "\"".into()]),
+            Value::Json("{\"a\":[1,null]}".into()),
+        ] {
+            let mut out = Vec::new();
+            write_json(&mut out, &value);
+            assert_eq!(serde_json::from_slice::<Json>(&out).unwrap(), json_of(&value));
+        }
+    }
+}

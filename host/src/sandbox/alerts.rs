@@ -1,0 +1,69 @@
+//! The import `alerts`: the set of active alerts, merged into telemetry.
+
+use super::contract::sandgate::driver::alerts;
+use super::state::State;
+use crate::message::{Alerts, Rejection, Uplink, now};
+
+/// What the driver said last, and whether the cloud knows it.
+pub(super) struct AlertState {
+    current: Alerts,
+    told: bool,
+}
+
+impl AlertState {
+    pub(super) fn new(has_alerts: bool) -> Self {
+        let current = if has_alerts { Alerts::Unknown } else { Alerts::None };
+        AlertState { current, told: true }
+    }
+
+    /// The set to carry in a sample.
+    pub(super) fn take_for_sample(&mut self) -> &Alerts {
+        self.told = true;
+        &self.current
+    }
+
+    fn set(&mut self, alerts: Alerts) {
+        if self.current != alerts {
+            self.current = alerts;
+            self.told = false;
+        }
+    }
+}
+
+impl alerts::Host for State {
+    fn set(&mut self, active: Vec<alerts::Alert>) -> Result<(), Vec<Rejection>> {
+        let mut rejected = Vec::new();
+        let mut accepted: Vec<(String, Option<String>)> = Vec::new();
+        for alert in active {
+            if !self.manifest.is_alert(&alert.id) {
+                let reason = "is not declared under alerts in the manifest".to_owned();
+                rejected.push(Rejection { name: alert.id, reason });
+            } else if !accepted.iter().any(|(id, _)| *id == alert.id) {
+                accepted.push((alert.id, alert.details));
+            }
+        }
+        for rejection in &rejected {
+            self.complain(&format!("alert {}", rejection.name), &format!("alert {}: {}", rejection.name, rejection.reason));
+        }
+        self.telemetry.statistics.rejected(rejected.len());
+        self.telemetry.statistics.alerts(Some(accepted.iter().map(|(id, _)| id.clone()).collect()));
+        self.alerts.set(Alerts::Active(accepted));
+        if rejected.is_empty() { Ok(()) } else { Err(rejected) }
+    }
+
+    fn unknown(&mut self) {
+        self.telemetry.statistics.alerts(None);
+        self.alerts.set(Alerts::Unknown);
+    }
+}
+
+impl State {
+    /// Sends a changed set that no sample carried. Called after each call.
+    pub(super) fn flush_alerts(&mut self) {
+        if !self.alerts.told {
+            let time = now();
+            let alerts = self.alerts.take_for_sample();
+            self.outlet.send(time, &Uplink::Telemetry { time, attributes: &[], alerts });
+        }
+    }
+}

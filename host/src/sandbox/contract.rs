@@ -1,0 +1,24 @@
+//! Bindings of `wit/`, generated at build time. Nothing is written by hand here.
+
+#![allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction)]
+
+wasmtime::component::bindgen!({
+    path: "../wit",
+    world: "sandgate:driver/driver",
+    imports: {
+        "sandgate:driver/net": async | trappable,
+        "sandgate:driver/http": async,
+        "sandgate:driver/modbus.[static]unit.open": trappable,
+        "sandgate:driver/modbus.[method]unit.set-timeout": trappable,
+        "sandgate:driver/modbus.[method]unit.set-pause": trappable,
+        "sandgate:driver/modbus": async | trappable,
+        "sandgate:driver/storage": async,
+    },
+    exports: { default: async },
+    with: {
+        "sandgate:driver/net.tcp-connection": crate::sandbox::net::Connection,
+        "sandgate:driver/modbus.unit": crate::sandbox::modbus::Unit,
+    },
+    require_store_data_send: true,
+    additional_derives: [PartialEq],
+});

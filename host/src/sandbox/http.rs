@@ -1,0 +1,158 @@
+//! The import `http`: requests to granted hosts, TLS by the host.
+//!
+//! No redirects, no proxies, no cookies: what is granted is what is reached.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Method, Url};
+
+use super::contract::sandgate::driver::http::{self, Header, HttpError, Request, Response};
+use super::net::timeout;
+use super::state::State;
+use crate::network::Access;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Devices answer with some kilobytes; a guest has to hold the body as well.
+const MAX_BODY: usize = 1 << 20;
+
+/// The client of one device, made at its first request.
+pub(super) struct Client {
+    access: Arc<Access>,
+    client: Option<reqwest::Client>,
+    checked: Checked,
+}
+
+impl Client {
+    pub(super) fn new(access: Access) -> Self {
+        Client { access: Arc::new(access), client: None, checked: Checked::default() }
+    }
+
+    fn get(&mut self) -> Result<reqwest::Client, HttpError> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .dns_resolver(Arc::new(self.checked.clone()))
+            .pool_max_idle_per_host(2)
+            .pool_idle_timeout(Duration::from_secs(90))
+            .user_agent(concat!("sandgate/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| HttpError::Failed(chain(&error)))?;
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+}
+
+/// The addresses that were checked for the request under way. The client
+/// asks nobody else, so a name cannot change its mind between check and use.
+#[derive(Clone, Default)]
+struct Checked(Arc<Mutex<Vec<SocketAddr>>>);
+
+impl Resolve for Checked {
+    fn resolve(&self, _: Name) -> Resolving {
+        let addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Box::pin(async move { Ok(Box::new(addresses.into_iter()) as Addrs) })
+    }
+}
+
+impl http::Host for State {
+    async fn fetch(&mut self, request: Request) -> Result<Response, HttpError> {
+        let limit = match request.timeout {
+            None => DEFAULT_TIMEOUT,
+            Some(milliseconds) => timeout(milliseconds).map_err(HttpError::InvalidRequest)?,
+        };
+        let result = self.exchange(request, limit).await;
+        self.cpu.waited = true;
+        if let Err(HttpError::NotGranted(text)) = &result {
+            let text = text.clone();
+            self.complain(&text, &text);
+        }
+        result
+    }
+}
+
+impl State {
+    async fn exchange(&mut self, request: Request, limit: Duration) -> Result<Response, HttpError> {
+        let (method, url, host, port) = parse(&request)?;
+        let client = self.http.get()?;
+        let access = Arc::clone(&self.http.access);
+        let checked = self.http.checked.clone();
+        let exchange = async move {
+            let addresses = access.resolve(&host, port).await.map_err(|error| match error {
+                crate::network::AccessError::NotGranted(text) => HttpError::NotGranted(text),
+                unresolved => HttpError::Failed(unresolved.to_string()),
+            })?;
+            *checked.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+            let mut builder = client.request(method, url);
+            for header in &request.headers {
+                let reserved = ["host", "content-length", "transfer-encoding", "connection"];
+                if !reserved.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
+                    builder = builder.header(&header.name, &header.value);
+                }
+            }
+            if !request.body.is_empty() {
+                builder = builder.body(request.body);
+            }
+            let request = builder.build().map_err(|error| HttpError::InvalidRequest(chain(&error)))?;
+            let response = client.execute(request).await.map_err(|error| HttpError::Failed(chain(&error)))?;
+            read(response).await
+        };
+        tokio::time::timeout(limit, exchange).await.unwrap_or(Err(HttpError::TimedOut))
+    }
+}
+
+fn parse(request: &Request) -> Result<(Method, Url, String, u16), HttpError> {
+    let wrong = |text: String| HttpError::InvalidRequest(text);
+    let method = Method::from_bytes(request.method.to_ascii_uppercase().as_bytes())
+        .map_err(|_| wrong(format!("method: expected one such as GET, found {:?}", request.method)))?;
+    let url = Url::parse(&request.url).map_err(|error| wrong(format!("url: {error}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong(format!("url: expected http or https, found {}", url.scheme())));
+    }
+    let host = url.host_str().ok_or_else(|| wrong("url: expected a host".into()))?.to_owned();
+    let port = url.port_or_known_default().ok_or_else(|| wrong("url: expected a port".into()))?;
+    Ok((method, url, host, port))
+}
+
+async fn read(response: reqwest::Response) -> Result<Response, HttpError> {
+    let status = response.status().as_u16();
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| Header {
+            name: name.as_str().to_owned(),
+            value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        })
+        .collect();
+    let mut body = Vec::new();
+    let mut parts = response.bytes_stream();
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|error| HttpError::Failed(chain(&error)))?;
+        if body.len() + part.len() > MAX_BODY {
+            return Err(HttpError::TooLarge(u32::try_from(MAX_BODY).unwrap_or(u32::MAX)));
+        }
+        body.extend_from_slice(&part);
+    }
+    Ok(Response { status, headers, body })
+}
+
+/// An error with its causes, without the URL: it may hold a password.
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = match (error.is_connect(), error.is_builder()) {
+        (true, _) => "cannot connect".to_owned(),
+        (_, true) => "malformed request".to_owned(),
+        _ => "exchange failed".to_owned(),
+    };
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

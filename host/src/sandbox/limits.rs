@@ -1,0 +1,205 @@
+//! What a device may consume: memory, CPU, time, messages, log lines.
+//!
+//! Defaults with their reasons stand here and nowhere else.
+
+use std::time::{Duration, Instant};
+
+use wasmtime::ResourceLimiter;
+
+use crate::config::{self, Rate};
+use crate::manifest::RequestedLimits;
+
+/// One tick of the engine's epoch: a guest yields to others at least this often.
+pub const TICK: Duration = Duration::from_millis(5);
+
+/// The limits of one device, resolved from the operator's, the manifest's and
+/// the defaults.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Bytes of linear memory.
+    pub memory: usize,
+    /// CPU time of one call.
+    pub cpu: Duration,
+    /// Wall-clock time of one call.
+    pub call: Duration,
+    /// Samples and property sets.
+    pub telemetry: Rate,
+    /// Log lines.
+    pub logs: Rate,
+    /// Bytes of stored keys and values.
+    pub storage: usize,
+}
+
+impl Default for Limits {
+    /// For a small driver: a Rust driver takes 1.1 MiB, a QuickJS one 1.4 MiB,
+    /// a Python one 13 MiB; a call takes microseconds, or waits for a slow
+    /// device for some seconds.
+    fn default() -> Self {
+        Limits {
+            memory: 32 << 20,
+            cpu: Duration::from_millis(500),
+            call: Duration::from_secs(10),
+            telemetry: Rate { per_second: 20.0, burst: 50.0 },
+            logs: Rate { per_second: 20.0, burst: 50.0 },
+            storage: 64 << 10,
+        }
+    }
+}
+
+impl Limits {
+    /// What the operator says wins over what the manifest asks for.
+    pub fn resolve(operator: &config::Limits, manifest: &RequestedLimits) -> Limits {
+        let default = Limits::default();
+        Limits {
+            memory: operator.memory.or(manifest.memory).map_or(default.memory, config::Size::bytes),
+            cpu: operator.cpu.or(manifest.cpu).map_or(default.cpu, |span| span.0),
+            call: operator.call.or(manifest.call).map_or(default.call, |span| span.0),
+            telemetry: operator.telemetry.or(manifest.telemetry).unwrap_or(default.telemetry),
+            logs: operator.logs.or(manifest.logs).unwrap_or(default.logs),
+            storage: operator.storage.map_or(default.storage, config::Size::bytes),
+        }
+    }
+}
+
+/// Lets events pass at a rate, with a burst after a quiet time.
+#[derive(Debug)]
+pub struct RateLimiter {
+    rate: Rate,
+    tokens: f64,
+    last: Instant,
+}
+
+impl RateLimiter {
+    /// A full bucket.
+    pub fn new(rate: Rate, now: Instant) -> Self {
+        RateLimiter { rate, tokens: rate.burst.max(1.0), last: now }
+    }
+
+    /// Whether one more event may pass.
+    pub fn allow(&mut self, now: Instant) -> bool {
+        let gained = now.saturating_duration_since(self.last).as_secs_f64() * self.rate.per_second;
+        self.last = now;
+        self.tokens = (self.tokens + gained).min(self.rate.burst.max(1.0));
+        if self.tokens < 1.0 {
+            return false;
+        }
+        self.tokens -= 1.0;
+        true
+    }
+}
+
+/// Counts the linear memory of one instance.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    limit: usize,
+    used: usize,
+    /// Whether the guest was refused memory; explains the trap that follows.
+    pub refused: bool,
+}
+
+/// A component is a handful of core modules, each with a table of functions.
+const MAX_TABLE: usize = 100_000;
+
+impl MemoryLimit {
+    /// Allows so many bytes in all linear memories together.
+    pub fn new(limit: usize) -> Self {
+        MemoryLimit { limit, used: 0, refused: false }
+    }
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let used = self.used.saturating_sub(current).saturating_add(desired);
+        if used > self.limit {
+            self.refused = true;
+            return Ok(false);
+        }
+        self.used = used;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= MAX_TABLE)
+    }
+
+    fn instances(&self) -> usize {
+        100
+    }
+
+    fn memories(&self) -> usize {
+        10
+    }
+
+    fn tables(&self) -> usize {
+        100
+    }
+}
+
+/// The CPU time of one call, in ticks.
+#[derive(Debug)]
+pub struct CpuBudget {
+    limit: u32,
+    used: u32,
+    /// The guest waited for the host since the last tick: the epoch went on
+    /// without it, so the next tick is not its own.
+    pub waited: bool,
+}
+
+impl CpuBudget {
+    /// A budget for each call.
+    pub fn new(cpu: Duration) -> Self {
+        let ticks = cpu.as_millis().div_ceil(TICK.as_millis());
+        CpuBudget { limit: u32::try_from(ticks).unwrap_or(u32::MAX), used: 0, waited: false }
+    }
+
+    /// A call begins.
+    pub fn begin(&mut self) {
+        self.used = 0;
+        self.waited = false;
+    }
+
+    /// A tick passed while the guest ran. False when the budget is used up.
+    pub fn tick(&mut self) -> bool {
+        if std::mem::take(&mut self.waited) {
+            return true;
+        }
+        self.used += 1;
+        self.used <= self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_lets_its_burst_pass_and_then_its_pace() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(Rate { per_second: 2.0, burst: 3.0 }, start);
+        let passed = |limiter: &mut RateLimiter, now| (0..10).filter(|_| limiter.allow(now)).count();
+        assert_eq!(passed(&mut limiter, start), 3);
+        assert_eq!(passed(&mut limiter, start + Duration::from_secs(1)), 2);
+        assert_eq!(passed(&mut limiter, start + Duration::from_secs(100)), 3);
+    }
+
+    #[test]
+    fn waiting_for_the_host_does_not_use_the_budget() {
+        let mut budget = CpuBudget::new(TICK * 2);
+        budget.begin();
+        for _ in 0..10 {
+            budget.waited = true;
+            assert!(budget.tick());
+        }
+        assert!(budget.tick() && budget.tick());
+        assert!(!budget.tick());
+    }
+
+    #[test]
+    fn memory_counts_over_all_memories_of_an_instance() {
+        let mut limit = MemoryLimit::new(100);
+        assert!(limit.memory_growing(0, 60, None).unwrap());
+        assert!(!limit.memory_growing(0, 60, None).unwrap());
+        assert!(limit.refused);
+        assert!(limit.memory_growing(60, 100, None).unwrap());
+    }
+}

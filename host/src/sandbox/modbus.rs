@@ -1,0 +1,177 @@
+//! The import `modbus`: transactions on granted buses.
+
+use std::time::{Duration, Instant};
+
+use tokio_modbus::{Request, Response};
+use wasmtime::component::Resource;
+
+use super::contract::sandgate::driver::modbus::{self, ModbusError};
+use super::net::timeout;
+use super::state::State;
+use crate::bus::{BusError, BusHandle};
+
+/// A unit on a granted bus, as one driver sees it.
+pub struct Unit {
+    bus: BusHandle,
+    unit: u8,
+    timeout: Option<Duration>,
+    pause: Duration,
+    last: Option<Instant>,
+}
+
+type Outcome<T> = wasmtime::Result<Result<T, ModbusError>>;
+
+impl From<BusError> for ModbusError {
+    fn from(error: BusError) -> Self {
+        match error {
+            BusError::TimedOut => ModbusError::TimedOut,
+            BusError::Exception(code) => ModbusError::DeviceException(code),
+            BusError::InvalidResponse(text) => ModbusError::InvalidResponse(text),
+            BusError::Unavailable(text) => ModbusError::Unavailable(text),
+            BusError::Busy => ModbusError::Busy,
+        }
+    }
+}
+
+fn check(name: &str, count: usize, most: usize) -> Result<(), ModbusError> {
+    if (1..=most).contains(&count) {
+        Ok(())
+    } else {
+        Err(ModbusError::InvalidArgument(format!("{name}: expected 1 to {most}, found {count}")))
+    }
+}
+
+fn wrong_count(found: usize, expected: u16) -> ModbusError {
+    ModbusError::InvalidResponse(format!("expected {expected} values, found {found}"))
+}
+
+fn unexpected(response: &Response) -> ModbusError {
+    ModbusError::InvalidResponse(format!("expected values, found an answer to function {}", response.function_code()))
+}
+
+impl State {
+    async fn transact(&mut self, handle: &Resource<Unit>, request: Request<'static>) -> Outcome<Response> {
+        let unit = self.table.get_mut(handle)?;
+        if let Some(last) = unit.last {
+            tokio::time::sleep_until((last + unit.pause).into()).await;
+        }
+        let result = unit.bus.transact(unit.unit, request, unit.timeout).await;
+        unit.last = Some(Instant::now());
+        self.cpu.waited = true;
+        Ok(result.map_err(ModbusError::from))
+    }
+
+    async fn read_words(&mut self, handle: Resource<Unit>, count: u16, request: Request<'static>) -> Outcome<Vec<u16>> {
+        if let Err(error) = check("count", usize::from(count), 125) {
+            return Ok(Err(error));
+        }
+        let response = match self.transact(&handle, request).await? {
+            Ok(Response::ReadHoldingRegisters(words) | Response::ReadInputRegisters(words)) => words,
+            Ok(other) => return Ok(Err(unexpected(&other))),
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(if response.len() == usize::from(count) { Ok(response) } else { Err(wrong_count(response.len(), count)) })
+    }
+
+    async fn read_bits(&mut self, handle: Resource<Unit>, count: u16, request: Request<'static>) -> Outcome<Vec<bool>> {
+        if let Err(error) = check("count", usize::from(count), 2000) {
+            return Ok(Err(error));
+        }
+        let mut response = match self.transact(&handle, request).await? {
+            Ok(Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits)) => bits,
+            Ok(other) => return Ok(Err(unexpected(&other))),
+            Err(error) => return Ok(Err(error)),
+        };
+        // Bits come in whole bytes.
+        if response.len() < usize::from(count) || response.len() >= usize::from(count) + 8 {
+            return Ok(Err(wrong_count(response.len(), count)));
+        }
+        response.truncate(usize::from(count));
+        Ok(Ok(response))
+    }
+
+    async fn write(&mut self, handle: Resource<Unit>, request: Request<'static>) -> Outcome<()> {
+        Ok(self.transact(&handle, request).await?.map(|_| ()))
+    }
+}
+
+impl modbus::Host for State {}
+
+impl modbus::HostUnit for State {
+    fn open(&mut self, bus: String, unit: u8) -> Outcome<Resource<Unit>> {
+        let Some(handle) = self.buses.get(&bus).cloned() else {
+            let requested = self.manifest.driver.requests.modbus.contains(&bus);
+            let why = if requested { "is not granted to this device" } else { "is not requested by the driver's manifest" };
+            let text = format!("Modbus line {bus:?} {why}");
+            self.complain(&text, &text);
+            return Ok(Err(ModbusError::NotGranted(text)));
+        };
+        let unit = Unit { bus: handle, unit, timeout: None, pause: Duration::ZERO, last: None };
+        Ok(Ok(self.table.push(unit)?))
+    }
+
+    async fn read_coils(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {
+        self.read_bits(unit, count, Request::ReadCoils(address, count)).await
+    }
+
+    async fn read_discrete_inputs(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {
+        self.read_bits(unit, count, Request::ReadDiscreteInputs(address, count)).await
+    }
+
+    async fn read_holding_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
+        self.read_words(unit, count, Request::ReadHoldingRegisters(address, count)).await
+    }
+
+    async fn read_input_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
+        self.read_words(unit, count, Request::ReadInputRegisters(address, count)).await
+    }
+
+    async fn write_coil(&mut self, unit: Resource<Unit>, address: u16, value: bool) -> Outcome<()> {
+        self.write(unit, Request::WriteSingleCoil(address, value)).await
+    }
+
+    async fn write_register(&mut self, unit: Resource<Unit>, address: u16, value: u16) -> Outcome<()> {
+        self.write(unit, Request::WriteSingleRegister(address, value)).await
+    }
+
+    async fn write_coils(&mut self, unit: Resource<Unit>, address: u16, values: Vec<bool>) -> Outcome<()> {
+        match check("values", values.len(), 1968) {
+            Ok(()) => self.write(unit, Request::WriteMultipleCoils(address, values.into())).await,
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    async fn write_registers(&mut self, unit: Resource<Unit>, address: u16, values: Vec<u16>) -> Outcome<()> {
+        match check("values", values.len(), 123) {
+            Ok(()) => self.write(unit, Request::WriteMultipleRegisters(address, values.into())).await,
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn set_timeout(&mut self, unit: Resource<Unit>, milliseconds: f64) -> Outcome<()> {
+        let timeout = match timeout(milliseconds) {
+            Ok(timeout) => timeout,
+            Err(text) => return Ok(Err(ModbusError::InvalidArgument(text))),
+        };
+        self.table.get_mut(&unit)?.timeout = Some(timeout);
+        Ok(Ok(()))
+    }
+
+    fn set_pause(&mut self, unit: Resource<Unit>, milliseconds: f64) -> Outcome<()> {
+        if milliseconds == 0.0 {
+            self.table.get_mut(&unit)?.pause = Duration::ZERO;
+            return Ok(Ok(()));
+        }
+        let pause = match timeout(milliseconds) {
+            Ok(pause) => pause,
+            Err(text) => return Ok(Err(ModbusError::InvalidArgument(text.replace("timeout", "pause")))),
+        };
+        self.table.get_mut(&unit)?.pause = pause;
+        Ok(Ok(()))
+    }
+
+    async fn drop(&mut self, unit: Resource<Unit>) -> wasmtime::Result<()> {
+        self.table.delete(unit)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! The import `net`: TCP to granted addresses, with a timeout on each call.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use wasmtime::component::Resource;
+
+use super::contract::sandgate::driver::net::{self, NetError};
+use super::state::State;
+use crate::network::AccessError;
+
+/// An open connection of a driver.
+pub struct Connection(TcpStream);
+
+/// One answer of a device; larger ones come in parts.
+const MAX_RECEIVE: u32 = 1 << 20;
+/// Handles leak when a driver forgets them; a device needs one connection.
+const MAX_CONNECTIONS: usize = 32;
+const MAX_TIMEOUT: f64 = 3_600_000.0;
+
+/// Reads a timeout argument.
+pub(super) fn timeout(milliseconds: f64) -> Result<Duration, String> {
+    if (1.0..=MAX_TIMEOUT).contains(&milliseconds) {
+        Ok(Duration::from_secs_f64(milliseconds / 1000.0))
+    } else {
+        Err(format!("timeout: expected 1 ms to 1 h, found {milliseconds} ms"))
+    }
+}
+
+impl From<AccessError> for NetError {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::NotGranted(text) => NetError::NotGranted(text),
+            AccessError::Unresolved(host) => NetError::Unresolved(host),
+        }
+    }
+}
+
+impl From<std::io::Error> for NetError {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::ConnectionRefused => NetError::Refused,
+            ErrorKind::TimedOut => NetError::TimedOut,
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
+                NetError::Closed
+            }
+            _ => NetError::Failed(error.to_string()),
+        }
+    }
+}
+
+impl net::Host for State {}
+
+impl net::HostTcpConnection for State {
+    async fn connect(
+        &mut self,
+        host: String,
+        port: u16,
+        milliseconds: f64,
+    ) -> wasmtime::Result<Result<Resource<Connection>, NetError>> {
+        let limit = match timeout(milliseconds) {
+            Ok(limit) => limit,
+            Err(text) => return Ok(Err(NetError::InvalidArgument(text))),
+        };
+        if self.connections >= MAX_CONNECTIONS {
+            let text = format!("more than {MAX_CONNECTIONS} open connections; drop those that are not used");
+            return Ok(Err(NetError::InvalidArgument(text)));
+        }
+        let access = std::sync::Arc::clone(&self.tcp);
+        let connect = async {
+            let addresses = access.resolve(&host, port).await?;
+            let stream = TcpStream::connect(addresses.as_slice()).await?;
+            // A request and its answer are one small packet each.
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        };
+        let result = tokio::time::timeout(limit, connect).await.unwrap_or(Err(NetError::TimedOut));
+        self.cpu.waited = true;
+        Ok(match result {
+            Ok(stream) => {
+                self.connections += 1;
+                Ok(self.table.push(Connection(stream))?)
+            }
+            Err(NetError::NotGranted(text)) => {
+                self.complain(&text, &text);
+                Err(NetError::NotGranted(text))
+            }
+            Err(error) => Err(error),
+        })
+    }
+
+    async fn send(
+        &mut self,
+        connection: Resource<Connection>,
+        bytes: Vec<u8>,
+        milliseconds: f64,
+    ) -> wasmtime::Result<Result<(), NetError>> {
+        let limit = match timeout(milliseconds) {
+            Ok(limit) => limit,
+            Err(text) => return Ok(Err(NetError::InvalidArgument(text))),
+        };
+        let stream = &mut self.table.get_mut(&connection)?.0;
+        let result = tokio::time::timeout(limit, stream.write_all(&bytes)).await;
+        self.cpu.waited = true;
+        Ok(match result {
+            Ok(sent) => sent.map_err(NetError::from),
+            Err(_) => Err(NetError::TimedOut),
+        })
+    }
+
+    async fn receive(
+        &mut self,
+        connection: Resource<Connection>,
+        most: u32,
+        milliseconds: f64,
+    ) -> wasmtime::Result<Result<Vec<u8>, NetError>> {
+        let limit = match timeout(milliseconds) {
+            Ok(_) if !(1..=MAX_RECEIVE).contains(&most) => {
+                let text = format!("limit: expected 1 to {MAX_RECEIVE} bytes, found {most}");
+                return Ok(Err(NetError::InvalidArgument(text)));
+            }
+            Ok(limit) => limit,
+            Err(text) => return Ok(Err(NetError::InvalidArgument(text))),
+        };
+        let stream = &mut self.table.get_mut(&connection)?.0;
+        let mut buffer = Vec::with_capacity(usize::try_from(most.min(4096)).unwrap_or_default());
+        let mut part = stream.take(u64::from(most));
+        let result = tokio::time::timeout(limit, part.read_buf(&mut buffer)).await;
+        self.cpu.waited = true;
+        Ok(match result {
+            Ok(Ok(0)) => Err(NetError::Closed),
+            Ok(Ok(_)) => Ok(buffer),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(NetError::TimedOut),
+        })
+    }
+
+    async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
+        self.table.delete(connection)?;
+        self.connections = self.connections.saturating_sub(1);
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! What the host keeps for one instance: the data of its Store.
+//!
+//! Each import has its own part here; the modules beside this one hold one
+//! import each and touch only theirs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+use super::alerts::AlertState;
+use super::limits::{CpuBudget, Limits, MemoryLimit};
+use super::log::{DeviceLog, Output};
+use super::telemetry::Telemetry;
+use super::timers::Timers;
+use super::{Capabilities, http, wasi_sockets};
+use crate::bus::BusHandle;
+use crate::manifest::Manifest;
+use crate::message::Severity;
+use crate::network::Access;
+use crate::router::Outlet;
+use crate::storage::DeviceStorage;
+
+/// The data of one Store.
+pub struct State {
+    pub(super) wasi: WasiCtx,
+    pub(super) table: ResourceTable,
+    pub(super) memory: MemoryLimit,
+    pub(super) cpu: CpuBudget,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) outlet: Arc<Outlet>,
+    pub(super) telemetry: Telemetry,
+    pub(super) alerts: AlertState,
+    pub(super) log: Arc<DeviceLog>,
+    /// The id of the command that is being handled.
+    pub(super) command: Option<String>,
+    pub(super) timers: Timers,
+    pub(super) storage: Option<DeviceStorage>,
+    pub(super) storage_limit: usize,
+    pub(super) tcp: Arc<Access>,
+    /// Open connections of `net`.
+    pub(super) connections: usize,
+    pub(super) http: http::Client,
+    pub(super) buses: Arc<BTreeMap<String, BusHandle>>,
+}
+
+impl State {
+    /// The state of a fresh instance.
+    pub fn new(manifest: &Arc<Manifest>, capabilities: &Capabilities, limits: &Limits) -> Self {
+        let requests = &manifest.driver.requests;
+        let tcp = Arc::new(Access { requested: requests.tcp.clone(), granted: capabilities.tcp.clone() });
+        let http = Access { requested: requests.http.clone(), granted: capabilities.http.clone() };
+        let buses = capabilities.buses.iter().filter(|(name, _)| requests.modbus.contains(name));
+        let log = Arc::clone(&capabilities.log);
+        let wasi = WasiCtxBuilder::new()
+            .stdout(Output::new(Arc::clone(&log), Severity::Info))
+            .stderr(Output::new(Arc::clone(&log), Severity::Warning))
+            .max_random_size(64 << 10)
+            .allow_ip_name_lookup(false)
+            .allow_udp(false)
+            .allow_tcp(!tcp.granted.is_empty())
+            .socket_addr_check({
+                let tcp = Arc::clone(&tcp);
+                move |address, usage| {
+                    let allowed = wasi_sockets::allows(&tcp, address, usage);
+                    Box::pin(async move { allowed })
+                }
+            })
+            .build();
+        State {
+            wasi,
+            table: ResourceTable::new(),
+            memory: MemoryLimit::new(limits.memory),
+            cpu: CpuBudget::new(limits.cpu),
+            manifest: Arc::clone(manifest),
+            outlet: Arc::clone(&capabilities.outlet),
+            telemetry: Telemetry::new(limits.telemetry, Instant::now(), Arc::clone(&capabilities.statistics)),
+            alerts: AlertState::new(!manifest.blueprint.alerts.is_empty()),
+            log,
+            command: None,
+            timers: Timers::default(),
+            storage: capabilities.storage.clone(),
+            storage_limit: limits.storage,
+            tcp,
+            connections: 0,
+            http: http::Client::new(http),
+            buses: Arc::new(buses.map(|(name, bus)| (name.clone(), bus.clone())).collect()),
+        }
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}

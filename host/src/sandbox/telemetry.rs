@@ -1,0 +1,136 @@
+//! The imports `telemetry` and `properties`: checks what a driver sends and
+//! hands it to the outlet, encoded once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::contract::sandgate::driver::{properties, telemetry, types};
+use super::limits::RateLimiter;
+use super::state::State;
+use crate::config::Rate;
+use crate::device::Statistics;
+use crate::manifest::{Field, Manifest};
+use crate::message::{Attribute, Rejection, Severity, Time, Uplink, Value, now};
+use telemetry::SendError;
+
+/// A sample is some dozens of numbers; more than this is a mistake.
+const MAX_SAMPLE: usize = 256 << 10;
+/// After so many different complaints a driver is not worth more lines.
+const MAX_COMPLAINTS: usize = 100;
+
+/// The part of the state that samples need.
+pub(super) struct Telemetry {
+    limiter: RateLimiter,
+    pub(super) statistics: Arc<Statistics>,
+    /// Names that were complained about already, in this life of the driver.
+    complaints: HashSet<String>,
+}
+
+impl Telemetry {
+    pub(super) fn new(rate: Rate, now: Instant, statistics: Arc<Statistics>) -> Self {
+        Telemetry { limiter: RateLimiter::new(rate, now), statistics, complaints: HashSet::new() }
+    }
+}
+
+impl types::Host for State {}
+
+impl telemetry::Host for State {
+    fn send(&mut self, sample: telemetry::Sample) -> Result<(), SendError> {
+        let now = now();
+        let time = match sample.time {
+            None => now,
+            Some(time) => valid_time(time).ok_or(SendError::InvalidTime)?,
+        };
+        let manifest = Arc::clone(&self.manifest);
+        let (attributes, rejected) =
+            self.admit(sample.attributes, |name| manifest.blueprint.telemetry.get(name), &manifest)?;
+        if !attributes.is_empty() {
+            self.telemetry.statistics.sample(time, &attributes);
+            let alerts = self.alerts.take_for_sample();
+            self.outlet.send(now, &Uplink::Telemetry { time, attributes: &attributes, alerts });
+        }
+        if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
+    }
+}
+
+impl properties::Host for State {
+    fn publish(&mut self, attributes: Vec<Attribute>) -> Result<(), SendError> {
+        let manifest = Arc::clone(&self.manifest);
+        let (attributes, rejected) =
+            self.admit(attributes, |name| manifest.blueprint.properties.get(name), &manifest)?;
+        if !attributes.is_empty() {
+            self.telemetry.statistics.properties(&attributes);
+            let time = now();
+            self.outlet.send(time, &Uplink::Properties { time, attributes: &attributes });
+        }
+        if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
+    }
+}
+
+impl State {
+    /// Sorts attributes into those that fit the manifest and the others.
+    fn admit<'a>(
+        &mut self,
+        attributes: Vec<Attribute>,
+        declared: impl Fn(&str) -> Option<&'a Field>,
+        manifest: &Manifest,
+    ) -> Result<(Vec<Attribute>, Vec<Rejection>), SendError> {
+        if !self.telemetry.limiter.allow(Instant::now()) {
+            if self.telemetry.statistics.sample_limited() {
+                self.log.write(Severity::Warning, "sends samples faster than its limit; further ones are dropped");
+            }
+            return Err(SendError::RateLimited);
+        }
+        let size: usize = attributes.iter().map(size_of).sum();
+        if size > MAX_SAMPLE {
+            self.complain("", &format!("a sample of {size} bytes was dropped; expected at most {MAX_SAMPLE}"));
+            return Err(SendError::TooLarge(u32::try_from(MAX_SAMPLE).unwrap_or(u32::MAX)));
+        }
+        let mut rejected = Vec::new();
+        let mut accepted: Vec<Attribute> = Vec::with_capacity(attributes.len());
+        for attribute in attributes {
+            let reason = match declared(&attribute.name) {
+                None => Some("is not declared in the manifest".to_owned()),
+                // Declared names are few, so a search beats a set.
+                Some(_) if accepted.iter().any(|before| before.name == attribute.name) => {
+                    Some("stands twice in the sample".to_owned())
+                }
+                Some(field) => field.check(&attribute.value, |id| manifest.is_alert(id)).err(),
+            };
+            match reason {
+                None => accepted.push(attribute),
+                Some(reason) => rejected.push(Rejection { name: attribute.name, reason }),
+            }
+        }
+        for rejection in &rejected {
+            self.complain(&rejection.name, &format!("{}: {}", rejection.name, rejection.reason));
+        }
+        self.telemetry.statistics.rejected(rejected.len());
+        Ok((accepted, rejected))
+    }
+
+    /// Logs what is wrong with a name, once in the life of the driver.
+    pub(super) fn complain(&mut self, name: &str, text: &str) {
+        let complaints = &mut self.telemetry.complaints;
+        if complaints.len() < MAX_COMPLAINTS && complaints.insert(name.to_owned()) {
+            self.log.note(Severity::Warning, text);
+        }
+    }
+}
+
+/// A finite time between 1970 and the year 9999.
+fn valid_time(time: f64) -> Option<Time> {
+    const YEAR_9999: f64 = 253_402_300_800_000.0;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked right here
+    (0.0..YEAR_9999).contains(&time).then_some(time as Time)
+}
+
+fn size_of(attribute: &Attribute) -> usize {
+    let value = match &attribute.value {
+        Value::Text(text) | Value::Json(text) => text.len(),
+        Value::TextList(list) => list.iter().map(|text| text.len() + 3).sum(),
+        Value::Unknown | Value::Boolean(_) | Value::Integer(_) | Value::Float(_) => 8,
+    };
+    attribute.name.len() + value
+}

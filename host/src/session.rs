@@ -1,0 +1,380 @@
+//! One MQTT connection to a cloud: the task that owns it.
+//!
+//! Connects for ever, with growing delays. After each connect: subscribe,
+//! greet, then send what waits in the outbox. A message leaves the outbox at
+//! its PUBACK only; after a lost connection the unproved ones are sent again.
+
+mod tls;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS,
+    SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::cloud::{Cloud, Greeting};
+use crate::config::{Communication, Credentials};
+use crate::device::{Counter, DeviceHandle};
+use crate::message::{CommandError, CommandRequest, DeviceId, Downlink, Publication, Uplink, now};
+use crate::outbox::{Class, Outbox, Sequence};
+use crate::router::{Recipient, Table};
+
+/// Messages on the way to the broker without a PUBACK.
+const IN_FLIGHT: u16 = 256;
+/// The largest packet in either direction; commands are checked more strictly.
+const MAX_PACKET: usize = 4 << 20;
+const SHORTEST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// A connection that lasted so long was a good one.
+const STABLE: Duration = Duration::from_secs(30);
+/// Filters in one SUBSCRIBE packet.
+const FILTERS: usize = 100;
+/// How often a v1 UCM must be heard.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// What a session needs to know of the gateway; replaced as a whole.
+#[derive(Clone, Default)]
+pub struct Picture {
+    /// Who is behind each channel.
+    pub table: Table,
+    /// What is said after each connect.
+    pub greeting: Greeting,
+    /// The devices that run.
+    pub devices: HashMap<DeviceId, DeviceHandle>,
+}
+
+/// What a session tells about itself.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct SessionStatus {
+    /// Whether it is connected and subscribed.
+    pub connected: bool,
+    /// Why not.
+    pub problem: Option<String>,
+    /// How often it has connected.
+    pub connects: u64,
+}
+
+/// A command for the gateway itself.
+#[derive(Debug)]
+pub struct GatewayCommand {
+    /// The session that it came by.
+    pub session: String,
+    /// What it asks for.
+    pub request: CommandRequest,
+}
+
+/// What a session is made of.
+pub struct Session {
+    /// Its name in the configuration.
+    pub name: String,
+    /// How to encode and decode.
+    pub cloud: Arc<dyn Cloud>,
+    /// Where and as whom to connect.
+    pub communication: Communication,
+    /// The MQTT client id.
+    pub client_id: String,
+    /// MQTT quality of service, 0 or 1.
+    pub qos: u8,
+    /// MQTT keep-alive.
+    pub keep_alive: Duration,
+    /// What waits to be sent.
+    pub outbox: Arc<Outbox>,
+    /// The gateway as the session sees it.
+    pub picture: watch::Receiver<Arc<Picture>>,
+    /// Where commands for the gateway itself go.
+    pub gateway: mpsc::Sender<GatewayCommand>,
+    /// Where the state is told.
+    pub status: watch::Sender<SessionStatus>,
+    /// Messages from the cloud that could not be used.
+    pub refused: Arc<Counter>,
+}
+
+/// The state of one connection.
+struct Connection {
+    client: AsyncClient,
+    /// What was handed to the client and has no packet id yet; none stands for
+    /// a message that is not from the outbox.
+    handed: VecDeque<Option<Sequence>>,
+    /// Packet ids without a PUBACK.
+    unproved: HashMap<u16, Option<Sequence>>,
+    subscribed: HashSet<String>,
+    /// SUBSCRIBE packets without an answer.
+    pending: usize,
+    since: Instant,
+}
+
+impl Session {
+    /// Runs until the picture's sender is gone.
+    pub async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let begin = Instant::now();
+            let Err(error) = self.connect().await else { return };
+            self.outbox.rewind();
+            if begin.elapsed() >= STABLE {
+                failures = 0;
+            }
+            let delay = delay(failures, fastrand::f64());
+            failures += 1;
+            let problem = format!("{error:#}");
+            tracing::warn!(session = self.name, "{problem}; connecting again in {:.1} s", delay.as_secs_f64());
+            self.status.send_modify(|status| {
+                status.connected = false;
+                status.problem = Some(problem);
+            });
+            let mut picture = self.picture.clone();
+            let gone = async move { while picture.changed().await.is_ok() {} };
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = gone => return,
+            }
+        }
+    }
+
+    /// One connection, from CONNECT to its end. Ok when the gateway stops.
+    async fn connect(&mut self) -> Result<()> {
+        let address = format!("{}:{}", self.communication.host, self.communication.port);
+        let (client, mut events) = self.client()?;
+        let mut connection = Connection {
+            client,
+            handed: VecDeque::new(),
+            unproved: HashMap::new(),
+            subscribed: HashSet::new(),
+            pending: 0,
+            since: Instant::now(),
+        };
+        let mut greeted = false;
+        let mut keep_alive = interval(KEEP_ALIVE);
+        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = {
+                // Polling must not be cancelled half-way, so it outlives the inner loop.
+                let mut poll = pin!(events.poll());
+                loop {
+                    if greeted {
+                        self.feed(&mut connection);
+                    }
+                    tokio::select! {
+                        event = &mut poll => break event,
+                        () = self.outbox.changed(), if greeted && connection.has_room() => {}
+                        changed = self.picture.changed() => {
+                            if changed.is_err() {
+                                return Ok(());
+                            }
+                            if greeted {
+                                self.subscribe(&mut connection);
+                                self.greet(&mut connection);
+                            }
+                        }
+                        _ = keep_alive.tick(), if greeted => {
+                            for publication in self.cloud.keep_alive(now()) {
+                                self.publish(&mut connection, None, publication);
+                            }
+                        }
+                    }
+                }
+            };
+            let event = event.map_err(explain).with_context(|| address.clone())?;
+            match event {
+                Event::Incoming(Packet::ConnAck(_)) => {
+                    self.subscribe(&mut connection);
+                    // Nothing waits for the answers: what follows is sent in order.
+                    self.greet(&mut connection);
+                    greeted = true;
+                }
+                event => self.handle(&mut connection, event, &address),
+            }
+        }
+    }
+
+    fn client(&self) -> Result<(AsyncClient, EventLoop)> {
+        let communication = &self.communication;
+        let mut options = MqttOptions::new(&self.client_id, &communication.host, communication.port);
+        options.set_keep_alive(self.keep_alive);
+        options.set_clean_session(true);
+        options.set_inflight(IN_FLIGHT);
+        options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+        if let Credentials::Password(user, password) = &communication.credentials {
+            options.set_credentials(user, &password.0);
+        }
+        if let Some(tls) = &communication.tls {
+            let config = tls::client_config(tls)?;
+            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config))));
+        }
+        let (client, mut events) = AsyncClient::new(options, 2 * usize::from(IN_FLIGHT));
+        events.network_options.set_tcp_nodelay(true);
+        events.network_options.set_connection_timeout(15);
+        Ok((client, events))
+    }
+
+    fn handle(&mut self, connection: &mut Connection, event: Event, address: &str) {
+        match event {
+            Event::Outgoing(Outgoing::Publish(packet)) => {
+                let sequence = connection.handed.pop_front().flatten();
+                if packet == 0 {
+                    // Quality of service 0: sent is all that will ever be known.
+                    sequence.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence));
+                } else {
+                    connection.unproved.insert(packet, sequence);
+                }
+            }
+            Event::Incoming(Packet::PubAck(ack)) => {
+                if let Some(Some(sequence)) = connection.unproved.remove(&ack.pkid) {
+                    self.outbox.acknowledge(sequence);
+                }
+            }
+            Event::Incoming(Packet::SubAck(ack)) => {
+                if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
+                    tracing::error!(session = self.name, "the broker refused a subscription; commands of some devices will not arrive");
+                }
+                connection.pending = connection.pending.saturating_sub(1);
+                if connection.pending == 0 && !self.status.borrow().connected {
+                    tracing::info!(session = self.name, "connected to {address} in {} ms", connection.since.elapsed().as_millis());
+                    self.status.send_modify(|status| {
+                        status.connected = true;
+                        status.problem = None;
+                        status.connects += 1;
+                    });
+                }
+            }
+            Event::Incoming(Packet::Publish(publish)) => self.receive(&publish.topic, &publish.payload),
+            _ => {}
+        }
+    }
+
+    /// Hands waiting messages to the client, as many as may be under way.
+    fn feed(&self, connection: &mut Connection) {
+        while connection.has_room() {
+            let Some((sequence, publication)) = self.outbox.next() else { return };
+            self.publish(connection, Some(sequence), publication);
+        }
+    }
+
+    fn publish(&self, connection: &mut Connection, sequence: Option<Sequence>, publication: Publication) {
+        let qos = if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        match connection.client.try_publish(publication.topic, qos, false, publication.payload) {
+            Ok(()) => connection.handed.push_back(sequence),
+            // It stays in the outbox and is sent with the next connection.
+            Err(error) => tracing::error!(session = self.name, "handing a message to the MQTT client: {error}"),
+        }
+    }
+
+    fn greet(&self, connection: &mut Connection) {
+        let mut greeting = self.picture.borrow().greeting.clone();
+        greeting.time = now();
+        for publication in self.cloud.greet(&greeting) {
+            self.publish(connection, None, publication);
+        }
+    }
+
+    /// Subscribes to what is missing and unsubscribes from what is too much.
+    fn subscribe(&mut self, connection: &mut Connection) {
+        let picture = self.picture.borrow_and_update().clone();
+        let wanted: HashSet<String> =
+            picture.table.channels().flat_map(|channel| self.cloud.subscriptions(channel)).collect();
+        let qos = if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let missing: Vec<_> = wanted
+            .difference(&connection.subscribed)
+            .map(|topic| SubscribeFilter::new(topic.clone(), qos))
+            .collect();
+        for filters in missing.chunks(FILTERS) {
+            match connection.client.try_subscribe_many(filters.to_vec()) {
+                Ok(()) => connection.pending += 1,
+                Err(error) => tracing::error!(session = self.name, "subscribing: {error}"),
+            }
+        }
+        for topic in connection.subscribed.difference(&wanted) {
+            if let Err(error) = connection.client.try_unsubscribe(topic) {
+                tracing::error!(session = self.name, "unsubscribing: {error}");
+            }
+        }
+        connection.subscribed = wanted;
+    }
+
+    /// Takes a message from the cloud to whom it is for.
+    fn receive(&self, topic: &str, payload: &[u8]) {
+        match self.cloud.decode(topic, payload) {
+            Ok(Downlink::Command { channel, request }) => self.dispatch(&channel, request),
+            Err(error) => {
+                self.refused.count();
+                tracing::warn!(session = self.name, "refused a message on {error}");
+                if let Some((channel, command)) = error.reply_to {
+                    self.answer(&channel, &command, CommandError::InvalidArgument(error.problem));
+                }
+            }
+        }
+    }
+
+    fn dispatch(&self, channel: &str, request: CommandRequest) {
+        let picture = self.picture.borrow().clone();
+        let id = request.id.clone();
+        let result = match picture.table.find(channel) {
+            Some(Recipient::Gateway) => {
+                let command = GatewayCommand { session: self.name.clone(), request };
+                self.gateway.try_send(command).map_err(|_| CommandError::Busy("the gateway is busy".into()))
+            }
+            Some(Recipient::Device(device)) => match picture.devices.get(device) {
+                Some(handle) => handle.command(request, None),
+                None => Err(CommandError::Failed("the driver of this device is not running".into())),
+            },
+            None => {
+                self.refused.count();
+                return tracing::warn!(session = self.name, "refused a command for the unknown channel {channel:?}");
+            }
+        };
+        if let Err(error) = result {
+            self.answer(channel, &id, error);
+        }
+    }
+
+    fn answer(&self, channel: &str, command: &str, error: CommandError) {
+        let result = Err(error);
+        let publication = self.cloud.encode(channel, &Uplink::CommandResult { command, result: &result });
+        self.outbox.append(&DeviceId::new(channel), Class::Keep, now(), publication);
+    }
+}
+
+impl Connection {
+    fn has_room(&self) -> bool {
+        self.handed.len() + self.unproved.len() < usize::from(IN_FLIGHT)
+    }
+}
+
+/// Says what a connection error means, without what it may hold.
+fn explain(error: ConnectionError) -> anyhow::Error {
+    match error {
+        ConnectionError::ConnectionRefused(code) => match code {
+            ConnectReturnCode::BadUserNamePassword => anyhow::anyhow!("the broker refused the user name or password"),
+            ConnectReturnCode::NotAuthorized => anyhow::anyhow!("the broker refused: not authorized"),
+            code => anyhow::anyhow!("the broker refused: {code:?}"),
+        },
+        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => anyhow::anyhow!("the broker does not answer"),
+        other => anyhow::anyhow!("connection lost: {other}"),
+    }
+}
+
+/// 1 s, 2 s, 4 s, … 60 s, each with up to half more or less.
+fn delay(failures: u32, jitter: f64) -> Duration {
+    let delay = SHORTEST_DELAY.saturating_mul(1 << failures.min(16)).min(LONGEST_DELAY);
+    delay.mul_f64(0.5 + jitter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_a_minute_and_vary() {
+        let seconds: Vec<_> = (0..8).map(|failures| delay(failures, 0.5).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(delay(0, 0.0), Duration::from_millis(500));
+    }
+}

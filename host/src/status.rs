@@ -1,0 +1,146 @@
+//! The state of the whole gateway as one immutable value: what the admin API,
+//! the command line and the live view show.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+
+use crate::device::{DeviceHandle, Phase, Statistics};
+use crate::message::{DeviceId, Time, json_of};
+use crate::outbox;
+use crate::session::SessionStatus;
+
+/// See the module documentation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The version of this program.
+    pub version: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Resident memory in bytes.
+    pub memory: u64,
+    /// Sessions by name.
+    pub sessions: BTreeMap<String, SessionReport>,
+    /// Devices, by id.
+    pub devices: Vec<DeviceReport>,
+}
+
+/// One session.
+#[derive(Debug, Clone, Serialize)]
+pub struct SessionReport {
+    /// Connected or not, and why not.
+    #[serde(flatten)]
+    pub status: SessionStatus,
+    /// The broker.
+    pub address: String,
+    /// Messages delivered.
+    pub delivered: u64,
+    /// Messages waiting.
+    pub waiting: usize,
+    /// Messages dropped for lack of room or for age.
+    pub dropped: u64,
+    /// Messages from the cloud that could not be used.
+    pub refused: u64,
+}
+
+impl SessionReport {
+    /// Puts a report together.
+    pub fn new(status: SessionStatus, address: String, outbox: outbox::Stats, refused: u64) -> Self {
+        SessionReport {
+            status,
+            address,
+            delivered: outbox.delivered,
+            waiting: outbox.waiting,
+            dropped: outbox.dropped,
+            refused,
+        }
+    }
+}
+
+/// One device.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceReport {
+    /// Its id.
+    pub id: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The driver's name; empty while none could be loaded.
+    pub driver: String,
+    /// The driver's version.
+    pub version: String,
+    /// The first digits of the driver's SHA-256.
+    pub digest: String,
+    /// Whether a new driver is still being watched.
+    pub watching: bool,
+    /// The last failure.
+    pub problem: Option<String>,
+    /// Samples accepted.
+    pub samples: u64,
+    /// Attributes and alerts that did not fit the manifest.
+    pub rejected: u64,
+    /// Samples dropped by the rate limit.
+    pub limited: u64,
+    /// Log lines dropped by the rate limit.
+    pub log_lines_dropped: u64,
+    /// Calls of the driver that ended with its error.
+    pub errors: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// Commands handled.
+    pub commands: u64,
+    /// When it sent its last sample, milliseconds since the epoch.
+    pub last_sample: Option<Time>,
+    /// Active alerts; null when unknown.
+    pub alerts: Option<Vec<String>>,
+    /// The last telemetry.
+    pub telemetry: Map<String, Json>,
+    /// The last properties.
+    pub properties: Map<String, Json>,
+}
+
+impl DeviceReport {
+    /// Reports a device that runs or did run.
+    pub fn of(handle: &DeviceHandle) -> Self {
+        let status = handle.status.borrow().clone();
+        let mut report = DeviceReport::without_driver(&handle.spec.id, &handle.spec.statistics, status.problem);
+        report.phase = status.phase;
+        report.driver.clone_from(&status.driver.manifest.driver.name);
+        report.version.clone_from(&status.driver.manifest.driver.version);
+        report.digest = status.driver.digest.short();
+        report.watching = status.watching;
+        report
+    }
+
+    /// Reports a device whose driver could not be loaded.
+    pub fn without_driver(id: &DeviceId, statistics: &Statistics, problem: Option<String>) -> Self {
+        let last = statistics.last();
+        DeviceReport {
+            id: id.to_string(),
+            phase: if problem.is_some() { Phase::Failed } else { Phase::Restarting },
+            driver: String::new(),
+            version: String::new(),
+            digest: String::new(),
+            watching: false,
+            problem,
+            samples: statistics.samples.get(),
+            rejected: statistics.rejected.get(),
+            limited: statistics.limited.get(),
+            log_lines_dropped: statistics.log_lines_dropped.get(),
+            errors: statistics.errors.get(),
+            crashes: statistics.crashes.get(),
+            commands: statistics.commands.get(),
+            last_sample: last.time,
+            alerts: last.alerts,
+            telemetry: last.telemetry.iter().map(|(name, value)| (name.clone(), json_of(value))).collect(),
+            properties: last.properties.iter().map(|(name, value)| (name.clone(), json_of(value))).collect(),
+        }
+    }
+}
+
+/// Resident memory of this process in bytes; 0 where the system does not tell.
+pub fn resident_memory() -> u64 {
+    let Ok(text) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
+    let pages: u64 = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    pages * u64::try_from(rustix::param::page_size()).unwrap_or(4096)
+}

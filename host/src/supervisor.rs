@@ -1,0 +1,378 @@
+//! Brings what runs in line with what the configuration and the files say.
+//!
+//! Owns the table of devices, the buses and the sessions' pictures. Slow work
+//! (loading, compiling, swapping) runs in tasks of its own that report back, so
+//! the supervisor always answers.
+
+mod change;
+mod command;
+mod memory;
+mod start;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::bus::{self, BusHandle};
+use crate::cloud::{Cloud, Greeting};
+use crate::config::{self, Config};
+use crate::device::{Counter, DeviceHandle, Prepared, Specification, Statistics};
+use crate::gateway;
+use crate::journal::Journal;
+use crate::message::{CommandResult, DeviceId, Uplink, now};
+use crate::outbox::Outbox;
+use crate::receipt::{Receipt, Receipts};
+use crate::registry::Registry;
+use crate::router::{Outlet, Route, Table};
+use crate::sandbox::{Compiler, Sandbox};
+use crate::session::{GatewayCommand, Picture, SessionStatus};
+use crate::status::{DeviceReport, SessionReport, Status, resident_memory};
+use crate::storage::Storage;
+use crate::watcher::Watcher;
+use memory::Memory;
+
+/// The gateway's own queue in an outbox; no device id has parentheses.
+const GATEWAY: &str = "(gateway)";
+
+/// Asks the supervisor; cloned freely.
+#[derive(Clone)]
+pub struct Control {
+    requests: mpsc::Sender<Request>,
+    receipts: Arc<Receipts>,
+}
+
+/// A question or an order.
+enum Request {
+    Status(oneshot::Sender<Status>),
+    Swap { device: String, file: Option<PathBuf>, asked_by: String, reply: oneshot::Sender<Result<Receipt, String>> },
+    RollBack { device: String, asked_by: String, reply: oneshot::Sender<Result<Receipt, String>> },
+    Restart { device: String, reply: oneshot::Sender<Result<(), String>> },
+    Command { device: String, name: String, arguments: Arguments, reply: oneshot::Sender<Result<CommandResult, String>> },
+    Stop(oneshot::Sender<()>),
+}
+
+/// Arguments of a command.
+pub type Arguments = serde_json::Map<String, serde_json::Value>;
+
+/// What a task of the supervisor's reports back.
+enum Report {
+    /// A device's first or fresh instance is ready, or cannot be made.
+    Prepared { device: String, generation: u64, base: Option<String>, result: Result<Prepared, String> },
+    /// The digest of a device's configured file, as it is now.
+    Base { device: String, digest: String },
+}
+
+/// See the module documentation.
+pub struct Supervisor {
+    path: PathBuf,
+    config: Config,
+    registry: Arc<Registry>,
+    storage: Storage,
+    journal: Arc<Journal>,
+    receipts: Arc<Receipts>,
+    memory: Memory,
+    buses: BTreeMap<String, BusHandle>,
+    sessions: BTreeMap<String, SessionEntry>,
+    devices: BTreeMap<String, DeviceEntry>,
+    watcher: Watcher,
+    requests: mpsc::Receiver<Request>,
+    reports: mpsc::Receiver<Report>,
+    report: mpsc::Sender<Report>,
+    changes: mpsc::Receiver<BTreeSet<PathBuf>>,
+    gateway_commands: mpsc::Receiver<GatewayCommand>,
+    manifest: crate::manifest::Manifest,
+    generation: u64,
+    started: Instant,
+}
+
+/// One cloud connection, seen from here.
+struct SessionEntry {
+    cloud: Arc<dyn Cloud>,
+    outbox: Arc<Outbox>,
+    address: String,
+    picture: watch::Sender<Arc<Picture>>,
+    status: watch::Receiver<SessionStatus>,
+    refused: Arc<Counter>,
+    /// The session itself, until the first picture is complete.
+    waiting: Option<crate::session::Session>,
+}
+
+/// One configured device, whether its driver runs or not.
+struct DeviceEntry {
+    config: config::Device,
+    statistics: Arc<Statistics>,
+    handle: Option<DeviceHandle>,
+    /// Why there is no handle.
+    problem: Option<String>,
+    /// Which start is meant; reports of older ones are ignored.
+    generation: u64,
+    /// Whether the first start is still under way.
+    pending: bool,
+}
+
+impl Control {
+    /// The state of everything.
+    pub async fn status(&self) -> Option<Status> {
+        self.ask(Request::Status).await
+    }
+
+    /// Swaps a device's driver: from a file, or from its configured one.
+    pub async fn swap(&self, device: &str, file: Option<PathBuf>, asked_by: &str) -> Result<Receipt, String> {
+        let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
+        self.ask(|reply| Request::Swap { device, file, asked_by, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Goes back to the driver before the last swap.
+    pub async fn roll_back(&self, device: &str, asked_by: &str) -> Result<Receipt, String> {
+        let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
+        self.ask(|reply| Request::RollBack { device, asked_by, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Starts a device afresh.
+    pub async fn restart(&self, device: &str) -> Result<(), String> {
+        let device = device.to_owned();
+        self.ask(|reply| Request::Restart { device, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Runs a command on a device, as the cloud would.
+    pub async fn command(&self, device: &str, name: &str, arguments: Arguments) -> Result<CommandResult, String> {
+        let (device, name) = (device.to_owned(), name.to_owned());
+        self.ask(|reply| Request::Command { device, name, arguments, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// The newest receipts, oldest first.
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.receipts.all()
+    }
+
+    /// Stops all devices and then the supervisor.
+    pub async fn stop(&self) {
+        self.ask(Request::Stop).await;
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+fn stopping<T>() -> Result<T, String> {
+    Err("the gateway is stopping".into())
+}
+
+impl Supervisor {
+    /// Opens everything that a gateway needs. Nothing runs yet.
+    pub fn open(path: &Path, config: Config, compiler: Compiler) -> Result<(Supervisor, Control)> {
+        let state = config.state.clone();
+        create_private(&state).with_context(|| format!("creating state folder {}", state.display()))?;
+        let sandbox = Sandbox::new(compiler, Some(&state.join("cache")))?;
+        let registry = Arc::new(Registry::open(sandbox, Some(&state.join("drivers")))?);
+        let (journal, interrupted) = Journal::open(&state.join("commands.jsonl"))?;
+        let receipts = Arc::new(Receipts::open(&state.join("swaps.jsonl"))?);
+        let (change, changes) = mpsc::channel(16);
+        let (request, requests) = mpsc::channel(64);
+        let (report, reports) = mpsc::channel(64);
+        let (gateway_command, gateway_commands) = mpsc::channel(16);
+        let sessions = config.sessions.iter().map(|(name, session)| {
+            let entry = start::session(name, session, &config, &gateway_command);
+            Ok((name.clone(), entry.with_context(|| format!("sessions.{name}"))?))
+        });
+        let sessions = sessions.collect::<Result<BTreeMap<_, _>>>()?;
+        let supervisor = Supervisor {
+            path: path.to_owned(),
+            registry,
+            storage: Storage::open(&state.join("storage.redb"))?,
+            journal: Arc::new(journal),
+            receipts: Arc::clone(&receipts),
+            memory: Memory::open(&state.join("running.json")),
+            buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
+            sessions,
+            devices: BTreeMap::new(),
+            watcher: Watcher::start(change)?,
+            requests,
+            reports,
+            report,
+            changes,
+            gateway_commands,
+            manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
+            generation: 0,
+            started: Instant::now(),
+            config,
+        };
+        supervisor.answer_interrupted(&interrupted);
+        Ok((supervisor, Control { requests: request, receipts }))
+    }
+
+    /// Runs until asked to stop.
+    pub async fn run(mut self) {
+        for (id, device) in self.config.devices.clone() {
+            self.start_device(&id, &device);
+        }
+        self.watch_files();
+        self.settle();
+        let mut telemetry = interval(self.config.gateway.telemetry_every.0);
+        let mut properties = interval(self.config.gateway.properties_every.0);
+        for timer in [&mut telemetry, &mut properties] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        let mut look = interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                Some(request) = self.requests.recv() => {
+                    if let Request::Stop(reply) = request {
+                        self.stop().await;
+                        // Whoever asked may be gone.
+                        let _ = reply.send(());
+                        return;
+                    }
+                    self.answer(request);
+                }
+                Some(report) = self.reports.recv() => self.take(report),
+                Some(changed) = self.changes.recv() => self.files_changed(&changed),
+                Some(command) = self.gateway_commands.recv() => self.gateway_command(command),
+                _ = telemetry.tick() => self.send_telemetry(),
+                _ = properties.tick() => self.publish(),
+                _ = look.tick() => self.remember_running(),
+            }
+        }
+    }
+
+    /// The state of everything, as one value.
+    fn status(&self) -> Status {
+        let devices = self.devices.iter().map(|(id, entry)| match &entry.handle {
+            Some(handle) => DeviceReport::of(handle),
+            None => DeviceReport::without_driver(&DeviceId::new(id), &entry.statistics, entry.problem.clone()),
+        });
+        let sessions = self.sessions.iter().map(|(name, entry)| {
+            let status = entry.status.borrow().clone();
+            let report = SessionReport::new(status, entry.address.clone(), entry.outbox.stats(), entry.refused.get());
+            (name.clone(), report)
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.started.elapsed().as_secs(),
+            memory: resident_memory(),
+            sessions: sessions.collect(),
+            devices: devices.collect(),
+        }
+    }
+
+    fn send_telemetry(&self) {
+        let (attributes, alerts) = gateway::telemetry(&self.status());
+        self.send_as_gateway(&Uplink::Telemetry { time: now(), attributes: &attributes, alerts: &alerts });
+    }
+
+    fn send_as_gateway(&self, uplink: &Uplink<'_>) {
+        for entry in self.sessions.values() {
+            self.gateway_outlet(entry).send(now(), uplink);
+        }
+    }
+
+    fn gateway_outlet(&self, entry: &SessionEntry) -> Outlet {
+        let route = Route {
+            channel: entry.cloud.gateway_channel(),
+            cloud: Arc::clone(&entry.cloud),
+            outbox: Arc::clone(&entry.outbox),
+        };
+        Outlet { device: DeviceId::new(GATEWAY), routes: vec![route] }
+    }
+
+    /// Gives each session the present picture. Until every device has been
+    /// tried once nothing is announced: a partial set of children would make
+    /// the cloud remove the others.
+    fn publish(&mut self) {
+        if self.devices.values().any(|entry| entry.pending) {
+            return;
+        }
+        let config = &self.config;
+        for (name, session) in &mut self.sessions {
+            let own: Vec<(DeviceId, &DeviceEntry)> = self
+                .devices
+                .iter()
+                .filter(|(_, entry)| config.session_of(&entry.config) == Some(name))
+                .map(|(id, entry)| (DeviceId::new(id), entry))
+                .collect();
+            let children = own.iter().filter_map(|(id, entry)| {
+                let kind = entry.config.kind.clone().or_else(|| self.memory.kind(id.as_str()));
+                if kind.is_none() {
+                    tracing::warn!(device = id.as_str(), "is not announced: its driver was never loaded and no type is configured");
+                }
+                Some((id.clone(), kind?))
+            });
+            let picture = Picture {
+                table: Table::new(&*session.cloud, own.iter().map(|(id, _)| id)),
+                greeting: Greeting { time: now(), properties: gateway::properties(), children: children.collect() },
+                devices: own.iter().filter_map(|(id, entry)| Some((id.clone(), entry.handle.clone()?))).collect::<HashMap<_, _>>(),
+            };
+            session.picture.send_replace(Arc::new(picture));
+            if let Some(waiting) = session.waiting.take() {
+                tokio::spawn(waiting.run());
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.publish();
+        self.registry.prune(|digest| self.memory.needs(digest));
+    }
+
+    fn watch_files(&mut self) {
+        let mut files: Vec<PathBuf> = self.config.devices.values().map(|device| self.config.driver_path(device)).collect();
+        files.push(self.path.clone());
+        self.watcher.watch(files.iter().map(PathBuf::as_path));
+    }
+
+    /// What does not change while a device runs.
+    fn specification(&self, id: &str, device: &config::Device, statistics: &Arc<Statistics>) -> Specification {
+        let device_id = DeviceId::new(id);
+        let session = self.config.session_of(device).and_then(|name| self.sessions.get(name));
+        let routes = session.map(|entry| Route {
+            channel: entry.cloud.channel(&device_id),
+            cloud: Arc::clone(&entry.cloud),
+            outbox: Arc::clone(&entry.outbox),
+        });
+        let buses = device.grants.modbus.iter().filter_map(|(name, bus)| Some((name.clone(), self.buses.get(bus)?.clone())));
+        Specification {
+            outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.into_iter().collect() }),
+            statistics: Arc::clone(statistics),
+            storage: Some(self.storage.device(&device_id)),
+            tcp: device.grants.tcp.clone(),
+            http: device.grants.http.clone(),
+            buses: buses.collect(),
+            limits: device.limits.clone(),
+            cloud_log: device.cloud_log,
+            health_window: device.health_window.0,
+            id: device_id,
+        }
+    }
+
+    /// Notes which driver each device runs, for the next start.
+    fn remember_running(&mut self) {
+        for (id, entry) in &self.devices {
+            if let Some(handle) = &entry.handle {
+                self.memory.running(id, &handle.status.borrow().driver);
+            }
+        }
+        self.memory.save();
+    }
+
+    async fn stop(&mut self) {
+        self.remember_running();
+        let stops = std::mem::take(&mut self.devices).into_values().filter_map(|entry| entry.handle);
+        let stops = stops.map(|handle| async move { handle.ask(crate::device::Input::Stop).await });
+        futures::future::join_all(stops).await;
+    }
+}
+
+/// Creates a folder that only this user can enter.
+fn create_private(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(folder)?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+}

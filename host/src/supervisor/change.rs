@@ -1,0 +1,215 @@
+//! Applying changes: of the configuration file and of driver files.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::start::configuration_of;
+use super::{Report, Supervisor};
+use crate::bus;
+use crate::config::{Change, Config, diff};
+use crate::device::{self, DeviceHandle, Input};
+use crate::message::now;
+use crate::receipt::{DriverName, Outcome, Receipt};
+use crate::registry::Origin;
+use crate::watcher::normal;
+
+impl Supervisor {
+    /// Files came to rest after a change.
+    pub(super) fn files_changed(&mut self, changed: &BTreeSet<PathBuf>) {
+        if changed.contains(&normal(&self.path)) {
+            self.reload();
+        }
+        let touched: Vec<(String, PathBuf)> = self
+            .devices
+            .iter()
+            .map(|(id, entry)| (id.clone(), self.config.driver_path(&entry.config)))
+            .filter(|(_, path)| changed.contains(&normal(path)))
+            .collect();
+        for (id, path) in touched {
+            self.driver_file_changed(&id, &path);
+        }
+    }
+
+    fn driver_file_changed(&mut self, id: &str, path: &Path) {
+        let Some(entry) = self.devices.get(id) else { return };
+        if entry.handle.is_none() {
+            let config = entry.config.clone();
+            return self.start_device(id, &config);
+        }
+        self.swap(id, Origin::File(path.to_owned()), "file change", None);
+    }
+
+    /// Reads the configuration file again and applies what is different.
+    fn reload(&mut self) {
+        let new = match Config::load(&self.path) {
+            Ok(new) => new,
+            Err(error) => return tracing::error!("the new configuration is refused, the old one stays: {error:#}"),
+        };
+        let changes = diff(&self.config, &new);
+        if let Err(problem) = self.check_configurations(&new, &changes) {
+            let path = self.path.display();
+            return tracing::error!("the new configuration is refused, the old one stays: {path}: {problem}");
+        }
+        let old = std::mem::replace(&mut self.config, new);
+        // What is read at the start only stays as it is.
+        self.config.state.clone_from(&old.state);
+        self.config.gateway = old.gateway;
+        self.config.sessions = old.sessions;
+        for change in changes {
+            tracing::info!("configuration: {change:?}");
+            self.apply(change);
+        }
+        self.watch_files();
+        self.publish();
+    }
+
+    /// Holds new configurations against the manifests of running drivers.
+    fn check_configurations(&self, new: &Config, changes: &[Change]) -> Result<(), String> {
+        for change in changes {
+            let Change::ConfigureDevice(id) = change else { continue };
+            let (Some(device), Some(entry)) = (new.devices.get(id), self.devices.get(id)) else { continue };
+            let Some(handle) = &entry.handle else { continue };
+            let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
+            manifest
+                .check_configuration(configuration_of(device))
+                .map_err(|problem| format!("devices.{id}.configuration.{problem}"))?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::OpenBus(name) => {
+                if let Some(bus) = self.config.buses.get(&name) {
+                    self.buses.insert(name.clone(), bus::open(&name, bus));
+                }
+            }
+            Change::CloseBus(name) => drop(self.buses.remove(&name)),
+            Change::StopDevice(id) => {
+                if let Some(handle) = self.devices.remove(&id).and_then(|entry| entry.handle) {
+                    tokio::spawn(async move { handle.ask(Input::Stop).await });
+                }
+            }
+            Change::StartDevice(id) => {
+                if let Some(device) = self.config.devices.get(&id).cloned() {
+                    self.start_device(&id, &device);
+                }
+            }
+            Change::SwapDriver(id) => {
+                self.adopt(&id);
+                if let Some(device) = self.config.devices.get(&id) {
+                    let path = self.config.driver_path(device);
+                    self.driver_file_changed(&id, &path);
+                }
+            }
+            Change::ConfigureDevice(id) => {
+                self.adopt(&id);
+                self.configure(&id);
+            }
+            Change::NeedsRestart(part) => {
+                tracing::warn!("the change of {part} takes effect at the next start of the gateway");
+            }
+        }
+    }
+
+    /// Takes over a device's new settings.
+    fn adopt(&mut self, id: &str) {
+        if let (Some(entry), Some(device)) = (self.devices.get_mut(id), self.config.devices.get(id)) {
+            entry.config = device.clone();
+        }
+    }
+
+    fn configure(&mut self, id: &str) {
+        let Some(entry) = self.devices.get(id) else { return };
+        let Some(handle) = entry.handle.clone() else {
+            let config = entry.config.clone();
+            return self.start_device(id, &config);
+        };
+        let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
+        let Ok(configuration) = manifest.check_configuration(configuration_of(&entry.config)) else { return };
+        let text = serde_json::Value::Object(configuration).to_string();
+        let id = id.to_owned();
+        tokio::spawn(async move {
+            if let Some(Err(reason)) = handle.ask(|reply| Input::Configure(text, reply)).await {
+                tracing::error!(device = id, "configuration: {reason}; the old one stays");
+            }
+        });
+    }
+
+    /// Swaps a device's driver in a task of its own.
+    pub(super) fn swap(
+        &mut self,
+        id: &str,
+        origin: Origin,
+        asked_by: &str,
+        reply: Option<oneshot::Sender<Result<Receipt, String>>>,
+    ) {
+        let Some(entry) = self.devices.get(id) else { return };
+        let Some(handle) = entry.handle.clone() else { return };
+        let given = configuration_of(&entry.config);
+        let base = self.config.driver_path(&entry.config);
+        let registry = Arc::clone(&self.registry);
+        let receipts = Arc::clone(&self.receipts);
+        let report = self.report.clone();
+        let (id, asked_by) = (id.to_owned(), asked_by.to_owned());
+        let only_if_new = reply.is_none();
+        tokio::spawn(async move {
+            if let Ok(digest) = registry.digest(&base).await {
+                // The supervisor may be gone at the end of the program.
+                let _ = report.send(Report::Base { device: id.clone(), digest: digest.to_string() }).await;
+                let same = digest == handle.status.borrow().driver.digest;
+                if only_if_new && same {
+                    return;
+                }
+            }
+            let result = match registry.load(&origin).await {
+                Err(error) => Err(reject(&handle, &receipts, &asked_by, &format!("{error:#}"))),
+                Ok(driver) => match device::prepare(&handle.spec, Arc::clone(&driver), given).await {
+                    Err(problem) => {
+                        let mut receipt = rejection(&handle, &asked_by, &problem);
+                        receipt.new = Some(DriverName::of(&driver));
+                        Err(keep(&handle, &receipts, receipt))
+                    }
+                    Ok(prepared) => {
+                        let ask = |reply| Input::Swap(Box::new(prepared), asked_by, reply);
+                        handle.ask(ask).await.ok_or("the device was stopped".to_owned())
+                    }
+                },
+            };
+            if let Some(reply) = reply {
+                let _ = reply.send(result);
+            }
+        });
+    }
+}
+
+/// The receipt of a swap that failed before it touched the device.
+fn rejection(handle: &DeviceHandle, asked_by: &str, reason: &str) -> Receipt {
+    Receipt {
+        time: now(),
+        device: handle.spec.id.to_string(),
+        asked_by: asked_by.to_owned(),
+        old: DriverName::of(&handle.status.borrow().driver),
+        new: None,
+        outcome: Outcome::Rejected(reason.to_owned()),
+        compile_ms: 0,
+        pause_us: 0,
+        held: 0,
+        dropped: 0,
+        migrated: false,
+    }
+}
+
+fn reject(handle: &DeviceHandle, receipts: &crate::receipt::Receipts, asked_by: &str, reason: &str) -> String {
+    keep(handle, receipts, rejection(handle, asked_by, reason))
+}
+
+fn keep(handle: &DeviceHandle, receipts: &crate::receipt::Receipts, receipt: Receipt) -> String {
+    let text = receipt.to_string();
+    handle.spec.note(&handle.status.borrow().driver, crate::message::Severity::Warning, &text);
+    receipts.keep(&receipt);
+    text
+}

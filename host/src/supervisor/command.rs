@@ -1,0 +1,169 @@
+//! Answering the admin API and carrying out the gateway's own commands.
+
+use tokio::sync::oneshot;
+
+use super::{GATEWAY, Request, Supervisor};
+use crate::device::{DeviceHandle, Input};
+use crate::gateway;
+use crate::journal::Seen;
+use crate::manifest::ArgumentError;
+use crate::message::{Attribute, CommandError, CommandRequest, CommandResult, DeviceId, Uplink, Value, now};
+use crate::receipt::Outcome;
+use crate::registry::Origin;
+use crate::session::GatewayCommand;
+
+impl Supervisor {
+    /// Answers a request. A reply that nobody waits for any more is no error.
+    pub(super) fn answer(&mut self, request: Request) {
+        match request {
+            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Swap { device, file, asked_by, reply } => match self.running(&device) {
+                Err(problem) => drop(reply.send(Err(problem))),
+                Ok(_) => {
+                    let file = file.or_else(|| {
+                        let entry = self.devices.get(&device)?;
+                        Some(self.config.driver_path(&entry.config))
+                    });
+                    let origin = Origin::File(file.unwrap_or_default());
+                    self.swap(&device, origin, &asked_by, Some(reply));
+                }
+            },
+            Request::RollBack { device, asked_by, reply } => self.roll_back(&device, asked_by, reply),
+            Request::Restart { device, reply } => match self.devices.get(&device) {
+                None => drop(reply.send(Err(self.unknown(&device)))),
+                Some(entry) => match entry.handle.clone() {
+                    Some(handle) => {
+                        tokio::spawn(async move {
+                            let done = handle.ask(Input::Restart).await;
+                            let _ = reply.send(done.ok_or("the device was stopped".to_owned()));
+                        });
+                    }
+                    None => {
+                        let config = entry.config.clone();
+                        self.start_device(&device, &config);
+                        let _ = reply.send(Ok(()));
+                    }
+                },
+            },
+            Request::Command { device, name, arguments, reply } => match self.running(&device) {
+                Err(problem) => drop(reply.send(Err(problem))),
+                Ok(handle) => {
+                    let id = format!("local-{:016x}", fastrand::u64(..));
+                    let (sender, result) = oneshot::channel();
+                    match handle.command(CommandRequest { id, name, arguments }, Some(sender)) {
+                        Err(error) => drop(reply.send(Ok(Err(error)))),
+                        Ok(()) => {
+                            tokio::spawn(async move {
+                                let result = result.await.map_err(|_| "the device was stopped".to_owned());
+                                let _ = reply.send(result);
+                            });
+                        }
+                    }
+                }
+            },
+            Request::Stop(reply) => drop(reply.send(())),
+        }
+    }
+
+    fn roll_back(&mut self, device: &str, asked_by: String, reply: oneshot::Sender<Result<crate::receipt::Receipt, String>>) {
+        let handle = match self.running(device) {
+            Err(problem) => return drop(reply.send(Err(problem))),
+            Ok(handle) => handle.clone(),
+        };
+        let current = handle.status.borrow().driver.digest.to_string();
+        // The newest accepted swap to what runs now tells what ran before.
+        let before = self.receipts.all().into_iter().rev().find(|receipt| {
+            let new = receipt.new.as_ref().map(|new| new.digest.as_str());
+            let ran = matches!(receipt.outcome, Outcome::Accepted | Outcome::RolledBack(_));
+            receipt.device == device && ran && new == Some(&current) && receipt.old.digest != current
+        });
+        if handle.status.borrow().watching {
+            tokio::spawn(async move {
+                let receipt = handle.ask(|reply| Input::RollBack(asked_by, reply)).await.flatten();
+                let _ = reply.send(receipt.ok_or("there is no driver to go back to".to_owned()));
+            });
+            return;
+        }
+        match before {
+            Some(receipt) => {
+                let asked_by = format!("{asked_by} (rollback)");
+                self.swap(device, Origin::Copy(receipt.old.digest), &asked_by, Some(reply));
+            }
+            None => drop(reply.send(Err("there is no driver to go back to".into()))),
+        }
+    }
+
+    /// The handle of a device, or why there is none.
+    fn running(&self, device: &str) -> Result<&DeviceHandle, String> {
+        let entry = self.devices.get(device).ok_or_else(|| self.unknown(device))?;
+        entry.handle.as_ref().ok_or_else(|| {
+            let problem = entry.problem.as_deref().unwrap_or("its driver is still being loaded");
+            format!("device {device} does not run: {problem}")
+        })
+    }
+
+    fn unknown(&self, device: &str) -> String {
+        let known: Vec<&str> = self.devices.keys().map(String::as_str).collect();
+        let known = if known.is_empty() { "none is configured".into() } else { known.join(", ") };
+        format!("no device {device:?}; expected one of: {known}")
+    }
+
+    /// Carries out a command for the gateway itself, once.
+    pub(super) fn gateway_command(&mut self, command: GatewayCommand) {
+        let GatewayCommand { session, request } = command;
+        let Some(entry) = self.sessions.get(&session) else { return };
+        let outlet = self.gateway_outlet(entry);
+        let journal = std::sync::Arc::clone(&self.journal);
+        let gateway = DeviceId::new(GATEWAY);
+        let id = request.id.clone();
+        let respond = move |result: CommandResult, new: bool| {
+            if new {
+                journal.end(&id, &DeviceId::new(GATEWAY), now(), &result);
+            }
+            outlet.send(now(), &Uplink::CommandResult { command: &id, result: &result });
+        };
+        let arguments = match self.manifest.check_command(&request.name, request.arguments) {
+            Err(error @ ArgumentError::UnknownCommand(..)) => {
+                return respond(Err(CommandError::Unsupported(error.to_string())), false);
+            }
+            Err(error) => return respond(Err(CommandError::InvalidArgument(error.to_string())), false),
+            Ok(arguments) => arguments,
+        };
+        match self.journal.begin(&request.id, &gateway, now()) {
+            Err(error) => return respond(Err(CommandError::Failed(format!("{error:#}"))), false),
+            Ok(Seen::Running) => return,
+            Ok(Seen::Answered(result)) => {
+                return respond(result.unwrap_or_else(|| Err(crate::device::interrupted())), false);
+            }
+            Ok(Seen::Never) => {}
+        }
+        let device = arguments.get("device").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+        match request.name.as_str() {
+            "list_devices" => respond(Ok(gateway::list(&self.status())), true),
+            "restart_device" => {
+                let (reply, done) = oneshot::channel();
+                self.answer(Request::Restart { device, reply });
+                tokio::spawn(async move { respond(outcome(done.await, |()| Vec::new()), true) });
+            }
+            _ => {
+                let (reply, done) = oneshot::channel();
+                self.answer(Request::Swap { device, file: None, asked_by: "cloud".into(), reply });
+                let receipt = |receipt: crate::receipt::Receipt| {
+                    vec![Attribute { name: "receipt".into(), value: Value::Text(receipt.to_string()) }]
+                };
+                tokio::spawn(async move { respond(outcome(done.await, receipt), true) });
+            }
+        }
+    }
+}
+
+fn outcome<T>(
+    result: Result<Result<T, String>, oneshot::error::RecvError>,
+    describe: impl FnOnce(T) -> Vec<Attribute>,
+) -> CommandResult {
+    match result {
+        Ok(Ok(value)) => Ok(describe(value)),
+        Ok(Err(problem)) => Err(CommandError::Failed(problem)),
+        Err(_) => Err(CommandError::Failed("the gateway is stopping".into())),
+    }
+}

@@ -1,0 +1,1 @@
+//! Sandgate driver for Deye and Sunsynk three-phase hybrid inverters.

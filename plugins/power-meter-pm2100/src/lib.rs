@@ -1,0 +1,1 @@
+//! Driver for Schneider Electric PM2100 power meters.

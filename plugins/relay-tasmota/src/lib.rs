@@ -1,0 +1,1 @@
+//! Sandgate driver for relays and plugs that run Tasmota.

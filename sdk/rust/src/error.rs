@@ -1,0 +1,82 @@
+//! One error for `?`: a text for the log. And the way from the errors of
+//! imports to the result of a command.
+
+use std::fmt;
+
+use crate::CommandError;
+use crate::http::HttpError;
+use crate::modbus::ModbusError;
+
+/// Why a driver cannot go on: a text for the log.
+///
+/// Made from any error with `?`, or from a text with `.into()`.
+#[derive(Debug)]
+pub struct Error(String);
+
+impl Error {
+    pub(crate) fn into_text(self) -> String {
+        self.0
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<E: fmt::Display> From<E> for Error {
+    fn from(error: E) -> Self {
+        Error(error.to_string())
+    }
+}
+
+/// Says which unit failed in a command's error: a device that does not answer
+/// is unreachable.
+impl From<ModbusError> for CommandError {
+    fn from(error: ModbusError) -> Self {
+        match error {
+            ModbusError::TimedOut | ModbusError::Unavailable(_) => CommandError::DeviceUnreachable(describe_modbus(&error)),
+            ModbusError::Busy => CommandError::Busy(describe_modbus(&error)),
+            ModbusError::InvalidArgument(text) => CommandError::InvalidArgument(text),
+            other => CommandError::Failed(describe_modbus(&other)),
+        }
+    }
+}
+
+impl From<HttpError> for CommandError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::TimedOut => CommandError::DeviceUnreachable("timed out".into()),
+            HttpError::Failed(text) => CommandError::DeviceUnreachable(text),
+            other => CommandError::Failed(describe_http(&other)),
+        }
+    }
+}
+
+impl From<Error> for CommandError {
+    fn from(error: Error) -> Self {
+        CommandError::Failed(error.0)
+    }
+}
+
+fn describe_modbus(error: &ModbusError) -> String {
+    match error {
+        ModbusError::NotGranted(text) => text.clone(),
+        ModbusError::TimedOut => "the unit does not answer".into(),
+        ModbusError::DeviceException(code) => format!("the unit answers with Modbus exception {code}"),
+        ModbusError::InvalidResponse(text) => format!("invalid response: {text}"),
+        ModbusError::Unavailable(text) => format!("the line is unavailable: {text}"),
+        ModbusError::Busy => "the line is busy".into(),
+        ModbusError::InvalidArgument(text) => format!("invalid argument: {text}"),
+    }
+}
+
+fn describe_http(error: &HttpError) -> String {
+    match error {
+        HttpError::NotGranted(text) => text.clone(),
+        HttpError::InvalidRequest(text) => format!("invalid request: {text}"),
+        HttpError::TimedOut => "the host does not answer".into(),
+        HttpError::TooLarge(most) => format!("the response is larger than {most} bytes"),
+        HttpError::Failed(text) => text.clone(),
+    }
+}

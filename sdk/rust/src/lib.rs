@@ -1,0 +1,125 @@
+#![doc = include_str!("../README.md")]
+
+#[doc(hidden)]
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unsafe_code)]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        world: "sandgate:driver/migrating-driver",
+        pub_export_macro: true,
+        export_macro_name: "export_bindings",
+        default_bindings_module: "sandgate_driver::bindings",
+        additional_derives: [PartialEq],
+    });
+}
+
+mod driver;
+mod error;
+mod log;
+mod registers;
+mod sample;
+
+pub use bindings::exports::sandgate::driver::device_driver::{CommandError, StartReason};
+pub use bindings::sandgate::driver::alerts::Alert;
+pub use bindings::sandgate::driver::telemetry::SendError;
+pub use bindings::sandgate::driver::timers::TimerId;
+pub use bindings::sandgate::driver::types::{Attribute, Rejection, Value};
+pub use driver::{Adapter, Command, Configuration, Context, Driver, result};
+pub use error::Error;
+pub use registers::{Registers, WordOrder};
+pub use sample::{Sample, attribute, publish_properties};
+
+/// HTTP requests to granted hosts.
+pub mod http {
+    pub use crate::bindings::sandgate::driver::http::{Header, HttpError, Request, Response, fetch};
+
+    /// Fetches a URL with GET and no headers.
+    pub fn get(url: &str) -> Result<Response, HttpError> {
+        fetch(&Request { method: "GET".into(), url: url.into(), headers: Vec::new(), body: Vec::new(), timeout: None })
+    }
+}
+
+/// Modbus lines that the gateway owns.
+pub mod modbus {
+    pub use crate::bindings::sandgate::driver::modbus::{ModbusError, Unit};
+}
+
+/// TCP to granted addresses.
+pub mod net {
+    pub use crate::bindings::sandgate::driver::net::{NetError, TcpConnection};
+}
+
+/// Small persistent key-values of the device.
+pub mod storage {
+    pub use crate::bindings::sandgate::driver::storage::{StorageError, delete, get, keys, set};
+}
+
+/// When `on_timer` is called.
+pub mod timers {
+    use std::time::Duration;
+
+    use crate::bindings::sandgate::driver::timers;
+    pub use timers::{TimerError, TimerId, cancel};
+
+    /// Calls `on_timer` every so often, first after one interval.
+    pub fn every(interval: Duration) -> Result<TimerId, TimerError> {
+        timers::every(interval.as_secs_f64() * 1000.0)
+    }
+
+    /// Calls `on_timer` once, after the delay.
+    pub fn after(delay: Duration) -> Result<TimerId, TimerError> {
+        timers::after(delay.as_secs_f64() * 1000.0)
+    }
+}
+
+/// What is wrong with the device right now.
+pub mod alerts {
+    use crate::bindings::sandgate::driver::alerts;
+    pub use alerts::{Alert, set, unknown};
+
+    /// Replaces the set of active alerts by these, without details.
+    pub fn set_ids<'a>(ids: impl IntoIterator<Item = &'a str>) -> Result<(), Vec<crate::Rejection>> {
+        let active: Vec<Alert> = ids.into_iter().map(|id| Alert { id: id.to_owned(), details: None }).collect();
+        set(&active)
+    }
+}
+
+/// Progress of the command that is being handled.
+pub mod command_log {
+    pub use crate::bindings::sandgate::driver::command_log::write;
+}
+
+#[doc(hidden)]
+pub mod logging {
+    pub use crate::bindings::sandgate::driver::logging::{Level, log};
+}
+
+/// Makes a type the driver of this component, and embeds the manifest.
+///
+/// `export!(Meter)` embeds `manifest.yml` beside `Cargo.toml`;
+/// `export!(Meter, manifest = "other.yml")` another file, relative to it.
+#[macro_export]
+macro_rules! export {
+    ($driver:ty) => {
+        $crate::export!($driver, manifest = "manifest.yml");
+    };
+    ($driver:ty, manifest = $path:literal) => {
+        const _: () = {
+            const TEXT: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $path));
+            #[unsafe(link_section = "sandgate:manifest")]
+            #[used]
+            static MANIFEST: [u8; TEXT.len()] = {
+                let mut text = [0; TEXT.len()];
+                let mut index = 0;
+                while index < text.len() {
+                    text[index] = TEXT[index];
+                    index += 1;
+                }
+                text
+            };
+        };
+        #[doc(hidden)]
+        type SandgateDriver = $crate::Adapter<$driver>;
+        $crate::bindings::export_bindings!(SandgateDriver with_types_in $crate::bindings);
+    };
+}
