@@ -62,7 +62,12 @@ struct Transaction {
 
 impl BusHandle {
     /// Waits for the line and carries out one transaction.
-    pub async fn transact(&self, unit: u8, request: Request<'static>, timeout: Option<Duration>) -> Result<Response, BusError> {
+    pub async fn transact(
+        &self,
+        unit: u8,
+        request: Request<'static>,
+        timeout: Option<Duration>,
+    ) -> Result<Response, BusError> {
         let (answer, result) = oneshot::channel();
         self.0.try_send(Transaction { unit, request, timeout, answer }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => BusError::Busy,
@@ -146,7 +151,12 @@ impl Bus {
         }
     }
 
-    async fn carry_out(&mut self, unit: u8, request: Request<'static>, limit: Option<Duration>) -> Result<Response, BusError> {
+    async fn carry_out(
+        &mut self,
+        unit: u8,
+        request: Request<'static>,
+        limit: Option<Duration>,
+    ) -> Result<Response, BusError> {
         let health = self.units.entry(unit).or_default();
         if health.ask_again.is_some_and(|time| Instant::now() < time) {
             return Err(BusError::TimedOut);
@@ -302,7 +312,8 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_longest() {
-        let delays: Vec<_> = (0..5).map(|times| doubled(SHORTEST_RETRY, times, Duration::from_secs(3)).as_millis()).collect();
+        let delays: Vec<_> =
+            (0..5).map(|times| doubled(SHORTEST_RETRY, times, Duration::from_secs(3)).as_millis()).collect();
         assert_eq!(delays, [500, 1000, 2000, 3000, 3000]);
     }
 }

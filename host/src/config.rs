@@ -57,10 +57,7 @@ pub struct Gateway {
 
 impl Default for Gateway {
     fn default() -> Self {
-        Gateway {
-            telemetry_every: Span(Duration::from_secs(10)),
-            properties_every: Span(Duration::from_secs(300)),
-        }
+        Gateway { telemetry_every: Span(Duration::from_secs(10)), properties_every: Span(Duration::from_secs(300)) }
     }
 }
 
@@ -322,8 +319,8 @@ impl Config {
     ///
     /// Errors name the file, the line and what was expected.
     pub fn load(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("reading configuration {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("reading configuration {}", path.display()))?;
         let mut config = Config::parse(&text).map_err(|error| anyhow!("{}:{error}", path.display()))?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         config.folder = folder.unwrap_or(Path::new(".")).to_owned();

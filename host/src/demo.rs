@@ -1,7 +1,183 @@
-//! x
+//! `sandgate demo`: a whole gateway on one machine, with nothing else needed.
+//!
+//! Builds the drivers, starts a broker and simulated devices, runs a gateway
+//! with four children and shows what happens. The gateway is the real one.
+
+pub mod broker;
+mod field;
+mod relay;
+mod view;
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
-/// x
+
+use crate::config::Config;
+use crate::logs::{self, LogTap};
+use crate::sandbox::Compiler;
+use crate::supervisor::Supervisor;
+
+/// How the demo runs.
 #[derive(Debug, Args)]
-pub struct Options {}
-/// x
-pub async fn run(_: Options) -> anyhow::Result<()> { Ok(()) }
+pub struct Options {
+    /// End after so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Print plain lines instead of the live view.
+    #[arg(long)]
+    plain: bool,
+    /// The folder with the sources of the drivers.
+    #[arg(long)]
+    plugins: Option<PathBuf>,
+    /// The folder for the demo's configuration and state.
+    #[arg(long, default_value = "sandgate-demo")]
+    folder: PathBuf,
+    /// Seconds of the simulated day in one second.
+    #[arg(long, default_value_t = 120.0)]
+    speed: f64,
+}
+
+/// The drivers that the demo uses.
+const DRIVERS: [&str; 3] = ["power-meter-pm2100", "inverter-deye", "relay-tasmota"];
+
+/// Runs the demo until its time is over or someone ends it.
+pub async fn run(options: Options) -> Result<()> {
+    let plain = options.plain || !std::io::stdout().is_terminal();
+    let plugins = plugins(options.plugins.as_deref())?;
+    for (number, name) in (1..).zip(DRIVERS) {
+        eprintln!("[{number}/{}] building {name}", DRIVERS.len());
+        let folder = plugins.join(name);
+        tokio::task::spawn_blocking(move || crate::cli::build_in_place(&folder)).await.context("building")??;
+    }
+    let tap = LogTap::default();
+    logs::start(&tap, false, plain);
+    let ports =
+        Ports { broker: broker::start()?, field: field::start(options.speed).await?, relay: relay::start().await? };
+    let path = configure(&options.folder, &plugins, &ports)?;
+    let config = Config::load(&path)?;
+    let state = config.state.clone();
+    std::fs::create_dir_all(&state).with_context(|| format!("creating state folder {}", state.display()))?;
+    let listener = crate::admin::bind(&state).await?;
+    let program = std::env::current_exe().context("finding this program")?;
+    let (supervisor, control) = Supervisor::open(&path, config, Compiler::Child(program.clone()))?;
+    tokio::spawn(crate::admin::serve(listener, control.clone(), tap.clone()));
+    let running = tokio::spawn(supervisor.run());
+
+    let hints = hints(&program, &options.folder, &plugins, &ports);
+    let end = async {
+        match options.seconds {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let view = view::show(&control, &tap, &hints, plain);
+    tokio::select! {
+        shown = view => shown?,
+        () = end => {}
+        interrupt = tokio::signal::ctrl_c() => interrupt.context("listening for Ctrl-C")?,
+    }
+    if !plain {
+        ratatui::restore();
+    }
+    let status = control.status().await;
+    control.stop().await;
+    running.await.context("stopping")?;
+    let _ = std::fs::remove_file(state.join(crate::admin::SOCKET));
+    if let Some(status) = status {
+        view::print_summary(&status, &control.receipts());
+    }
+    Ok(())
+}
+
+struct Ports {
+    broker: u16,
+    field: u16,
+    relay: u16,
+}
+
+fn plugins(given: Option<&Path>) -> Result<PathBuf> {
+    let beside_source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins");
+    let candidates = match given {
+        Some(given) => vec![given.to_owned()],
+        None => vec![PathBuf::from("plugins"), beside_source],
+    };
+    for folder in &candidates {
+        if DRIVERS.iter().all(|name| folder.join(name).is_dir()) {
+            return folder.canonicalize().with_context(|| format!("finding {}", folder.display()));
+        }
+    }
+    bail!("no drivers found; run the demo in the source folder, or name its folder with --plugins")
+}
+
+/// Writes the gateway's configuration.
+fn configure(folder: &Path, plugins: &Path, ports: &Ports) -> Result<PathBuf> {
+    let Ports { broker, field, relay } = ports;
+    let driver = |name: &str| toml::Value::from(format!("{0}/{name}/{name}.wasm", plugins.display()));
+    let (meter, inverter, tasmota) = (driver(DRIVERS[0]), driver(DRIVERS[1]), driver(DRIVERS[2]));
+    let text = format!(
+        r#"# Written by `sandgate demo`. Change it while the demo runs: it is applied at once.
+state = "state"
+
+[gateway]
+telemetry_every = "2s"
+
+[sessions.local]
+cloud = "enapter"
+host = "127.0.0.1"
+port = {broker}
+hardware_id = "SDEMO"
+
+[buses.field]
+kind = "modbus-tcp"
+address = "127.0.0.1:{field}"
+timeout = "500ms"
+gap = "2ms"
+
+[devices.house_meter]
+driver = {meter}
+configuration.connection.unit = 1
+grants.modbus.line = "field"
+
+[devices.heat_pump_meter]
+driver = {meter}
+configuration.connection.unit = 2
+grants.modbus.line = "field"
+
+[devices.inverter]
+driver = {inverter}
+configuration.connection.unit = 3
+grants.modbus.line = "field"
+
+[devices.lamp]
+driver = {tasmota}
+configuration.connection.url = "http://127.0.0.1:{relay}"
+grants.http = ["127.0.0.1:{relay}"]
+"#
+    );
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let path = folder.join("gateway.toml");
+    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// What to try in a second terminal.
+fn hints(program: &Path, folder: &Path, plugins: &Path, ports: &Ports) -> Vec<String> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
+    let program = shown(program);
+    let state = shown(&folder.join("state"));
+    let source = shown(&plugins.join(DRIVERS[0]));
+    vec![
+        format!("export SANDGATE_STATE={state}"),
+        format!("{program} devices"),
+        format!("{program} command lamp turn_off"),
+        format!("{program} command inverter set_max_charge_current amps=60"),
+        format!("edit {source}/src/lib.rs and: {program} build {source}"),
+        format!("{program} swaps"),
+        format!("{program} logs -f"),
+        format!("mosquitto_sub -p {} -t 'v1/#' -v", ports.broker),
+    ]
+}

@@ -167,7 +167,12 @@ impl Specification {
 
 impl DeviceHandle {
     /// Starts a device with a prepared driver.
-    pub fn start(spec: Arc<Specification>, first: Prepared, journal: Arc<Journal>, receipts: Arc<Receipts>) -> DeviceHandle {
+    pub fn start(
+        spec: Arc<Specification>,
+        first: Prepared,
+        journal: Arc<Journal>,
+        receipts: Arc<Receipts>,
+    ) -> DeviceHandle {
         let (inbox, inputs) = mpsc::channel(INBOX);
         let first_status =
             DeviceStatus { phase: Phase::Running, driver: Arc::clone(&first.driver), watching: false, problem: None };
@@ -198,7 +203,11 @@ impl DeviceHandle {
     }
 
     /// Hands a command to the device. When it has no room, says so.
-    pub fn command(&self, request: CommandRequest, reply: Option<oneshot::Sender<CommandResult>>) -> Result<(), CommandError> {
+    pub fn command(
+        &self,
+        request: CommandRequest,
+        reply: Option<oneshot::Sender<CommandResult>>,
+    ) -> Result<(), CommandError> {
         self.inbox.try_send(Input::Command(request, reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => CommandError::Busy("too many commands wait for this device".into()),
             mpsc::error::TrySendError::Closed(_) => CommandError::Failed("the device is stopped".into()),

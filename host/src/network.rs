@@ -223,7 +223,8 @@ fn is_special(address: IpAddr) -> bool {
                 || v6.is_unicast_link_local()
                 || v6.is_multicast()
                 || v6.is_unspecified()
-                || (embeds_v4 && is_special(std::net::Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into()))
+                || (embeds_v4
+                    && is_special(std::net::Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into()))
         }
     }
 }
@@ -276,8 +277,7 @@ impl Access {
                 .map_err(|_| AccessError::Unresolved(host.to_owned()))?
                 .collect(),
         };
-        let allowed: Vec<_> =
-            found.iter().copied().filter(|found| self.allows(host, found.ip(), port)).collect();
+        let allowed: Vec<_> = found.iter().copied().filter(|found| self.allows(host, found.ip(), port)).collect();
         match (allowed.is_empty(), found.first()) {
             (false, _) => Ok(allowed),
             (true, None) => Err(AccessError::Unresolved(host.to_owned())),
@@ -299,10 +299,25 @@ mod tests {
 
     #[test]
     fn patterns_survive_a_round_trip_and_others_say_what_was_expected() {
-        for text in ["meter.local:502", "10.0.0.0/8:502", "*.example.com:443", "*:80", "[fd00::1]:80", "a:*", "[fd00::/8]:1"] {
+        for text in
+            ["meter.local:502", "10.0.0.0/8:502", "*.example.com:443", "*:80", "[fd00::1]:80", "a:*", "[fd00::/8]:1"]
+        {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
-        for text in ["meter", "meter:", "meter:0", "meter:70000", ":80", "a b:80", "*example.com:80", "1.2.3:80", "1.2.3.4/33:80", "fd00::1:80", "http://a:80", "a/b:80"] {
+        for text in [
+            "meter",
+            "meter:",
+            "meter:0",
+            "meter:70000",
+            ":80",
+            "a b:80",
+            "*example.com:80",
+            "1.2.3:80",
+            "1.2.3.4/33:80",
+            "fd00::1:80",
+            "http://a:80",
+            "a/b:80",
+        ] {
             assert!(text.parse::<Target>().unwrap_err().starts_with("expected host:port"), "{text}");
         }
     }

@@ -89,13 +89,21 @@ impl fmt::Display for Receipt {
         match &self.outcome {
             Outcome::Accepted => {
                 let state = if self.migrated { "state kept" } else { "started fresh" };
-                write!(f, "swapped {} for {new}, asked by {by}: compiled in {} ms, pause {pause} µs, held {held}, dropped {dropped}, {state}", self.old, self.compile_ms)
+                write!(
+                    f,
+                    "swapped {} for {new}, asked by {by}: compiled in {} ms, pause {pause} µs, held {held}, dropped {dropped}, {state}",
+                    self.old, self.compile_ms
+                )
             }
             Outcome::Rejected(reason) => {
                 write!(f, "swap to {new}, asked by {by}, rejected: {reason}; {} goes on, pause {pause} µs", self.old)
             }
             Outcome::RolledBack(reason) => {
-                write!(f, "rolled back {} to {new}, asked by {by}: {reason}; pause {pause} µs, held {held}, dropped {dropped}", self.old)
+                write!(
+                    f,
+                    "rolled back {} to {new}, asked by {by}: {reason}; pause {pause} µs, held {held}, dropped {dropped}",
+                    self.old
+                )
             }
         }
     }
@@ -167,7 +175,8 @@ mod tests {
     fn receipts_survive_reopening_and_read_as_sentences() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("swaps.jsonl");
-        let name = |version: &str| DriverName { name: "meter".into(), version: version.into(), digest: "ab".repeat(32) };
+        let name =
+            |version: &str| DriverName { name: "meter".into(), version: version.into(), digest: "ab".repeat(32) };
         let receipt = Receipt {
             time: 1,
             device: "m1".into(),

@@ -237,7 +237,10 @@ fn explain_import(error: wasmtime::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     match text.split('`').nth(1) {
         Some(name) if text.contains("component imports") => {
-            anyhow!("the component imports {name}, which this gateway does not offer in that form: {}", error.root_cause())
+            anyhow!(
+                "the component imports {name}, which this gateway does not offer in that form: {}",
+                error.root_cause()
+            )
         }
         _ => anyhow!("linking: {text}"),
     }

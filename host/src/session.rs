@@ -233,11 +233,18 @@ impl Session {
             }
             Event::Incoming(Packet::SubAck(ack)) => {
                 if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
-                    tracing::error!(session = self.name, "the broker refused a subscription; commands of some devices will not arrive");
+                    tracing::error!(
+                        session = self.name,
+                        "the broker refused a subscription; commands of some devices will not arrive"
+                    );
                 }
                 connection.pending = connection.pending.saturating_sub(1);
                 if connection.pending == 0 && !self.status.borrow().connected {
-                    tracing::info!(session = self.name, "connected to {address} in {} ms", connection.since.elapsed().as_millis());
+                    tracing::info!(
+                        session = self.name,
+                        "connected to {address} in {} ms",
+                        connection.since.elapsed().as_millis()
+                    );
                     self.status.send_modify(|status| {
                         status.connected = true;
                         status.problem = None;
@@ -281,10 +288,8 @@ impl Session {
         let wanted: HashSet<String> =
             picture.table.channels().flat_map(|channel| self.cloud.subscriptions(channel)).collect();
         let qos = if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-        let missing: Vec<_> = wanted
-            .difference(&connection.subscribed)
-            .map(|topic| SubscribeFilter::new(topic.clone(), qos))
-            .collect();
+        let missing: Vec<_> =
+            wanted.difference(&connection.subscribed).map(|topic| SubscribeFilter::new(topic.clone(), qos)).collect();
         for filters in missing.chunks(FILTERS) {
             match connection.client.try_subscribe_many(filters.to_vec()) {
                 Ok(()) => connection.pending += 1,
@@ -356,7 +361,9 @@ fn explain(error: ConnectionError) -> anyhow::Error {
             ConnectReturnCode::NotAuthorized => anyhow::anyhow!("the broker refused: not authorized"),
             code => anyhow::anyhow!("the broker refused: {code:?}"),
         },
-        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => anyhow::anyhow!("the broker does not answer"),
+        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
+            anyhow::anyhow!("the broker does not answer")
+        }
         other => anyhow::anyhow!("connection lost: {other}"),
     }
 }

@@ -49,10 +49,27 @@ pub struct Control {
 /// A question or an order.
 enum Request {
     Status(oneshot::Sender<Status>),
-    Swap { device: String, file: Option<PathBuf>, asked_by: String, reply: oneshot::Sender<Result<Receipt, String>> },
-    RollBack { device: String, asked_by: String, reply: oneshot::Sender<Result<Receipt, String>> },
-    Restart { device: String, reply: oneshot::Sender<Result<(), String>> },
-    Command { device: String, name: String, arguments: Arguments, reply: oneshot::Sender<Result<CommandResult, String>> },
+    Swap {
+        device: String,
+        file: Option<PathBuf>,
+        asked_by: String,
+        reply: oneshot::Sender<Result<Receipt, String>>,
+    },
+    RollBack {
+        device: String,
+        asked_by: String,
+        reply: oneshot::Sender<Result<Receipt, String>>,
+    },
+    Restart {
+        device: String,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Command {
+        device: String,
+        name: String,
+        arguments: Arguments,
+        reply: oneshot::Sender<Result<CommandResult, String>>,
+    },
     Stop(oneshot::Sender<()>),
 }
 
@@ -62,7 +79,7 @@ pub type Arguments = serde_json::Map<String, serde_json::Value>;
 /// What a task of the supervisor's reports back.
 enum Report {
     /// A device's first or fresh instance is ready, or cannot be made.
-    Prepared { device: String, generation: u64, base: Option<String>, result: Result<Prepared, String> },
+    Prepared { device: String, generation: u64, base: Option<String>, result: Result<Box<Prepared>, String> },
     /// The digest of a device's configured file, as it is now.
     Base { device: String, digest: String },
 }
@@ -301,14 +318,20 @@ impl Supervisor {
             let children = own.iter().filter_map(|(id, entry)| {
                 let kind = entry.config.kind.clone().or_else(|| self.memory.kind(id.as_str()));
                 if kind.is_none() {
-                    tracing::warn!(device = id.as_str(), "is not announced: its driver was never loaded and no type is configured");
+                    tracing::warn!(
+                        device = id.as_str(),
+                        "is not announced: its driver was never loaded and no type is configured"
+                    );
                 }
                 Some((id.clone(), kind?))
             });
             let picture = Picture {
                 table: Table::new(&*session.cloud, own.iter().map(|(id, _)| id)),
                 greeting: Greeting { time: now(), properties: gateway::properties(), children: children.collect() },
-                devices: own.iter().filter_map(|(id, entry)| Some((id.clone(), entry.handle.clone()?))).collect::<HashMap<_, _>>(),
+                devices: own
+                    .iter()
+                    .filter_map(|(id, entry)| Some((id.clone(), entry.handle.clone()?)))
+                    .collect::<HashMap<_, _>>(),
             };
             session.picture.send_replace(Arc::new(picture));
             if let Some(waiting) = session.waiting.take() {
@@ -323,7 +346,8 @@ impl Supervisor {
     }
 
     fn watch_files(&mut self) {
-        let mut files: Vec<PathBuf> = self.config.devices.values().map(|device| self.config.driver_path(device)).collect();
+        let mut files: Vec<PathBuf> =
+            self.config.devices.values().map(|device| self.config.driver_path(device)).collect();
         files.push(self.path.clone());
         self.watcher.watch(files.iter().map(PathBuf::as_path));
     }
@@ -337,7 +361,8 @@ impl Supervisor {
             cloud: Arc::clone(&entry.cloud),
             outbox: Arc::clone(&entry.outbox),
         });
-        let buses = device.grants.modbus.iter().filter_map(|(name, bus)| Some((name.clone(), self.buses.get(bus)?.clone())));
+        let buses =
+            device.grants.modbus.iter().filter_map(|(name, bus)| Some((name.clone(), self.buses.get(bus)?.clone())));
         Specification {
             outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.into_iter().collect() }),
             statistics: Arc::clone(statistics),

@@ -167,3 +167,9 @@ fn package(folder: &Path) -> Result<Package> {
     let file = format!("{}.wasm", package.name.replace('-', "_"));
     Ok(Package { artifact: metadata.target_directory.join(TARGET).join(profile).join(file), profile })
 }
+
+/// Builds a driver into its own folder, as `sandgate build FOLDER` does.
+pub fn in_place(folder: &Path) -> Result<()> {
+    let built = rust(folder)?;
+    write(&folder.join(format!("{}.wasm", built.name)), &built.bytes)
+}

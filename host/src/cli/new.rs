@@ -42,9 +42,9 @@ const FILES: &[(&str, &str)] = &[
 pub(super) fn rust(path: &Path) -> Result<Outcome> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let is_name = name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.split('-').all(|word| {
-            !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
-        });
+        && name
+            .split('-')
+            .all(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()));
     if !is_name {
         bail!("expected a name of lower-case words joined by - such as power-meter, found {name:?}");
     }

@@ -23,7 +23,8 @@ impl Client {
         let socket = gateway.state.join(SOCKET);
         // No TLS on the socket, but the client wants a provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().unix_socket(socket.clone()).no_proxy().build().context("making a client")?;
+        let http =
+            reqwest::Client::builder().unix_socket(socket.clone()).no_proxy().build().context("making a client")?;
         Ok(Client { http, socket })
     }
 
@@ -34,7 +35,10 @@ impl Client {
         }
         request.send().await.map_err(|error| {
             if error.is_connect() {
-                anyhow!("no gateway runs with the state folder {}; name another with --state", folder(&self.socket).display())
+                anyhow!(
+                    "no gateway runs with the state folder {}; name another with --state",
+                    folder(&self.socket).display()
+                )
             } else {
                 anyhow!("asking the gateway: {error}")
             }
@@ -82,11 +86,15 @@ pub(super) async fn devices(gateway: &Gateway, json: bool) -> Result<Outcome> {
     };
     for (name, session) in status.get("sessions").and_then(Json::as_object).into_iter().flatten() {
         let connected = session.get("connected").and_then(Json::as_bool) == Some(true);
-        let state = if connected { "connected".to_owned() } else { format!("not connected: {}", text(session, "problem")) };
+        let state =
+            if connected { "connected".to_owned() } else { format!("not connected: {}", text(session, "problem")) };
         let (address, waiting) = (text(session, "address"), text(session, "waiting"));
         println!("session {name}: {address} {state}, {} delivered, {waiting} waiting", text(session, "delivered"));
     }
-    println!("{:<20} {:<11} {:<30} {:>9} {:>8} {:>8}  ALERTS", "DEVICE", "STATE", "DRIVER", "SAMPLES", "REJECTED", "CRASHES");
+    println!(
+        "{:<20} {:<11} {:<30} {:>9} {:>8} {:>8}  ALERTS",
+        "DEVICE", "STATE", "DRIVER", "SAMPLES", "REJECTED", "CRASHES"
+    );
     for device in status.get("devices").and_then(Json::as_array).into_iter().flatten() {
         let alerts = match device.get("alerts").and_then(Json::as_array) {
             None => "unknown".to_owned(),
@@ -97,7 +105,11 @@ pub(super) async fn devices(gateway: &Gateway, json: bool) -> Result<Outcome> {
         let get = |key| text(device, key);
         println!(
             "{:<20} {:<11} {driver:<30} {:>9} {:>8} {:>8}  {alerts}",
-            get("id"), get("phase"), get("samples"), get("rejected"), get("crashes"),
+            get("id"),
+            get("phase"),
+            get("samples"),
+            get("rejected"),
+            get("crashes"),
         );
         if !get("problem").is_empty() {
             println!("    {}", get("problem"));
@@ -141,7 +153,8 @@ pub(super) async fn swaps(gateway: &Gateway, device: Option<&str>, json: bool) -
         return Ok(Outcome::Done);
     }
     for receipt in &receipts {
-        let time = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_millis(receipt.time));
+        let time =
+            humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_millis(receipt.time));
         println!("{time} {}: {receipt}", receipt.device);
     }
     Ok(Outcome::Done)
@@ -187,7 +200,13 @@ fn print_line(line: &[u8], json: bool) {
 }
 
 /// `sandgate command`
-pub(super) async fn command(gateway: &Gateway, device: &str, name: &str, arguments: &[String], json: bool) -> Result<Outcome> {
+pub(super) async fn command(
+    gateway: &Gateway,
+    device: &str,
+    name: &str,
+    arguments: &[String],
+    json: bool,
+) -> Result<Outcome> {
     let arguments = parse_arguments(arguments)?;
     if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         bail!("{name:?} is no command name");
@@ -209,8 +228,7 @@ pub(super) async fn command(gateway: &Gateway, device: &str, name: &str, argumen
 fn parse_arguments(arguments: &[String]) -> Result<Map<String, Json>> {
     let mut parsed = Map::new();
     for argument in arguments {
-        let (key, value) =
-            argument.split_once('=').ok_or_else(|| anyhow!("expected key=value, found {argument:?}"))?;
+        let (key, value) = argument.split_once('=').ok_or_else(|| anyhow!("expected key=value, found {argument:?}"))?;
         let value = serde_json::from_str(value).unwrap_or_else(|_| Json::from(value));
         parsed.insert(key.to_owned(), value);
     }

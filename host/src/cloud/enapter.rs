@@ -152,7 +152,9 @@ impl Cloud for Enapter {
         let arguments = match body.remove("arguments") {
             None | Some(Json::Null) => Map::new(),
             Some(Json::Object(arguments)) => arguments,
-            other => return fail(format!("arguments: expected an object, found {}", describe(other.as_ref())), reply_to),
+            other => {
+                return fail(format!("arguments: expected an object, found {}", describe(other.as_ref())), reply_to);
+            }
         };
         // Further keys are ignored: the cloud may add some.
         Ok(Downlink::Command { channel: channel.to_owned(), request: CommandRequest { id, name, arguments } })
@@ -183,10 +185,8 @@ fn write_alerts(body: &mut Vec<u8>, alerts: &Alerts) {
     let ids: Vec<&str> = active.iter().map(|(id, _)| id.as_str()).collect();
     body.extend_from_slice(b",\"alerts\":");
     drop(serde_json::to_writer(&mut *body, &ids));
-    let details: Map<String, Json> = active
-        .iter()
-        .filter_map(|(id, details)| Some((id.clone(), json!({ "errmsg": details.as_ref()? }))))
-        .collect();
+    let details: Map<String, Json> =
+        active.iter().filter_map(|(id, details)| Some((id.clone(), json!({ "errmsg": details.as_ref()? })))).collect();
     if !details.is_empty() {
         body.extend_from_slice(b",\"alert_details\":");
         body.extend_from_slice(Json::Object(details).to_string().as_bytes());
@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn the_greeting_names_all_children_even_when_there_are_none() {
-        let mut greeting = Greeting { time: 5000, properties: vec![attribute("version", Value::Text("1".into()))], children: vec![] };
+        let mut greeting =
+            Greeting { time: 5000, properties: vec![attribute("version", Value::Text("1".into()))], children: vec![] };
         let body = |greeting: &Greeting| {
             let all = cloud().greet(greeting);
             assert_eq!(all[0].topic, "v1/from/S01/s/v1/properties");
@@ -339,9 +340,24 @@ mod tests {
         let huge = " ".repeat(MAX_REQUEST + 1);
         let deep = "[".repeat(500);
         for (topic, payload, problem, replies) in [
-            ("v1/to/S02/s/v1/command/requests", "{}", "expected a topic v1/to/<hardware>/<channel>/v1/command/requests", false),
-            ("v1/to/S01//v1/command/requests", "{}", "expected a topic v1/to/<hardware>/<channel>/v1/command/requests", false),
-            ("v1/to/S01/a/b/v1/command/requests", "{}", "expected a topic v1/to/<hardware>/<channel>/v1/command/requests", false),
+            (
+                "v1/to/S02/s/v1/command/requests",
+                "{}",
+                "expected a topic v1/to/<hardware>/<channel>/v1/command/requests",
+                false,
+            ),
+            (
+                "v1/to/S01//v1/command/requests",
+                "{}",
+                "expected a topic v1/to/<hardware>/<channel>/v1/command/requests",
+                false,
+            ),
+            (
+                "v1/to/S01/a/b/v1/command/requests",
+                "{}",
+                "expected a topic v1/to/<hardware>/<channel>/v1/command/requests",
+                false,
+            ),
             ("", "{}", "expected a topic v1/to/<hardware>/<channel>/v1/command/requests", false),
             (topic, "", "expected a JSON object: EOF while parsing a value at line 1 column 0", false),
             (topic, "{\"id\":", "expected a JSON object: EOF while parsing a value at line 1 column 6", false),
@@ -356,8 +372,18 @@ mod tests {
             (topic, "{\"id\":\"1\"}", "name: expected a text, found nothing", true),
             (topic, "{\"id\":\"1\",\"name\":true}", "name: expected a text, found a boolean", true),
             (topic, "{\"id\":\"1\",\"name\":\"\"}", "name: expected a text, found an empty text", true),
-            (topic, "{\"id\":\"1\",\"name\":\"go\",\"arguments\":[1]}", "arguments: expected an object, found an array", true),
-            (topic, "{\"id\":\"1\",\"name\":\"go\",\"arguments\":\"x\"}", "arguments: expected an object, found a text", true),
+            (
+                topic,
+                "{\"id\":\"1\",\"name\":\"go\",\"arguments\":[1]}",
+                "arguments: expected an object, found an array",
+                true,
+            ),
+            (
+                topic,
+                "{\"id\":\"1\",\"name\":\"go\",\"arguments\":\"x\"}",
+                "arguments: expected an object, found a text",
+                true,
+            ),
         ] {
             let error = cloud().decode(topic, payload.as_bytes()).unwrap_err();
             assert_eq!((error.problem.as_str(), error.reply_to.is_some()), (problem, replies));

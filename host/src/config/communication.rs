@@ -15,8 +15,10 @@ use serde::Deserialize;
 use super::{EnapterSession, Secret};
 
 /// Padding or not: both are seen in the wild.
-const BLOB: GeneralPurpose =
-    GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+const BLOB: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// All that is needed to connect and to build topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,9 +102,7 @@ impl Port {
     fn number(&self) -> Result<u16> {
         match self {
             Port::Number(port) => Ok(*port),
-            Port::Text(text) => {
-                text.parse().map_err(|_| anyhow!("mqtt_port: expected 1 to 65535, found {text:?}"))
-            }
+            Port::Text(text) => text.parse().map_err(|_| anyhow!("mqtt_port: expected 1 to 65535, found {text:?}")),
         }
     }
 }
@@ -162,9 +162,7 @@ impl Communication {
     pub fn from_blob(blob: &Secret) -> Result<Communication> {
         // `base64` wraps its lines unless told not to.
         let text: String = blob.0.split_whitespace().collect();
-        let bytes = BLOB
-            .decode(&text)
-            .map_err(|_| anyhow!("expected base64 text as the Enapter CLI prints it"))?;
+        let bytes = BLOB.decode(&text).map_err(|_| anyhow!("expected base64 text as the Enapter CLI prints it"))?;
         let json: serde_json::Value = serde_json::from_slice(&bytes)
             .map_err(|error| anyhow!("expected JSON inside the base64: {}", place_of(&error)))?;
         // Only v1 names a UCM.
@@ -303,8 +301,10 @@ mod tests {
             (change("mqtt_port", json!("secret")), "mqtt_port: expected 1 to 65535, found \"secret\""),
             (change("mqtt_port", json!([1])), "a field has the wrong type; expected texts, and a number for mqtt_port"),
             (change("mqtt_protocol", json!("AMQP")), "mqtt_protocol: expected \"MQTT\" or \"MQTTS\""),
-            (change("mqtt_credentials", json!({"password": "secret"})),
-                "mqtt_credentials: expected private_key, certificate and ca_chain for protocol MQTTS"),
+            (
+                change("mqtt_credentials", json!({"password": "secret"})),
+                "mqtt_credentials: expected private_key, certificate and ca_chain for protocol MQTTS",
+            ),
             (change("hardware_id", json!("a/b")), "hardware_id: expected a text without /, +, # and spaces"),
         ] {
             assert_eq!(Communication::from_blob(&blob).unwrap_err().to_string(), expected);

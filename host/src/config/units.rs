@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::de::{self, Deserialize, Deserializer};
 use serde::Deserialize as DeriveDeserialize;
+use serde::de::{self, Deserialize, Deserializer};
 
 /// A length of time such as "500ms", "5s" or "2h"; never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,13 +120,10 @@ impl Source {
     pub fn read(&self, folder: &Path) -> Result<Secret> {
         let text = match self {
             Source::Value(secret) => secret.0.clone(),
-            Source::Env(name) => {
-                std::env::var(name).with_context(|| format!("reading environment variable {name}"))?
-            }
+            Source::Env(name) => std::env::var(name).with_context(|| format!("reading environment variable {name}"))?,
             Source::File(path) => {
                 let path = folder.join(path);
-                std::fs::read_to_string(&path)
-                    .with_context(|| format!("reading file {}", path.display()))?
+                std::fs::read_to_string(&path).with_context(|| format!("reading file {}", path.display()))?
             }
         };
         Ok(Secret(text.trim().to_owned()))

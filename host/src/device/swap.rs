@@ -47,7 +47,9 @@ pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: Map<Strin
         driver.manifest.check_configuration(given).map_err(|problem| format!("configuration.{problem}"))?;
     for bus in &driver.manifest.driver.requests.modbus {
         if !spec.buses.contains_key(bus) {
-            return Err(format!("it requests the Modbus line {bus:?}; expected grants.modbus.{bus} in the configuration"));
+            return Err(format!(
+                "it requests the Modbus line {bus:?}; expected grants.modbus.{bus} in the configuration"
+            ));
         }
     }
     let limits = Limits::resolve(&spec.limits, &driver.manifest.driver.limits);
@@ -187,7 +189,12 @@ impl Device {
 
     /// Commands and timers that came due since `begin`.
     fn held(&self, begin: Instant) -> u64 {
-        let timer = self.life.instance.as_ref().and_then(Instance::next_due).is_some_and(|due| due <= Instant::now() && due >= begin);
+        let timer = self
+            .life
+            .instance
+            .as_ref()
+            .and_then(Instance::next_due)
+            .is_some_and(|due| due <= Instant::now() && due >= begin);
         u64::try_from(self.inbox.len()).unwrap_or_default() + u64::from(timer)
     }
 

@@ -32,7 +32,8 @@ impl Type {
             Type::Boolean => value.is_boolean(),
             Type::String => value.is_string(),
             Type::Integer => {
-                value.is_i64() || value.as_f64().is_some_and(|float| float.fract() == 0.0 && float.abs() <= EXACT_INTEGER)
+                value.is_i64()
+                    || value.as_f64().is_some_and(|float| float.fract() == 0.0 && float.abs() <= EXACT_INTEGER)
             }
             Type::Float => value.is_number(),
             Type::ArrayOfStrings | Type::Alerts => {

@@ -53,7 +53,11 @@ pub(super) fn parse(text: &str) -> Result<Manifest, String> {
 /// Deserializes the sections one by one, so that an error can name the entry.
 fn blueprint(tree: Map<String, Json>, text: &str) -> Result<Blueprint, String> {
     /// Fails on the first entry of a section that does not parse.
-    fn entries<T: for<'de> Deserialize<'de>>(tree: &Map<String, Json>, section: &str, text: &str) -> Result<(), String> {
+    fn entries<T: for<'de> Deserialize<'de>>(
+        tree: &Map<String, Json>,
+        section: &str,
+        text: &str,
+    ) -> Result<(), String> {
         let Some(Json::Object(entries)) = tree.get(section) else { return Ok(()) };
         for (name, entry) in entries {
             if let Err(error) = serde_path_error::<T>(entry) {
@@ -154,7 +158,10 @@ fn check(manifest: &Manifest) -> Result<(), Problem> {
     let is_name = !driver.name.is_empty()
         && driver.name.len() <= 64
         && driver.name.starts_with(|c: char| c.is_ascii_lowercase())
-        && driver.name.split('-').all(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()));
+        && driver
+            .name
+            .split('-')
+            .all(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()));
     if !is_name {
         let text = format!("expected lower-case words joined by - such as \"power-meter\", found {:?}", driver.name);
         return Err((place(&["driver", "name"]), text));

@@ -43,7 +43,10 @@ impl alerts::Host for State {
             }
         }
         for rejection in &rejected {
-            self.complain(&format!("alert {}", rejection.name), &format!("alert {}: {}", rejection.name, rejection.reason));
+            self.complain(
+                &format!("alert {}", rejection.name),
+                &format!("alert {}: {}", rejection.name, rejection.reason),
+            );
         }
         self.telemetry.statistics.rejected(rejected.len());
         self.telemetry.statistics.alerts(Some(accepted.iter().map(|(id, _)| id.clone()).collect()));

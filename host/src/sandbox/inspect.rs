@@ -113,7 +113,10 @@ mod tests {
             (b"hello", "expected a WebAssembly component, found something else (no \\0asm at its start)"),
             (b"\0asm\x01\0\0\0", "expected a WebAssembly component, found a core module; build for wasm32-wasip2"),
             (b"\0asm\x0d\0\x01\0\x07\xff", "expected a whole WebAssembly component; it is damaged or cut off"),
-            (EMPTY_COMPONENT, "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.0, found nothing"),
+            (
+                EMPTY_COMPONENT,
+                "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.0, found nothing",
+            ),
         ] {
             assert_eq!(inspect(bytes).unwrap_err().to_string(), expected);
         }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, TypedFunc};
 
+use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError, Context};
 use super::contract::sandgate::driver::timers::TimerId;
 use super::contract::{Driver as Bindings, DriverIndices};
-use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError, Context};
 use super::limits::Limits;
 use super::state::State;
 use crate::message::Attribute;
@@ -120,7 +120,10 @@ impl Instance {
     }
 
     /// Calls `handle-command`.
-    pub async fn handle_command(&mut self, command: Command) -> Result<Result<Vec<Attribute>, CommandError>, CallError> {
+    pub async fn handle_command(
+        &mut self,
+        command: Command,
+    ) -> Result<Result<Vec<Attribute>, CommandError>, CallError> {
         self.store.data_mut().command = Some(command.id.clone());
         let result = self
             .call("handle-command", async |bindings, store| {

@@ -101,7 +101,8 @@ impl modbus::HostUnit for State {
     fn open(&mut self, bus: String, unit: u8) -> Outcome<Resource<Unit>> {
         let Some(handle) = self.buses.get(&bus).cloned() else {
             let requested = self.manifest.driver.requests.modbus.contains(&bus);
-            let why = if requested { "is not granted to this device" } else { "is not requested by the driver's manifest" };
+            let why =
+                if requested { "is not granted to this device" } else { "is not requested by the driver's manifest" };
             let text = format!("Modbus line {bus:?} {why}");
             self.complain(&text, &text);
             return Ok(Err(ModbusError::NotGranted(text)));

@@ -43,9 +43,10 @@ impl From<std::io::Error> for NetError {
         match error.kind() {
             ErrorKind::ConnectionRefused => NetError::Refused,
             ErrorKind::TimedOut => NetError::TimedOut,
-            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
-                NetError::Closed
-            }
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof => NetError::Closed,
             _ => NetError::Failed(error.to_string()),
         }
     }

@@ -65,7 +65,12 @@ impl Supervisor {
         }
     }
 
-    fn roll_back(&mut self, device: &str, asked_by: String, reply: oneshot::Sender<Result<crate::receipt::Receipt, String>>) {
+    fn roll_back(
+        &mut self,
+        device: &str,
+        asked_by: String,
+        reply: oneshot::Sender<Result<crate::receipt::Receipt, String>>,
+    ) {
         let handle = match self.running(device) {
             Err(problem) => return drop(reply.send(Err(problem))),
             Ok(handle) => handle.clone(),

@@ -36,8 +36,7 @@ pub(super) fn session(
     let (publisher, status) = watch::channel(SessionStatus::default());
     let refused = Arc::new(Counter::default());
     let address = format!("{}:{}", communication.host, communication.port);
-    let client_id =
-        session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id));
+    let client_id = session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id));
     let waiting = Session {
         name: name.to_owned(),
         cloud: Arc::clone(&cloud),
@@ -90,7 +89,7 @@ impl Supervisor {
                 loaded = Ok(driver);
             }
             let result = match loaded {
-                Ok(driver) => device::prepare(&spec, driver, given).await,
+                Ok(driver) => device::prepare(&spec, driver, given).await.map(Box::new),
                 Err(error) => Err(format!("{error:#}")),
             };
             if let Some(old) = old {
@@ -114,14 +113,14 @@ impl Supervisor {
         }
     }
 
-    fn prepared(&mut self, id: &str, generation: u64, result: Result<Prepared, String>) {
+    fn prepared(&mut self, id: &str, generation: u64, result: Result<Box<Prepared>, String>) {
         let Some(entry) = self.devices.get(id).filter(|entry| entry.generation == generation) else { return };
         let started = match result {
             Ok(prepared) => {
                 let spec = Arc::new(self.specification(id, &entry.config, &entry.statistics));
                 self.memory.running(id, &prepared.driver);
                 let (journal, receipts) = (Arc::clone(&self.journal), Arc::clone(&self.receipts));
-                Ok(DeviceHandle::start(spec, prepared, journal, receipts))
+                Ok(DeviceHandle::start(spec, *prepared, journal, receipts))
             }
             Err(problem) => Err(problem),
         };

@@ -1,1 +1,150 @@
 //! Driver for Schneider Electric PM2100 power meters.
+//!
+//! Owns when the meter is polled, what the cloud hears and what survives a
+//! swap. Only ever reads: it changes nothing in the meter.
+
+mod config;
+mod identity;
+mod problem;
+mod readings;
+
+use std::time::Duration;
+
+use sandgate_driver::modbus::{ModbusError, Unit};
+use sandgate_driver::{
+    Attribute, Configuration, Context, Driver, Error, Sample, TimerId, alerts, debug, export, info, publish_properties,
+    timers, warning,
+};
+
+use config::Config;
+use identity::{Identity, Memory};
+use problem::describe;
+
+/// The line's name under `driver.requests.modbus` in the manifest.
+const LINE: &str = "line";
+/// How often the properties are repeated.
+const PROPERTIES_EVERY: Duration = Duration::from_secs(30);
+/// The host calls for it once the present call is over: `start` stays free of
+/// waiting, so that a swap takes no longer than the switch itself.
+const AT_ONCE: Duration = Duration::from_millis(1);
+
+/// One power meter.
+struct PowerMeter {
+    config: Config,
+    unit: Unit,
+    poll: TimerId,
+    properties: TimerId,
+    /// A single call for the properties, before their turn.
+    properties_soon: Option<TimerId>,
+    identity: Option<Identity>,
+    /// How the last poll ended; none before the first.
+    answers: Option<bool>,
+}
+
+impl Driver for PowerMeter {
+    fn start(context: Context) -> Result<Self, Error> {
+        let config: Config = context.configuration.read()?;
+        let unit = open(&config)?;
+        let poll = begin_polling(&config)?;
+        let properties = timers::every(PROPERTIES_EVERY)?;
+        let identity = context.restored.and_then(|state| Memory::unpack(&state, config.connection.unit));
+        let meter = PowerMeter { config, unit, poll, properties, properties_soon: None, identity, answers: None };
+        meter.publish()?;
+        Ok(meter)
+    }
+
+    fn on_timer(&mut self, timer: TimerId) -> Result<(), Error> {
+        if timer == self.properties || self.properties_soon.take_if(|soon| *soon == timer).is_some() {
+            self.identify();
+            return self.publish();
+        }
+        self.poll()
+    }
+
+    fn configure(&mut self, configuration: Configuration) -> Result<(), Error> {
+        // All that can fail comes first: after an error the old configuration goes on.
+        let config: Config = configuration.read()?;
+        let unit = open(&config)?;
+        let poll = begin_polling(&config)?;
+        timers::cancel(self.poll);
+        if config.connection.unit != self.config.connection.unit {
+            self.identity = None;
+        }
+        (self.config, self.unit, self.poll, self.answers) = (config, unit, poll, None);
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        Memory::pack(self.config.connection.unit, self.identity.as_ref())
+    }
+}
+
+impl PowerMeter {
+    /// Reads all quantities and sends them; a silent meter is no error of the driver.
+    fn poll(&mut self) -> Result<(), Error> {
+        let mut attributes: Vec<Attribute> = Vec::new();
+        for block in &readings::BLOCKS {
+            match self.unit.holding(block.first, block.count()) {
+                Ok(registers) => attributes.extend(block.decode(&registers, self.config.meter.scale_kilo)?),
+                Err(error) => return self.lost(&error),
+            }
+        }
+        self.found(attributes)
+    }
+
+    fn found(&mut self, attributes: Vec<Attribute>) -> Result<(), Error> {
+        let before = self.answers.replace(true);
+        if before == Some(false) {
+            info!("the meter answers again");
+            // It may be another one by now.
+            self.identity = None;
+        }
+        if before != Some(true) && self.identity.is_none() {
+            self.properties_soon = Some(timers::after(AT_ONCE)?);
+        }
+        alerts::set(&[]).map_err(|rejected| format!("{rejected:?}"))?;
+        let sample = Sample::new().with("status", "ok").with("conn_alerts", Vec::<String>::new());
+        Ok(sample.with_all(attributes).send()?)
+    }
+
+    fn lost(&mut self, error: &ModbusError) -> Result<(), Error> {
+        if let ModbusError::NotGranted(text) | ModbusError::InvalidArgument(text) = error {
+            return Err(text.into());
+        }
+        if self.answers.replace(false) != Some(false) {
+            warning!("the meter cannot be read: {}", describe(error));
+        }
+        alerts::unknown();
+        let sample = Sample::new().with("status", "conn_error");
+        Ok(sample.with("conn_alerts", vec!["communication_failed".to_owned()]).send()?)
+    }
+
+    /// Asks the meter who it is, unless that is known. Best effort: the next
+    /// turn of the properties tries again.
+    fn identify(&mut self) {
+        if self.identity.is_some() || self.answers != Some(true) {
+            return;
+        }
+        match Identity::read(&self.unit) {
+            Ok(identity) => self.identity = Some(identity),
+            Err(error) => debug!("reading the model: {}", describe(&error)),
+        }
+    }
+
+    fn publish(&self) -> Result<(), Error> {
+        Ok(publish_properties(&identity::properties(self.identity.as_ref()))?)
+    }
+}
+
+fn open(config: &Config) -> Result<Unit, Error> {
+    Unit::open(LINE, config.connection.unit).map_err(|error| describe(&error).into())
+}
+
+/// Sets the timer of the poll, and a single one for a first poll now.
+fn begin_polling(config: &Config) -> Result<TimerId, Error> {
+    let poll = timers::every(config.connection.poll())?;
+    timers::after(AT_ONCE)?;
+    Ok(poll)
+}
+
+export!(PowerMeter);

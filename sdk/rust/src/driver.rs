@@ -104,7 +104,9 @@ impl Command {
 /// Makes the result of a command from a struct or a map.
 pub fn result<T: Serialize>(value: &T) -> Result<Vec<Attribute>, CommandError> {
     match serde_json::to_value(value) {
-        Ok(Json::Object(fields)) => Ok(fields.into_iter().map(|(name, value)| Attribute { name, value: value_of(value) }).collect()),
+        Ok(Json::Object(fields)) => {
+            Ok(fields.into_iter().map(|(name, value)| Attribute { name, value: value_of(value) }).collect())
+        }
         Ok(Json::Null) => Ok(Vec::new()),
         Ok(other) => Ok(vec![Attribute { name: "result".into(), value: value_of(other) }]),
         Err(error) => Err(CommandError::Failed(error.to_string())),

@@ -35,7 +35,9 @@ impl<E: fmt::Display> From<E> for Error {
 impl From<ModbusError> for CommandError {
     fn from(error: ModbusError) -> Self {
         match error {
-            ModbusError::TimedOut | ModbusError::Unavailable(_) => CommandError::DeviceUnreachable(describe_modbus(&error)),
+            ModbusError::TimedOut | ModbusError::Unavailable(_) => {
+                CommandError::DeviceUnreachable(describe_modbus(&error))
+            }
             ModbusError::Busy => CommandError::Busy(describe_modbus(&error)),
             ModbusError::InvalidArgument(text) => CommandError::InvalidArgument(text),
             other => CommandError::Failed(describe_modbus(&other)),

@@ -1,0 +1,129 @@
+//! Commands: progress, results, errors, duplicates, crashes, the gateway's own.
+
+use serde_json::json;
+
+use crate::harness::{Broker, Gateway, Observer, fixture};
+
+const DEVICES: &str = "
+[devices.echo1]
+driver = 'echo.wasm'
+configuration.main.interval_ms = 50
+[devices.stuck]
+driver = 'hostile.wasm'
+configuration.main.act = 'sleep in handle-command'
+limits.call = '1h'
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_answered_once_with_progress_and_typed_errors() {
+    for broker in Broker::all() {
+        eprintln!("broker: {}", broker.name);
+        let observer = Observer::connect(broker.port).await;
+        let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
+        gateway.start(broker.port, DEVICES);
+        observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
+
+        let request = json!({"id": "c1", "name": "echo", "arguments": {"text": "hi", "number": 100}});
+        let answer = observer.command("s--echo1", request.clone()).await;
+        let expected = json!({"id": "c1", "state": "completed", "payload": {"number": 100, "text": "hi"}});
+        assert_eq!(answer, expected);
+        let responses = "v1/from/S01/s--echo1/v1/command/responses";
+        let log = observer.find("the progress", |m| m.on(responses).filter(|r| r["state"] == "log")).await;
+        assert_eq!(log, json!({"id": "c1", "state": "log", "payload": {"message": "echoing"}}));
+        // The same id again: the same answer, and the driver is not called.
+        let calls = gateway.device("echo1")["commands"].clone();
+        assert_eq!(observer.command("s--echo1", request).await, expected);
+        assert_eq!(gateway.device("echo1")["commands"], calls);
+
+        for (name, arguments, code, message) in [
+            ("echo", json!({}), "invalid-argument", "text: is required; expected string"),
+            ("echo", json!({"text": 1}), "invalid-argument", "text: expected string, found 1"),
+            ("echo", json!({"text": "", "number": 101}), "invalid-argument", "number: expected at most 100, found 101"),
+            ("echo", json!({"text": "", "number": -1}), "invalid-argument", "number: expected at least 0, found -1"),
+            ("echo", json!({"text": "", "number": 1.5}), "invalid-argument", "number: expected integer, found 1.5"),
+            (
+                "echo",
+                json!({"text": "", "x": 1}),
+                "invalid-argument",
+                "x: is not declared; expected one of number, text",
+            ),
+            (
+                "fly",
+                json!({}),
+                "unsupported",
+                "no command \"fly\"; expected one of \"alert\", \"count\", \"echo\", \"refuse\", \"store\"",
+            ),
+            ("refuse", json!({}), "busy", "not today"),
+        ] {
+            let id = format!("{name} {arguments}");
+            let answer = observer.command("s--echo1", json!({"id": id, "name": name, "arguments": arguments})).await;
+            let payload = json!({"code": code, "message": message});
+            assert_eq!(answer, json!({"id": id, "state": "error", "payload": payload}), "{id}");
+        }
+        assert_eq!(
+            gateway.json(&["command", "echo1", "echo", "text=1", "number=3"])["error"],
+            "text: expected string, found 1"
+        );
+        let output = gateway.cli(&["command", "echo1", "echo", "text=yes"]);
+        assert_eq!(
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).trim()),
+            (Some(0), "number: 7\ntext: \"yes\"")
+        );
+        assert_eq!(gateway.cli(&["command", "nobody", "echo"]).status.code(), Some(1));
+        assert_eq!(gateway.cli(&["command"]).status.code(), Some(2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_a_kill_interrupts_is_answered_and_never_run_twice() {
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
+    gateway.start(broker.port, DEVICES);
+    observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
+
+    let request = json!({"id": "k1", "name": "act"});
+    observer.publish("v1/to/S01/s--stuck/v1/command/requests", &request.to_string()).await;
+    gateway.wait_for_device("stuck", "the command to run", |device| (device["commands"] == 1).then_some(()));
+    gateway.kill();
+    let mark = observer.mark();
+    gateway.restart();
+    let answer = observer
+        .find_after(mark, "the answer after the kill", |m| m.on("v1/from/S01/s--stuck/v1/command/responses"))
+        .await;
+    assert_eq!((&answer["id"], &answer["state"]), (&json!("k1"), &json!("error")));
+    let text = "interrupted by a restart of the gateway; the state of the device is unknown";
+    assert_eq!(answer["payload"]["message"], text);
+    gateway.wait_for_device("stuck", "the device to run", |device| (device["phase"] == "running").then_some(()));
+    assert_eq!(observer.command("s--stuck", request).await["payload"]["message"], text);
+    assert_eq!(gateway.device("stuck")["commands"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_lists_restarts_and_swaps_on_command() {
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
+    gateway.start(broker.port, DEVICES);
+    observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
+
+    let list = observer.command("s", json!({"id": "g1", "name": "list_devices"})).await;
+    let devices = list["payload"]["devices"].as_array().unwrap();
+    assert_eq!(
+        (&devices[0]["id"], &devices[0]["phase"], &devices[0]["driver"]),
+        (&json!("echo1"), &json!("running"), &json!("echo"))
+    );
+    let mark = observer.mark();
+    let restarted =
+        observer.command("s", json!({"id": "g2", "name": "restart_device", "arguments": {"device": "echo1"}})).await;
+    assert_eq!(restarted["state"], "completed");
+    observer
+        .find_after(mark, "a count from one", |m| m.on("v1/from/S01/s--echo1/v1/telemetry").filter(|t| t["count"] == 1))
+        .await;
+    let swapped =
+        observer.command("s", json!({"id": "g3", "name": "swap_driver", "arguments": {"device": "echo1"}})).await;
+    assert!(swapped["payload"]["receipt"].as_str().unwrap().starts_with("swapped echo 1.0.0"), "{swapped}");
+    let unknown =
+        observer.command("s", json!({"id": "g4", "name": "restart_device", "arguments": {"device": "x"}})).await;
+    assert_eq!(unknown["payload"]["message"], "no device \"x\"; expected one of: echo1, stuck");
+}

@@ -1,0 +1,52 @@
+//! Drivers in other languages: the contract must not be shaped by Rust.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::harness::{Broker, Gateway, Observer, SANDGATE, have, must, root};
+
+/// Builds a fixture with its own toolchain and embeds its manifest.
+fn build(name: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, driver) = (folder.path().join("raw.wasm"), folder.path().join("driver.wasm"));
+    let source = root().join("tests/fixtures").join(name);
+    must(Command::new("sh").arg(source.join("build.sh")).arg(&raw));
+    must(Command::new(SANDGATE).arg("build").arg(&source).arg("--component").arg(&raw).arg("--output").arg(&driver));
+    std::fs::read(driver).unwrap()
+}
+
+async fn check(name: &str, language: &str) {
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("driver.wasm", build(name))]);
+    gateway.start(broker.port, "[devices.hello]\ndriver = 'driver.wasm'\n");
+    gateway.wait_for_log(&format!("hello from {language}"));
+    let properties = observer.find("properties", |m| m.on("v1/from/S01/s--hello/v1/properties")).await;
+    assert!(properties["language"].as_str().unwrap().to_lowercase().contains(language));
+    let sample =
+        observer.find("a sample", |m| m.on("v1/from/S01/s--hello/v1/telemetry").filter(|t| t["count"] == 3)).await;
+    assert_eq!((&sample["ratio"], sample["label"].is_string()), (&json!(0.5), true));
+    let request = json!({"id": "1", "name": "echo", "arguments": {"text": "grüße"}});
+    let answer = observer.command("s--hello", request).await;
+    assert_eq!(answer, json!({"id": "1", "state": "completed", "payload": {"text": "grüße"}}));
+    let log = observer
+        .find("the progress", |m| m.on("v1/from/S01/s--hello/v1/command/responses").filter(|r| r["state"] == "log"))
+        .await;
+    assert_eq!(log["payload"]["message"], "echoing");
+    assert_eq!(gateway.device("hello")["crashes"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_in_python_sends_telemetry_and_answers_a_command() {
+    if have("python3") {
+        check("hello-python", "python").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_in_javascript_sends_telemetry_and_answers_a_command() {
+    if have("npm") {
+        check("hello-js", "javascript").await;
+    }
+}

@@ -1,0 +1,17 @@
+//! End-to-end tests: the real program with real guests, brokers and devices.
+//!
+//! Nothing sleeps to wait for something; `harness` waits for the thing itself
+//! and gives up after a minute with all that was seen.
+
+mod harness;
+
+mod commands;
+mod hostile;
+mod languages;
+mod modbus;
+mod reload;
+mod swap;
+mod tidy;
+mod tls;
+mod toolchain;
+mod wire;

@@ -1,0 +1,157 @@
+//! Shared Modbus lines: the three drivers against the simulated site, and the
+//! meter against a server that others wrote.
+
+use std::io::BufRead;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value as Json, json};
+
+use crate::harness::{Broker, Gateway, Observer, SANDGATE, have, must, root};
+
+/// A driver of plugins/, built by the program itself.
+fn plugin(name: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("driver.wasm");
+    let source = root().join("plugins").join(name);
+    must(Command::new(SANDGATE).arg("build").arg(source).arg("--output").arg(&file));
+    std::fs::read(file).unwrap()
+}
+
+struct Server {
+    process: Child,
+    port: u16,
+    values: Json,
+}
+
+impl Server {
+    /// Starts tests/servers/modbus_device.py.
+    fn start(arguments: &[&str]) -> Server {
+        let tools = root().join("target/tools");
+        must(Command::new("sh").arg(root().join("tests/servers/install.sh")).arg(&tools));
+        let mut process = Command::new(tools.join("pymodbus/bin/python"))
+            .arg(root().join("tests/servers/modbus_device.py"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(process.stdout.take().unwrap()).lines();
+        let port = lines.next().unwrap().unwrap().strip_prefix("listening ").unwrap().parse().unwrap();
+        let values = lines.next().unwrap().unwrap();
+        let values = serde_json::from_str(values.strip_prefix("values ").unwrap()).unwrap();
+        Server { process, port, values }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn meter(id: &str, unit: u8) -> String {
+    format!(
+        "[devices.{id}]\ndriver = 'meter.wasm'\nconfiguration.connection.unit = {unit}\n\
+         configuration.connection.poll_ms = 200\ngrants.modbus.line = 'field'\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_line() {
+    if !have("python3") {
+        return;
+    }
+    let server = Server::start(&["--unit", "1", "--unit", "7", "--silent", "9"]);
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let devices = format!(
+        "[buses.field]\nkind = 'modbus-tcp'\naddress = '127.0.0.1:{}'\ntimeout = '300ms'\n{}{}{}",
+        server.port,
+        meter("first", 1),
+        meter("seventh", 7),
+        meter("dead", 9),
+    );
+    let mut gateway = Gateway::prepare(&[("meter.wasm", plugin("power-meter-pm2100"))]);
+    gateway.start(broker.port, &devices);
+    for id in ["first", "seventh"] {
+        let topic = format!("v1/from/S01/s--{id}/v1/telemetry");
+        let sample = observer.find("a sample", |m| m.on(&topic).filter(|t| t["total_power"].is_number())).await;
+        for name in ["ac_l1_current", "ac_l2_voltage", "ac_frequency"] {
+            assert_eq!(sample[name], server.values[name], "{name}");
+        }
+        // The meter counts in kW and kWh.
+        for name in ["total_power", "ac_l3_power", "energy_total"] {
+            assert_eq!(sample[name].as_f64().unwrap(), server.values[name].as_f64().unwrap() * 1000.0, "{name}");
+        }
+        assert_eq!((&sample["status"], &sample["alerts"]), (&json!("ok"), &json!([])));
+        let topic = format!("v1/from/S01/s--{id}/v1/properties");
+        let properties = observer.find("properties", |m| m.on(&topic)).await;
+        assert_eq!(properties["model"], server.values["model"]);
+    }
+    let dead = observer
+        .find("the state of the dead meter", |m| {
+            m.on("v1/from/S01/s--dead/v1/telemetry").filter(|t| t["status"] == "conn_error")
+        })
+        .await;
+    assert_eq!((&dead["alerts"], &dead["conn_alerts"]), (&Json::Null, &json!(["communication_failed"])));
+    gateway.wait_for_log("does not answer; asking less often");
+    let before = gateway.device("first")["samples"].as_u64().unwrap();
+    let dead = gateway.device("dead")["samples"].as_u64().unwrap();
+    gateway.wait_for_samples("first", before + 20);
+    // Both were due equally often; in its quarantine the dead one takes no time of the line.
+    assert!(gateway.device("dead")["samples"].as_u64().unwrap() >= dead);
+    assert_eq!(gateway.device("dead")["crashes"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_shows_four_healthy_devices_and_obeys() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut demo = Command::new(SANDGATE)
+        .args(["demo", "--plain", "--seconds", "600", "--folder", "demo"])
+        .arg("--plugins")
+        .arg(root().join("plugins"))
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let cli = |arguments: &[&str]| {
+        Command::new(SANDGATE)
+            .args(arguments)
+            .args(["--state", "demo/state", "--json"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap()
+    };
+    let device = |id: &str| -> Option<Json> {
+        let status: Json = serde_json::from_slice(&cli(&["devices"]).stdout).ok()?;
+        status["devices"].as_array()?.iter().find(|device| device["id"] == id).cloned()
+    };
+    let healthy = |id: &str| {
+        crate::harness::until(&format!("{id} to be healthy, now {:?}", device(id)), || {
+            device(id).filter(|device| {
+                device["phase"] == "running" && device["alerts"] == json!([]) && device["samples"].as_u64() > Some(1)
+            })
+        })
+    };
+    for id in ["house_meter", "heat_pump_meter", "inverter", "lamp"] {
+        let report = healthy(id);
+        assert_eq!(
+            (&report["rejected"], &report["errors"], &report["crashes"]),
+            (&json!(0), &json!(0), &json!(0)),
+            "{report:#}"
+        );
+    }
+    assert!(device("inverter").unwrap()["telemetry"]["battery_soc"].is_number());
+    assert_eq!(device("lamp").unwrap()["telemetry"]["status"], "on");
+
+    assert!(cli(&["command", "lamp", "turn_off"]).status.success());
+    crate::harness::until("the lamp to go off", || (device("lamp")?["telemetry"]["status"] == "off").then_some(()));
+    let set = cli(&["command", "inverter", "set_max_charge_current", "amps=60"]);
+    assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    let settings: Json = serde_json::from_slice(&cli(&["command", "inverter", "read_settings"]).stdout).unwrap();
+    assert!(settings.to_string().contains("60"), "{settings}");
+    must(Command::new("kill").args(["-INT", &demo.id().to_string()]));
+    assert!(demo.wait().unwrap().success());
+}

@@ -1,0 +1,58 @@
+//! A driver author's way: new, build, check, blueprint, run.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value as Json;
+
+use crate::harness::{Broker, Gateway, Observer, SANDGATE, fixture, must};
+
+fn sandgate(folder: &std::path::Path, arguments: &[&str]) -> Output {
+    Command::new(SANDGATE).args(arguments).current_dir(folder).stdin(Stdio::null()).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_driver_builds_checks_and_runs_as_it_is() {
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[]);
+    let folder = gateway.folder.path().to_owned();
+    assert!(sandgate(&folder, &["new", "my-sensor"]).status.success());
+    assert_eq!(sandgate(&folder, &["new", "my-sensor"]).status.code(), Some(1));
+    assert_eq!(sandgate(&folder, &["new", "My Sensor"]).status.code(), Some(1));
+    must(Command::new(SANDGATE).args(["build", "my-sensor"]).current_dir(&folder));
+    let check: Json =
+        serde_json::from_slice(&sandgate(&folder, &["check", "my-sensor/my-sensor.wasm", "--json"]).stdout).unwrap();
+    assert_eq!((&check["name"], &check["wit_version"]), (&Json::from("my-sensor"), &Json::from("0.1.0")));
+    gateway.start(broker.port, "[devices.mine]\ndriver = 'my-sensor/my-sensor.wasm'\n");
+    observer.find("its telemetry", |m| m.on("v1/from/S01/s--mine/v1/telemetry")?["temperature"].as_f64()).await;
+    let answer = gateway.cli(&["command", "mine", "identify", "name=you"]);
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "greeting: \"hello you\"");
+    let lines = std::fs::read_to_string(folder.join("my-sensor/src/lib.rs")).unwrap();
+    assert!(lines.contains("impl Driver for Thermometer"));
+}
+
+#[test]
+fn a_working_driver_fits_into_twenty_lines() {
+    let readme = std::fs::read_to_string(crate::harness::root().join("sdk/rust/README.md")).unwrap();
+    let example = readme.split("```rust").nth(1).unwrap().split("```").next().unwrap();
+    assert!(example.trim().lines().count() <= 20 && example.contains("export!("), "{example}");
+}
+
+#[test]
+fn blueprints_leave_out_what_only_the_gateway_needs() {
+    let gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
+    gateway.configure(1, "[devices.a]\ndriver = 'echo.wasm'\n[devices.b]\ndriver = 'echo.wasm'\ntype = 'other'\n");
+    let clean = String::from_utf8(gateway.cli(&["blueprint", "echo.wasm"]).stdout).unwrap();
+    assert!(clean.contains("blueprint_spec: device/3.0") && !clean.contains("driver:"), "{clean}");
+    let parent = String::from_utf8(gateway.cli(&["blueprint", "--parent", "gateway.toml"]).stdout).unwrap();
+    assert!(parent.contains("\nchildren:\n  echo:\n") && parent.contains("\n  other:\n"), "{parent}");
+    let check = String::from_utf8(gateway.cli(&["run", "--check", "gateway.toml"]).stdout).unwrap();
+    assert_eq!(check, "a: echo 1.0.0 is fine\nb: echo 1.0.0 is fine\n");
+    let completions = gateway.cli(&["completions", "bash"]);
+    assert!(String::from_utf8_lossy(&completions.stdout).contains("sandgate"));
+    for arguments in [&["check", "nothing.wasm"][..], &["run", "nothing.toml"], &["devices"]] {
+        let output = gateway.cli(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: "));
+    }
+}
