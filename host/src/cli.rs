@@ -157,6 +157,11 @@ pub enum Outcome {
 }
 
 impl Cli {
+    /// Whether JSON is asked for, also for an error.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
     /// Carries out the command.
     pub async fn run(self) -> Result<Outcome> {
         let json = self.json;

@@ -177,6 +177,7 @@ impl DeviceHandle {
         let first_status =
             DeviceStatus { phase: Phase::Running, driver: Arc::clone(&first.driver), watching: false, problem: None };
         let (publisher, status) = watch::channel(first_status);
+        let obituary = publisher.clone();
         let life = Life {
             instance: Some(first.instance),
             since: Instant::now(),
@@ -198,7 +199,16 @@ impl DeviceHandle {
             receipts,
             status: publisher,
         };
-        tokio::spawn(device.run());
+        tokio::spawn(async move {
+            // A bug in this program must not end a device in silence.
+            if let Err(error) = tokio::spawn(device.run()).await {
+                tracing::error!("a device task ended: {error}");
+                obituary.send_modify(|status| {
+                    status.phase = Phase::Failed;
+                    status.problem = Some("a bug in the gateway ended it; restart the gateway".into());
+                });
+            }
+        });
         DeviceHandle { spec, status, inbox }
     }
 

@@ -60,10 +60,8 @@ async fn commands_are_answered_once_with_progress_and_typed_errors() {
             let payload = json!({"code": code, "message": message});
             assert_eq!(answer, json!({"id": id, "state": "error", "payload": payload}), "{id}");
         }
-        assert_eq!(
-            gateway.json(&["command", "echo1", "echo", "text=1", "number=3"])["error"],
-            "text: expected string, found 1"
-        );
+        let failed = gateway.json(&["command", "echo1", "echo", "text=1", "number=3"]);
+        assert_eq!(failed["error"], "text: expected string, found 1");
         let output = gateway.cli(&["command", "echo1", "echo", "text=yes"]);
         assert_eq!(
             (output.status.code(), String::from_utf8_lossy(&output.stdout).trim()),

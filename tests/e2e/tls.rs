@@ -39,7 +39,7 @@ async fn a_blob_with_certificates_connects_to_a_private_ca_whatever_the_name() {
     let plain = free_port();
     let lines = format!(
         "allow_anonymous true\ncafile FOLDER/ca\ncertfile FOLDER/cert\nkeyfile FOLDER/key\nrequire_certificate true\n\
-         listener {plain} 127.0.0.1"
+         listener {plain} 127.0.0.1\nallow_anonymous true"
     );
     let files = [("ca", papers.ca.as_str()), ("cert", &papers.server.0), ("key", &papers.server.1)];
     let broker = Broker::mosquitto(&lines, &files);

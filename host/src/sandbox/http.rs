@@ -35,6 +35,8 @@ impl Client {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
+        // The first one in the process counts; all are the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
