@@ -173,6 +173,7 @@ pub struct Observer {
 
 impl Observer {
     pub async fn connect(port: u16) -> Observer {
+        until("the broker to listen", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         let mut options = MqttOptions::new(format!("observer-{}", fastrand::u32(..)), "127.0.0.1", port);
         options.set_max_packet_size(8 << 20, 8 << 20);
         let (client, mut events) = AsyncClient::new(options, 1000);

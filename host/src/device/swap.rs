@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json};
 use super::{Device, Life, Specification};
 use crate::message::now;
 use crate::receipt::{DriverName, Outcome, Receipt};
-use crate::sandbox::contract::exports::sandgate::driver::device_driver::StartReason;
+use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
 use crate::sandbox::{Driver, Instance, Limits};
 
 /// A new driver has so long to take over, beside the limits of each call.
@@ -27,6 +27,19 @@ pub struct Prepared {
     pub driver: Arc<Driver>,
     pub(super) instance: Instance,
     pub(super) configuration: String,
+}
+
+impl Prepared {
+    /// Starts the instance without a device task around it, to measure calls.
+    pub async fn into_started(mut self, device: &str) -> Result<Instance, String> {
+        let context = Context {
+            device_id: device.to_owned(),
+            configuration: self.configuration,
+            reason: StartReason::FirstStart,
+        };
+        self.instance.start(context).await.map_err(|error| error.to_string())??;
+        Ok(self.instance)
+    }
 }
 
 /// The driver before a swap, paused, while the new one proves itself.
