@@ -243,7 +243,7 @@ async fn swaps() {
     let drivers = [driver(&sandbox, "bench", "1.0.0").await, driver(&sandbox, "bench", "1.0.1").await];
     let outbox = outbox(1 << 30);
     let spec = specification("bench", &outbox);
-    let configuration = json!({"interval_ms": 1.0});
+    let configuration = json!({"interval_ms": 1.0, "burst": 4});
     let handle = start(&spec, &drivers[0], configuration.clone()).await;
     let given = json!({ "main": configuration }).as_object().unwrap().clone();
     let mut pauses = Vec::new();

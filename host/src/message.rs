@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde_json::{Map, Value as Json};
 
 pub use crate::sandbox::contract::exports::sandgate::driver::device_driver::CommandError;
@@ -168,8 +169,8 @@ pub struct CommandRequest {
 pub struct Publication {
     /// The MQTT topic.
     pub topic: String,
-    /// The MQTT payload.
-    pub payload: Vec<u8>,
+    /// The MQTT payload; clones share it.
+    pub payload: Bytes,
 }
 
 /// The code of a command error, the same on every cloud.

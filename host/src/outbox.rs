@@ -58,14 +58,13 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct Queue {
-    entries: BTreeMap<Sequence, Entry>,
+    entries: Entries,
     /// Unsent entries of each device, in order; may hold dropped ones.
     devices: HashMap<DeviceId, VecDeque<Sequence>>,
     /// Devices with unsent entries, in turn.
     turns: VecDeque<DeviceId>,
     /// Entries of class `Stream` in order; may hold delivered ones.
     streams: VecDeque<Sequence>,
-    next: Sequence,
     stats: Stats,
 }
 
@@ -138,10 +137,82 @@ impl Entry {
     }
 }
 
+/// Entries by their number. Stream entries come and go in order, so slots that
+/// are counted from the first one beat a map; the few others would hold that
+/// first slot for long, and live in a map.
+#[derive(Debug, Default)]
+struct Entries {
+    first: Sequence,
+    streams: VecDeque<Option<Entry>>,
+    kept: BTreeMap<Sequence, Entry>,
+}
+
+impl Entries {
+    /// The number of the next entry.
+    fn next(&self) -> Sequence {
+        self.first + self.streams.len() as Sequence
+    }
+
+    fn push(&mut self, entry: Entry) {
+        match entry.class {
+            Class::Stream => self.streams.push_back(Some(entry)),
+            Class::Keep => {
+                self.kept.insert(self.next(), entry);
+                self.streams.push_back(None);
+            }
+        }
+    }
+
+    fn slot(&self, sequence: Sequence) -> Option<usize> {
+        usize::try_from(sequence.checked_sub(self.first)?).ok()
+    }
+
+    fn get(&self, sequence: Sequence) -> Option<&Entry> {
+        let stream = self.slot(sequence).and_then(|slot| self.streams.get(slot)?.as_ref());
+        stream.or_else(|| self.kept.get(&sequence))
+    }
+
+    fn get_mut(&mut self, sequence: Sequence) -> Option<&mut Entry> {
+        let slot = self.slot(sequence);
+        let stream = slot.and_then(|slot| self.streams.get_mut(slot)?.as_mut());
+        stream.or_else(|| self.kept.get_mut(&sequence))
+    }
+
+    fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
+        let slot = self.slot(sequence);
+        let entry = slot.and_then(|slot| self.streams.get_mut(slot)?.take());
+        while self.streams.front().is_some_and(Option::is_none) {
+            self.streams.pop_front();
+            self.first += 1;
+        }
+        entry.or_else(|| self.kept.remove(&sequence))
+    }
+
+    /// The oldest entry that is no stream entry.
+    fn oldest_kept(&self) -> Option<Sequence> {
+        self.kept.keys().next().copied()
+    }
+
+    /// Marks all as unsent and lists them in order, with their devices.
+    fn rewind(&mut self) -> Vec<(Sequence, DeviceId)> {
+        let numbered = (self.first..).zip(&mut self.streams);
+        let streams = numbered.filter_map(|(sequence, slot)| Some((sequence, slot.as_mut()?)));
+        let kept = self.kept.iter_mut().map(|(sequence, entry)| (*sequence, entry));
+        let mut all: Vec<_> = streams
+            .chain(kept)
+            .map(|(sequence, entry)| {
+                entry.sent = false;
+                (sequence, entry.device.clone())
+            })
+            .collect();
+        all.sort_unstable_by_key(|(sequence, _)| *sequence);
+        all
+    }
+}
+
 impl Queue {
     fn append(&mut self, entry: Entry) {
-        let sequence = self.next;
-        self.next += 1;
+        let sequence = self.entries.next();
         self.stats.appended += 1;
         self.stats.waiting += 1;
         self.stats.bytes += entry.cost();
@@ -153,20 +224,20 @@ impl Queue {
             self.turns.push_back(entry.device.clone());
         }
         unsent.push_back(sequence);
-        self.entries.insert(sequence, entry);
+        self.entries.push(entry);
     }
 
     fn next(&mut self) -> Option<(Sequence, Publication)> {
         while let Some(device) = self.turns.pop_front() {
             let Some(unsent) = self.devices.get_mut(&device) else { continue };
             let found = std::iter::from_fn(|| unsent.pop_front())
-                .find(|sequence| self.entries.get(sequence).is_some_and(|entry| !entry.sent));
+                .find(|sequence| self.entries.get(*sequence).is_some_and(|entry| !entry.sent));
             if unsent.is_empty() {
                 self.devices.remove(&device);
             } else {
                 self.turns.push_back(device);
             }
-            let entry = found.and_then(|sequence| Some((sequence, self.entries.get_mut(&sequence)?)));
+            let entry = found.and_then(|sequence| Some((sequence, self.entries.get_mut(sequence)?)));
             if let Some((sequence, entry)) = entry {
                 entry.sent = true;
                 return Some((sequence, entry.publication.clone()));
@@ -176,11 +247,11 @@ impl Queue {
     }
 
     fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
-        let entry = self.entries.remove(&sequence)?;
+        let entry = self.entries.remove(sequence)?;
         self.stats.waiting -= 1;
         self.stats.bytes -= entry.cost();
         // Delivery is nearly in order, so this stays short.
-        while self.streams.front().is_some_and(|first| !self.entries.contains_key(first)) {
+        while self.streams.front().is_some_and(|first| self.entries.get(*first).is_none()) {
             self.streams.pop_front();
         }
         Some(entry)
@@ -195,7 +266,7 @@ impl Queue {
     fn drop_old(&mut self, now: Time, age: Duration) {
         let age = Time::try_from(age.as_millis()).unwrap_or(Time::MAX);
         while let Some(first) = self.streams.front().copied() {
-            match self.entries.get(&first) {
+            match self.entries.get(first) {
                 Some(entry) if now.saturating_sub(entry.time) <= age => break,
                 Some(_) => self.drop_entry(first),
                 None => {
@@ -207,7 +278,7 @@ impl Queue {
 
     fn drop_for_room(&mut self, bytes: usize) {
         while self.stats.bytes > bytes {
-            let oldest = self.streams.front().copied().or_else(|| self.entries.keys().next().copied());
+            let oldest = self.streams.front().copied().or_else(|| self.entries.oldest_kept());
             let Some(oldest) = oldest else { break };
             self.drop_entry(oldest);
             if self.streams.front() == Some(&oldest) {
@@ -219,13 +290,12 @@ impl Queue {
     fn rewind(&mut self) {
         self.turns.clear();
         self.devices.clear();
-        for (sequence, entry) in &mut self.entries {
-            entry.sent = false;
-            let unsent = self.devices.entry(entry.device.clone()).or_default();
+        for (sequence, device) in self.entries.rewind() {
+            let unsent = self.devices.entry(device.clone()).or_default();
             if unsent.is_empty() {
-                self.turns.push_back(entry.device.clone());
+                self.turns.push_back(device);
             }
-            unsent.push_back(*sequence);
+            unsent.push_back(sequence);
         }
     }
 }
@@ -239,7 +309,7 @@ mod tests {
     }
 
     fn append(outbox: &Outbox, device: &str, class: Class, time: Time, text: &str) {
-        let publication = Publication { topic: text.into(), payload: Vec::new() };
+        let publication = Publication { topic: text.into(), payload: bytes::Bytes::new() };
         outbox.append(&DeviceId::new(device), class, time, publication);
     }
 
@@ -290,6 +360,18 @@ mod tests {
         append(&outbox, "a", Class::Stream, 0, "a1");
         append(&outbox, "a", Class::Stream, 60_001, "a2");
         assert_eq!(drain(&outbox), ["r1", "a2"]);
+    }
+
+    #[test]
+    fn an_unsent_result_does_not_make_the_rest_pile_up() {
+        let outbox = outbox(20 * (OVERHEAD + 2));
+        append(&outbox, "b", Class::Keep, 0, "r1");
+        for _ in 0..10_000 {
+            append(&outbox, "a", Class::Stream, 0, "a1");
+        }
+        assert!(outbox.lock().entries.streams.len() <= 20);
+        outbox.rewind();
+        assert_eq!(drain(&outbox).len(), 20);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures::FutureExt;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS,
     SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
@@ -162,6 +163,10 @@ impl Session {
                     if greeted {
                         self.feed(&mut connection);
                     }
+                    // Under load there is always an event: look before waiting for all.
+                    if let Some(event) = poll.as_mut().now_or_never() {
+                        break event;
+                    }
                     tokio::select! {
                         event = &mut poll => break event,
                         () = self.outbox.changed(), if greeted && connection.has_room() => {}
@@ -267,10 +272,12 @@ impl Session {
 
     fn publish(&self, connection: &mut Connection, sequence: Option<Sequence>, publication: Publication) {
         let qos = if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-        match connection.client.try_publish(publication.topic, qos, false, publication.payload) {
-            Ok(()) => connection.handed.push_back(sequence),
+        // The client's channel holds more than may be in flight, so this never waits.
+        let publish = connection.client.publish_bytes(publication.topic, qos, false, publication.payload);
+        match publish.now_or_never() {
+            Some(Ok(())) => connection.handed.push_back(sequence),
             // It stays in the outbox and is sent with the next connection.
-            Err(error) => tracing::error!(session = self.name, "handing a message to the MQTT client: {error}"),
+            _ => tracing::error!(session = self.name, "the MQTT client takes no more messages"),
         }
     }
 

@@ -44,7 +44,7 @@ impl Enapter {
     }
 
     fn response(&self, channel: &str, body: &Json) -> Publication {
-        Publication { topic: self.topic(channel, "v1/command/responses"), payload: body.to_string().into_bytes() }
+        Publication { topic: self.topic(channel, "v1/command/responses"), payload: body.to_string().into() }
     }
 }
 
@@ -69,10 +69,10 @@ impl Cloud for Enapter {
         body.extend_from_slice(b",\"children\":");
         body.extend_from_slice(Json::Object(children).to_string().as_bytes());
         body.push(b'}');
-        let mut all = vec![Publication { topic: self.properties(&self.channel_id), payload: body }];
+        let mut all = vec![Publication { topic: self.properties(&self.channel_id), payload: body.into() }];
         if self.needs_ucm {
             let payload = json!({"timestamp": greeting.time / 1000, "virtual": true, "lua_api_ver": 1});
-            all.push(Publication { topic: self.properties("ucm"), payload: payload.to_string().into_bytes() });
+            all.push(Publication { topic: self.properties("ucm"), payload: payload.to_string().into() });
         }
         all
     }
@@ -81,7 +81,7 @@ impl Cloud for Enapter {
         if !self.needs_ucm {
             return Vec::new();
         }
-        let payload = json!({ "timestamp": time / 1000 }).to_string().into_bytes();
+        let payload = json!({ "timestamp": time / 1000 }).to_string().into();
         vec![Publication { topic: self.topic("ucm", "v1/telemetry"), payload }]
     }
 
@@ -91,18 +91,18 @@ impl Cloud for Enapter {
                 let mut payload = start(*time, attributes);
                 write_alerts(&mut payload, alerts);
                 payload.push(b'}');
-                Publication { topic: self.topic(channel, "v1/telemetry"), payload }
+                Publication { topic: self.topic(channel, "v1/telemetry"), payload: payload.into() }
             }
             Uplink::Properties { time, attributes } => {
                 let mut payload = start(*time, attributes);
                 payload.push(b'}');
-                Publication { topic: self.properties(channel), payload }
+                Publication { topic: self.properties(channel), payload: payload.into() }
             }
             Uplink::Log { time, severity, text, persist } => {
                 let body = json!({
                     "timestamp": time / 1000, "message": text, "severity": severity.name(), "persist": persist,
                 });
-                Publication { topic: self.topic(channel, "v3/logs"), payload: body.to_string().into_bytes() }
+                Publication { topic: self.topic(channel, "v3/logs"), payload: body.to_string().into() }
             }
             Uplink::CommandLog { command, text } => {
                 self.response(channel, &json!({"id": command, "state": "log", "payload": {"message": text}}))

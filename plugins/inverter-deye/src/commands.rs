@@ -78,7 +78,7 @@ struct Settings {
     low_soc: u16,
 }
 
-/// Carries out a command. `None` when there is none of this name.
+/// Carries out a command.
 pub fn handle(memory: &impl Memory, command: &Command) -> Result<Vec<Attribute>, CommandError> {
     match command.name.as_str() {
         "set_max_charge_current" => set_current(memory, MAX_CHARGE_CURRENT, command.read::<Amps>()?.amps),
@@ -178,8 +178,11 @@ mod tests {
         let memory = Simulated::new(&[(109, 40), (142, 7)]);
         let changed = [attribute("value", 60), attribute("previous", 40), attribute("changed", true)];
         assert_eq!(sorted(set_current(&memory, MAX_DISCHARGE_CURRENT, 60)), sorted(Ok(changed.into())));
-        let changed =
-            [attribute("value", "zero_export_to_ct"), attribute("previous", Value::Unknown), attribute("changed", true)];
+        let changed = [
+            attribute("value", "zero_export_to_ct"),
+            attribute("previous", Value::Unknown),
+            attribute("changed", true),
+        ];
         assert_eq!(sorted(set_work_mode(&memory, "zero_export_to_ct")), sorted(Ok(changed.into())));
         assert_eq!(memory.writes(), [(109, 60), (142, 2)]);
     }

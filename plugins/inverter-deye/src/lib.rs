@@ -56,7 +56,6 @@ impl Driver for Inverter {
         let poll = begin_polling(&config)?;
         let properties = timers::every(PROPERTIES_EVERY)?;
         let nameplate = context.restored.and_then(|state| Memory::unpack(&state, config.connection.unit));
-        publish_properties(&[attribute("vendor", config.inverter.vendor.as_str())])?;
         Ok(Inverter { config, unit, poll, properties, properties_soon: None, nameplate, answers: None })
     }
 
@@ -157,37 +156,36 @@ impl Inverter {
     /// left out and tried again.
     fn publish(&mut self) -> Result<(), Error> {
         let mut properties = vec![attribute("vendor", self.config.inverter.vendor.as_str())];
-        if self.answers != Some(true) {
-            return Ok(publish_properties(&properties)?);
-        }
-        if let Err(error) = self.read_properties(&mut properties)? {
-            debug!("reading the properties: {}", describe(&error));
+        if self.answers == Some(true)
+            && let Err(problem) = self.read_properties(&mut properties)
+        {
+            debug!("reading the properties: {}", problem.text());
             self.properties_soon = Some(timers::after(PROPERTIES_AGAIN)?);
         }
         Ok(publish_properties(&properties)?)
     }
 
-    fn read_properties(&mut self, properties: &mut Vec<Attribute>) -> Result<Result<(), ModbusError>, Error> {
-        if let Err(error) = self.identify() {
-            return Ok(Err(error));
+    fn read_properties(&mut self, properties: &mut Vec<Attribute>) -> Result<(), Error> {
+        self.identify().map_err(|error| describe(&error))?;
+        let inverter = &self.config.inverter;
+        properties.extend(self.nameplate.iter().flat_map(|nameplate| nameplate.properties(inverter)));
+        if let Some(registers) = self.read_if_there(battery::BATTERY)? {
+            properties.extend(battery::battery_properties(&registers, inverter.battery_voltage)?);
         }
-        properties.extend(self.nameplate.iter().flat_map(|nameplate| nameplate.properties(&self.config.inverter)));
-        // Not every model has these, and a refusal will be one the next time too.
-        let (first, count) = battery::BATTERY;
+        if let Some(registers) = self.read_if_there(battery::PARALLEL)? {
+            properties.extend(battery::parallel_properties(&registers)?);
+        }
+        Ok(())
+    }
+
+    /// Reads a block that not every model has; one that refuses will refuse
+    /// the next time too.
+    fn read_if_there(&self, (first, count): (u16, u16)) -> Result<Option<Registers>, Error> {
         match self.unit.holding(first, count) {
-            Ok(registers) => {
-                properties.extend(battery::battery_properties(&registers, self.config.inverter.battery_voltage)?);
-            }
-            Err(ModbusError::DeviceException(_)) => {}
-            Err(error) => return Ok(Err(error)),
+            Ok(registers) => Ok(Some(registers)),
+            Err(ModbusError::DeviceException(_)) => Ok(None),
+            Err(error) => Err(describe(&error).into()),
         }
-        let (first, count) = battery::PARALLEL;
-        match self.unit.holding(first, count) {
-            Ok(registers) => properties.extend(battery::parallel_properties(&registers)?),
-            Err(ModbusError::DeviceException(_)) => {}
-            Err(error) => return Ok(Err(error)),
-        }
-        Ok(Ok(()))
     }
 }
 

@@ -49,7 +49,10 @@ impl Driver for PowerMeter {
         let properties = timers::every(PROPERTIES_EVERY)?;
         let identity = context.restored.and_then(|state| Memory::unpack(&state, config.connection.unit));
         let meter = PowerMeter { config, unit, poll, properties, properties_soon: None, identity, answers: None };
-        meter.publish()?;
+        // Otherwise the first answer of the meter brings them.
+        if meter.identity.is_some() {
+            meter.publish()?;
+        }
         Ok(meter)
     }
 
