@@ -63,7 +63,7 @@ impl Default for Gateway {
 
 /// One MQTT connection to a cloud.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(tag = "cloud", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum Session {
     /// The Enapter MQTT API.
     Enapter(EnapterSession),
@@ -123,7 +123,7 @@ pub enum PropertiesTopic {
 
 /// PEM files for TLS. Relative to the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with `ca`")]
 pub struct TlsFiles {
     /// Certificates that the server's chain must end in.
     pub ca: PathBuf,
@@ -151,7 +151,7 @@ impl Default for Outbox {
 
 /// A field line that the host owns.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum Bus {
     /// Modbus over TCP.
     ModbusTcp(ModbusTcp),
@@ -347,19 +347,19 @@ impl Config {
     fn check(&self) -> Result<(), Problem> {
         for (name, session) in &self.sessions {
             let Session::Enapter(session) = session;
-            check_enapter(session).map_err(|(key, text)| Problem::new(&["sessions", name, key], text))?;
+            check_enapter(session).map_err(|(key, text)| Problem::new(&["sessions", name, "enapter", key], text))?;
         }
         for (name, bus) in &self.buses {
             if let Bus::ModbusRtu(line) = bus
                 && !(1..=2).contains(&line.stop_bits)
             {
-                return Err(Problem::new(&["buses", name, "stop_bits"], "expected 1 or 2".into()));
+                return Err(Problem::new(&["buses", name, "modbus_rtu", "stop_bits"], "expected 1 or 2".into()));
             }
             if let Bus::ModbusTcp(line) = bus
                 && !line.address.is_single()
             {
                 let text = "expected one host and port, not a pattern".into();
-                return Err(Problem::new(&["buses", name, "address"], text));
+                return Err(Problem::new(&["buses", name, "modbus_tcp", "address"], text));
             }
         }
         for (id, device) in &self.devices {
@@ -370,7 +370,7 @@ impl Config {
 
     fn check_device(&self, id: &str, device: &Device) -> Result<(), Problem> {
         if !crate::message::is_valid_device_id(id) {
-            let text = "expected a device id of 1 to 64 letters, digits and single _, starting with a letter".into();
+            let text = "expected a device id of 1 to 64 letters, digits and _, starting with a letter".into();
             return Err(Problem::new(&["devices", id], text));
         }
         for (name, bus) in &device.grants.modbus {

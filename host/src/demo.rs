@@ -124,14 +124,12 @@ state = "state"
 [gateway]
 telemetry_every = "2s"
 
-[sessions.local]
-cloud = "enapter"
+[sessions.local.enapter]
 host = "127.0.0.1"
 port = {broker}
 hardware_id = "SDEMO"
 
-[buses.field]
-kind = "modbus-tcp"
+[buses.field.modbus_tcp]
 address = "127.0.0.1:{field}"
 timeout = "500ms"
 gap = "2ms"

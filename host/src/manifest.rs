@@ -196,7 +196,7 @@ impl Type {
 
 /// A property or telemetry attribute.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping with type and display_name")]
 pub struct Field {
     /// What it holds.
     #[serde(rename = "type")]
@@ -369,7 +369,7 @@ pub struct Confirmation {
 
 /// An argument of a command or a parameter of the configuration.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping with type and display_name")]
 pub struct Parameter {
     /// What it holds.
     #[serde(rename = "type")]

@@ -287,7 +287,7 @@ impl Gateway {
     /// Writes the configuration.
     pub fn configure(&self, port: u16, devices: &str) {
         let text = format!(
-            "[gateway]\ntelemetry_every = '1s'\n[sessions.main]\ncloud = 'enapter'\nhost = '127.0.0.1'\n\
+            "[gateway]\ntelemetry_every = '1s'\n[sessions.main.enapter]\nhost = '127.0.0.1'\n\
              port = {port}\nhardware_id = 'S01'\n{devices}"
         );
         self.write("gateway.toml", text.as_bytes());

@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod broken;
 mod commands;
 mod hostile;
 mod languages;

@@ -65,7 +65,7 @@ async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_
     let broker = Broker::embedded();
     let observer = Observer::connect(broker.port).await;
     let devices = format!(
-        "[buses.field]\nkind = 'modbus-tcp'\naddress = '127.0.0.1:{}'\ntimeout = '300ms'\n{}{}{}",
+        "[buses.field.modbus_tcp]\naddress = '127.0.0.1:{}'\ntimeout = '300ms'\n{}{}{}",
         server.port,
         meter("first", 1),
         meter("seventh", 7),

@@ -54,7 +54,7 @@ async fn a_blob_with_certificates_connects_to_a_private_ca_whatever_the_name() {
     let start = |blob: &str, more: &str| {
         let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("blob", blob.as_bytes().to_vec())]);
         let config = format!(
-            "[sessions.main]\ncloud = 'enapter'\ncommunication_config = {{ file = 'blob' }}\n{more}\n\
+            "[sessions.main.enapter]\ncommunication_config = {{ file = 'blob' }}\n{more}\n\
              [devices.echo1]\ndriver = 'echo.wasm'\n"
         );
         gateway.write("gateway.toml", config.as_bytes());
@@ -103,7 +103,7 @@ async fn a_password_opens_the_broker_and_a_wrong_one_is_explained_and_not_shown(
     };
     for (password, good) in [("wrong-secret", false), ("hunter2", true)] {
         let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("blob", v3(password).into_bytes())]);
-        let config = "[sessions.main]\ncloud = 'enapter'\ncommunication_config = { file = 'blob' }\n\
+        let config = "[sessions.main.enapter]\ncommunication_config = { file = 'blob' }\n\
                       [devices.echo1]\ndriver = 'echo.wasm'\n";
         gateway.write("gateway.toml", config.as_bytes());
         gateway.restart();

@@ -78,8 +78,7 @@ mod tests {
     use super::*;
 
     const BASE: &str = r#"
-        [buses.line]
-        kind = "modbus-tcp"
+        [buses.line.modbus_tcp]
         address = "10.0.0.1:502"
         [devices.a]
         driver = "a.wasm"

@@ -98,8 +98,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Where a secret or a document comes from. Exactly one key is given.
-#[derive(Debug, Clone, PartialEq, Eq, DeriveDeserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// The text itself.
     Value(Secret),
@@ -107,6 +106,31 @@ pub enum Source {
     Env(String),
     /// A file; relative to the configuration file.
     File(PathBuf),
+}
+
+/// Written out, because the derived one would show a password that stands in
+/// the place of a table.
+impl<'de> Deserialize<'de> for Source {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(DeriveDeserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Table(std::collections::BTreeMap<String, String>),
+            Other(de::IgnoredAny),
+        }
+        let wrong = || de::Error::custom("expected { env = \"NAME\" }, { file = \"PATH\" } or { value = \"TEXT\" }");
+        let Raw::Table(table) = Raw::deserialize(deserializer)? else { return Err(wrong()) };
+        let mut entries = table.into_iter();
+        match (entries.next(), entries.next()) {
+            (Some((key, text)), None) => match key.as_str() {
+                "value" => Ok(Source::Value(Secret(text))),
+                "env" => Ok(Source::Env(text)),
+                "file" => Ok(Source::File(PathBuf::from(text))),
+                _ => Err(wrong()),
+            },
+            _ => Err(wrong()),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Secret {

@@ -40,7 +40,7 @@ pub(super) fn parse(text: &str) -> Result<Manifest, String> {
     let Some(driver) = tree.remove("driver") else {
         return Err("1:1: expected a section `driver` with name and version".into());
     };
-    let driver: DriverSection = typed(driver, text, "driver")?;
+    let driver = driver_section(driver, text)?;
     let blueprint = blueprint(tree, text)?;
     let manifest = Manifest { blueprint, driver, text: text.to_owned() };
     check(&manifest).map_err(|(place, problem)| {
@@ -48,6 +48,44 @@ pub(super) fn parse(text: &str) -> Result<Manifest, String> {
         at(text, &place, &problem)
     })?;
     Ok(manifest)
+}
+
+/// Deserializes the driver's section, so that an error can name the key.
+fn driver_section(driver: Json, text: &str) -> Result<DriverSection, String> {
+    if let Json::Object(section) = &driver {
+        for inner in ["requests", "limits"] {
+            if let Some(Json::Object(keys)) = section.get(inner) {
+                let place = ["driver", inner];
+                match inner {
+                    "requests" => blame::<super::Requests>(keys, &[], &place, text)?,
+                    _ => blame::<super::RequestedLimits>(keys, &[], &place, text)?,
+                }
+            }
+        }
+        let required = [("name", Json::from("x")), ("version", Json::from("1.0.0"))];
+        blame::<DriverSection>(section, &required, &["driver"], text)?;
+    }
+    typed(driver, text, "driver")
+}
+
+/// Tries each key alone beside the required ones and names the first that does
+/// not parse: an error of the whole would not say which it was.
+fn blame<T: for<'de> Deserialize<'de>>(
+    keys: &Map<String, Json>,
+    required: &[(&str, Json)],
+    place: &[&str],
+    text: &str,
+) -> Result<(), String> {
+    for (key, value) in keys {
+        let mut alone: Map<String, Json> =
+            required.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        alone.insert(key.clone(), value.clone());
+        if let Err(error) = T::deserialize(&Json::Object(alone)) {
+            let place: Vec<&str> = place.iter().copied().chain([key.as_str()]).collect();
+            return Err(at(text, &place, &error.to_string()));
+        }
+    }
+    Ok(())
 }
 
 /// Deserializes the sections one by one, so that an error can name the entry.
@@ -60,8 +98,8 @@ fn blueprint(tree: Map<String, Json>, text: &str) -> Result<Blueprint, String> {
     ) -> Result<(), String> {
         let Some(Json::Object(entries)) = tree.get(section) else { return Ok(()) };
         for (name, entry) in entries {
-            if let Err(error) = serde_path_error::<T>(entry) {
-                return Err(at(text, &[section, name], &error));
+            if let Err(error) = T::deserialize(entry) {
+                return Err(at(text, &[section, name], &error.to_string()));
             }
         }
         Ok(())
@@ -76,29 +114,22 @@ fn blueprint(tree: Map<String, Json>, text: &str) -> Result<Blueprint, String> {
         for (name, entry) in outer {
             let Some(Json::Object(parameters)) = entry.get(inner) else { continue };
             for (parameter, value) in parameters {
-                if let Err(error) = serde_path_error::<Parameter>(value) {
-                    return Err(at(text, &[section, name, inner, parameter], &error));
+                if let Err(error) = Parameter::deserialize(value) {
+                    return Err(at(text, &[section, name, inner, parameter], &error.to_string()));
                 }
             }
         }
     }
     entries::<super::Command>(&tree, "commands", text)?;
     entries::<super::Bucket>(&tree, "configuration", text)?;
+    let required = [("blueprint_spec", Json::from("device/3.0")), ("display_name", Json::from("x"))];
+    blame::<Blueprint>(&tree, &required, &[], text)?;
     typed(Json::Object(tree), text, "")
 }
 
-fn serde_path_error<T: for<'de> Deserialize<'de>>(value: &Json) -> Result<(), String> {
-    T::deserialize(value).map(|_| ()).map_err(|error| error.to_string())
-}
-
 fn typed<T: for<'de> Deserialize<'de>>(value: Json, text: &str, place: &str) -> Result<T, String> {
-    T::deserialize(value).map_err(|error| {
-        let message = error.to_string();
-        // serde names an unknown key in back quotes: the best place there is.
-        let key = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-        let path: Vec<&str> = [place, key.unwrap_or_default()].into_iter().filter(|key| !key.is_empty()).collect();
-        at(text, &path, &message)
-    })
+    let place: Vec<&str> = [place].into_iter().filter(|key| !key.is_empty()).collect();
+    T::deserialize(value).map_err(|error| at(text, &place, &error.to_string()))
 }
 
 fn from_yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
@@ -110,6 +141,9 @@ fn from_yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
         let place = error.location().map(|place: Location| format!("{}:{}: ", place.line(), place.column()));
         let message = error.without_snippet().to_string();
         let message = message.lines().next().unwrap_or_default();
+        // The library repeats the place and advises its user.
+        let message = message.split(", set ").next().unwrap_or_default();
+        let message = message.split(" at line ").next().unwrap_or_default();
         format!("{}{message}", place.unwrap_or_default())
     })
 }

@@ -84,9 +84,11 @@ impl Nameplate {
             None => "inverter of another kind",
         };
         let description = format!("{capacity} kVA {}-phase {kind}, {} MPPT", self.phases, self.mppts);
+        // Null rather than an empty text where the register holds none.
+        let serial_number = Some(self.serial_number.as_str()).filter(|number| !number.is_empty());
         vec![
             attribute("model", inverter.model.clone().unwrap_or(description)),
-            attribute("serial_number", self.serial_number.as_str()),
+            attribute("serial_number", serial_number),
             attribute("firmware_version", self.firmware_version.as_str()),
             attribute("communication_protocol_version", self.protocol_version.as_str()),
             attribute("inverter_nameplate_capacity", self.capacity_va),

@@ -87,13 +87,17 @@ impl Setting {
     /// Writes the register. An answer that was lost or damaged does not tell
     /// whether the inverter took the value: then it is returned.
     fn write(self, memory: &impl Memory, word: u16) -> Result<Option<ModbusError>, CommandError> {
+        let what = format!("writing {} (register {})", self.name, self.address);
         match memory.write(self.address, word) {
             Ok(()) => Ok(None),
             Err(error @ (ModbusError::TimedOut | ModbusError::InvalidResponse(_))) => {
                 memory.tell(&format!("no clear answer to the write ({}), reading back", describe(&error)));
                 Ok(Some(error))
             }
-            Err(error) => Err(command_error(&format!("writing {} (register {})", self.name, self.address), &error)),
+            Err(error @ ModbusError::DeviceException(3)) => {
+                Err(CommandError::InvalidArgument(format!("{what}: {}", describe(&error))))
+            }
+            Err(error) => Err(command_error(&what, &error)),
         }
     }
 
