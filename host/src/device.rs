@@ -360,7 +360,6 @@ impl Device {
         };
         let statistics = &self.spec.statistics;
         statistics.commands.count();
-        statistics.calls.count();
         let command = Command {
             id: request.id.clone(),
             name: request.name.clone(),
@@ -368,12 +367,8 @@ impl Device {
             raw: Json::Object(arguments).to_string(),
         };
         match instance.handle_command(command).await {
-            Ok(result) => {
-                if result.is_err() {
-                    statistics.errors.count();
-                }
-                result
-            }
+            // A refused command is no fault of the driver.
+            Ok(result) => result,
             Err(error) => {
                 let text = format!("the driver {error}; the state of the device is unknown");
                 self.crashed(&error).await;
@@ -387,11 +382,9 @@ impl Device {
 
     async fn configure(&mut self, configuration: String) -> Result<(), String> {
         if let Some(instance) = self.life.instance.as_mut() {
-            self.spec.statistics.calls.count();
             match instance.configure(&configuration).await {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => {
-                    self.spec.statistics.errors.count();
                     return Err(format!("the driver rejected it: {reason}"));
                 }
                 Err(error) => {
@@ -409,7 +402,6 @@ impl Device {
     async fn start(&mut self, reason: StartReason) {
         let context = self.context(reason, &self.life.configuration);
         let Some(instance) = self.life.instance.as_mut() else { return };
-        self.spec.statistics.calls.count();
         match instance.start(context).await {
             Ok(Ok(())) => {
                 self.life.since = Instant::now();

@@ -191,7 +191,7 @@ mod tests {
             migrated: false,
         };
         Receipts::open(&path).unwrap().keep(&receipt);
-        assert_eq!(Receipts::open(&path).unwrap().all(), [receipt.clone()]);
+        assert_eq!(Receipts::open(&path).unwrap().all(), std::slice::from_ref(&receipt));
         assert_eq!(
             receipt.to_string(),
             "swap to meter 1.1.0 (abababababab), asked by file, rejected: trapped in start: unreachable; \

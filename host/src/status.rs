@@ -83,7 +83,7 @@ pub struct DeviceReport {
     pub limited: u64,
     /// Log lines dropped by the rate limit.
     pub log_lines_dropped: u64,
-    /// Calls of the driver that ended with its error.
+    /// Timer calls and starts that ended with an error of the driver.
     pub errors: u64,
     /// Crashes.
     pub crashes: u64,

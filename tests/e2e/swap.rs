@@ -167,7 +167,7 @@ async fn a_driver_that_fails_while_it_takes_over_or_soon_after_gives_way_to_the_
     for (act, reason) in [
         ("trap in on-timer", "trapped in on-timer"),
         ("loop in on-timer", "used up its CPU budget of 100 ms in on-timer"),
-        ("error in on-timer", "% of its calls failed, against 0 % before"),
+        ("error in on-timer", "% of its timer calls failed, against 0 % before"),
     ] {
         gateway.write("bad.wasm", &acting(act));
         let before = receipts(&gateway).len();

@@ -18,9 +18,9 @@ pub struct Statistics {
     pub limited: Counter,
     /// Log lines dropped by the rate limit.
     pub log_lines_dropped: Counter,
-    /// Calls of exports.
+    /// Timer calls.
     pub calls: Counter,
-    /// Calls that ended with an error of the driver.
+    /// Timer calls and starts that ended with an error of the driver.
     pub errors: Counter,
     /// Traps, used-up budgets and time-outs.
     pub crashes: Counter,

@@ -191,7 +191,7 @@ impl Device {
         let errors = rate(statistics.errors.get() - watch.errors_before, calls);
         if calls >= ENOUGH_CALLS && errors > watch.old_errors + WORSE_BY {
             let (new, old) = (errors * 100.0, watch.old_errors * 100.0);
-            let reason = format!("{new:.0} % of its calls failed, against {old:.0} % before");
+            let reason = format!("{new:.0} % of its timer calls failed, against {old:.0} % before");
             let asked_by = format!("health check of the swap by {}", watch.asked_by);
             self.roll_back(&asked_by, &reason);
         } else if Instant::now() >= watch.until {

@@ -205,7 +205,7 @@ fn fill(declared: &super::Map<Parameter>, mut given: Map<String, Json>) -> Resul
         match value.or_else(|| parameter.default.clone()) {
             Some(value) => {
                 parameter.check(&value).map_err(|problem| format!("{name}: {problem}"))?;
-                filled.insert(name.clone(), value);
+                filled.insert(name.clone(), whole(parameter.kind, value));
             }
             None if parameter.required => {
                 return Err(format!("{name}: is required; expected {}", parameter.kind.name()));
@@ -220,6 +220,14 @@ fn fill(declared: &super::Map<Parameter>, mut given: Map<String, Json>) -> Resul
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
             Err(format!("{name}: is not declared; expected one of {known}"))
         }
+    }
+}
+
+/// Writes 60.0 as 60 where an integer is declared: drivers read it as one.
+fn whole(kind: Type, value: Json) -> Json {
+    match typed(kind, &value) {
+        Value::Integer(number) => Json::from(number),
+        _ => value,
     }
 }
 

@@ -10,7 +10,6 @@ use crate::modbus::ModbusError;
 /// Why a driver cannot go on: a text for the log.
 ///
 /// Made from any error with `?`, or from a text with `.into()`.
-#[derive(Debug)]
 pub struct Error(String);
 
 impl Error {
@@ -40,6 +39,10 @@ impl From<ModbusError> for CommandError {
             }
             ModbusError::Busy => CommandError::Busy(describe_modbus(&error)),
             ModbusError::InvalidArgument(text) => CommandError::InvalidArgument(text),
+            // Illegal function or address: this model cannot do it. Acknowledge, busy: not now.
+            ModbusError::DeviceException(1 | 2) => CommandError::Unsupported(describe_modbus(&error)),
+            ModbusError::DeviceException(3) => CommandError::InvalidArgument(describe_modbus(&error)),
+            ModbusError::DeviceException(5 | 6) => CommandError::Busy(describe_modbus(&error)),
             other => CommandError::Failed(describe_modbus(&other)),
         }
     }
@@ -55,9 +58,34 @@ impl From<HttpError> for CommandError {
     }
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl From<Error> for CommandError {
     fn from(error: Error) -> Self {
         CommandError::Failed(error.0)
+    }
+}
+
+/// A readable text for an error of the contract, whose own is made for debugging:
+/// `meter.holding(0, 2).map_err(|error| error.describe())?`.
+pub trait Describe {
+    /// The text, in lower case, without a full stop.
+    fn describe(&self) -> String;
+}
+
+impl Describe for ModbusError {
+    fn describe(&self) -> String {
+        describe_modbus(self)
+    }
+}
+
+impl Describe for HttpError {
+    fn describe(&self) -> String {
+        describe_http(self)
     }
 }
 

@@ -25,7 +25,7 @@ pub use bindings::sandgate::driver::telemetry::SendError;
 pub use bindings::sandgate::driver::timers::TimerId;
 pub use bindings::sandgate::driver::types::{Attribute, Rejection, Value};
 pub use driver::{Adapter, Command, Configuration, Context, Driver, result};
-pub use error::Error;
+pub use error::{Describe, Error};
 pub use registers::{Registers, WordOrder};
 pub use sample::{Sample, attribute, publish_properties};
 
@@ -106,7 +106,8 @@ macro_rules! export {
     ($driver:ty, manifest = $path:literal) => {
         const _: () = {
             const TEXT: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $path));
-            #[unsafe(link_section = "sandgate:manifest")]
+            // Other targets, for tests, have other rules for section names.
+            #[cfg_attr(target_arch = "wasm32", unsafe(link_section = "sandgate:manifest"))]
             #[used]
             static MANIFEST: [u8; TEXT.len()] = {
                 let mut text = [0; TEXT.len()];

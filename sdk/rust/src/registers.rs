@@ -58,7 +58,8 @@ impl Registers {
     /// devices use for "not available".
     pub fn f32(&self, address: u16, order: WordOrder) -> Result<Option<f64>, Error> {
         let value = f32::from_bits(self.u32(address, order)?);
-        Ok(value.is_finite().then(|| f64::from(value)))
+        // The shortest decimal of the 32 bits: 230.1 and not 230.10000610351562.
+        Ok(value.to_string().parse().ok().filter(|_| value.is_finite()))
     }
 
     /// A text of two bytes a register, high byte first, without padding.
@@ -115,6 +116,9 @@ mod tests {
         assert_eq!(block.i32(100, WordOrder::HighFirst).unwrap(), -114_391);
         assert_eq!(block.f32(101, WordOrder::HighFirst).unwrap(), Some(10.5625));
         assert_eq!(block.f32(103, WordOrder::HighFirst).unwrap(), None);
+        let block = Registers::new(0, vec![0x4366, 0x199A]);
+        assert_eq!(block.f32(0, WordOrder::HighFirst).unwrap(), Some(230.1));
+        let block = Registers::new(100, vec![0xFFFE, 0x4129, 0x0000, 0x7FC0, 0x0000, 0x5350, 0x3220, 0x0041]);
         assert_eq!(block.string(105, 3).unwrap(), "SP2");
         assert_eq!(block.scaled(101, 0.1).unwrap(), 1668.1);
         assert_eq!(block.scaled_i16(100, 0.01).unwrap(), -0.02);
