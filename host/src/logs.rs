@@ -73,9 +73,11 @@ impl LogTap {
 }
 
 /// Starts logging. The level comes from `SANDGATE_LOG`, by default `info` for
-/// this program and `warn` for its libraries.
+/// this program and `warn` for its libraries
+/// (not the demo's broker, which calls every end of a connection an error).
 pub fn start(tap: &LogTap, json: bool, to_terminal: bool) {
-    let filter = EnvFilter::try_from_env("SANDGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sandgate=info"));
+    let filter =
+        EnvFilter::try_from_env("SANDGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sandgate=info,rumqttd=off"));
     let ansi = std::io::stderr().is_terminal();
     let lines = match (to_terminal, json) {
         (false, _) => None,
@@ -94,26 +96,36 @@ impl<S: Subscriber> Layer<S> for LogTap {
             Level::INFO => "info",
             _ => "debug",
         };
-        let mut line =
-            LogLine { time: now(), level: level.to_owned(), device: None, driver: None, text: String::new() };
-        event.record(&mut line);
-        self.push(line);
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let Fields { device, driver, others, message } = fields;
+        self.push(LogLine { time: now(), level: level.to_owned(), device, driver, text: others + &message });
     }
 }
 
-impl Visit for LogLine {
+/// The fields of an event, sorted.
+#[derive(Default)]
+struct Fields {
+    device: Option<String>,
+    driver: Option<String>,
+    others: String,
+    message: String,
+}
+
+impl Visit for Fields {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "device" => self.device = Some(value.to_owned()),
             "driver" => self.driver = Some(value.to_owned()),
-            name => drop(write!(self.text, "{name} {value}: ")),
+            // Writing to a string cannot fail.
+            name => drop(write!(self.others, "{name} {value}: ")),
         }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let _ = match field.name() {
-            "message" => write!(self.text, "{value:?}"),
-            name => write!(self.text, "{name} {value:?}: "),
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.others, "{name} {value:?}: "),
         };
     }
 }

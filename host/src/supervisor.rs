@@ -36,6 +36,9 @@ use crate::storage::Storage;
 use crate::watcher::Watcher;
 use memory::Memory;
 
+/// How long a stop waits for the last messages to be delivered.
+const FLUSH: Duration = Duration::from_secs(3);
+
 /// The gateway's own queue in an outbox; no device id has parentheses.
 const GATEWAY: &str = "(gateway)";
 
@@ -392,6 +395,19 @@ impl Supervisor {
         let stops = std::mem::take(&mut self.devices).into_values().filter_map(|entry| entry.handle);
         let stops = stops.map(|handle| async move { handle.ask(crate::device::Input::Stop).await });
         futures::future::join_all(stops).await;
+        // What the devices said last still goes out, if the uplink takes it.
+        let delivered = async {
+            while self
+                .sessions
+                .values()
+                .any(|entry| entry.status.borrow().connected && entry.outbox.stats().waiting > 0)
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(FLUSH, delivered).await.is_err() {
+            tracing::warn!("stopping with undelivered messages");
+        }
     }
 }
 

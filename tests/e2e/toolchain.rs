@@ -56,3 +56,24 @@ fn blueprints_leave_out_what_only_the_gateway_needs() {
         assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: "));
     }
 }
+
+/// Drivers that were built when the contract had that version; never rebuilt.
+#[tokio::test(flavor = "multi_thread")]
+async fn drivers_built_for_older_contracts_of_this_line_keep_running() {
+    let kept = crate::harness::root().join("tests/fixtures").join("kept");
+    let mut tried = 0;
+    for entry in std::fs::read_dir(kept).unwrap() {
+        let path = entry.unwrap().path();
+        let broker = Broker::embedded();
+        let observer = Observer::connect(broker.port).await;
+        let mut gateway = Gateway::prepare(&[("old.wasm", std::fs::read(&path).unwrap())]);
+        gateway.start(broker.port, "[devices.old]\ndriver = 'old.wasm'\nconfiguration.main.interval_ms = 50\n");
+        let count = |m: &crate::harness::Message| m.on("v1/from/S01/s--old/v1/telemetry")?["count"].as_u64();
+        observer.find("its telemetry", count).await;
+        let request = serde_json::json!({"id": "1", "name": "echo", "arguments": {"text": "old"}});
+        assert_eq!(observer.command("s--old", request).await["payload"]["text"], "old", "{}", path.display());
+        assert!(gateway.cli(&["swap", "old"]).status.success());
+        tried += 1;
+    }
+    assert!(tried > 0);
+}

@@ -11,7 +11,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::Line;
-use ratatui::widgets::{Block, Cell, Paragraph, Row, Table};
+use ratatui::widgets::{Block, Cell, Paragraph, Row, Table, Wrap};
 use serde_json::Value as Json;
 use tokio::sync::mpsc;
 use tokio::time::interval;
@@ -144,7 +144,7 @@ impl Picture<'_> {
         let parts = [
             Constraint::Length(1),
             Constraint::Length(devices),
-            Constraint::Length(5),
+            Constraint::Length(8),
             Constraint::Min(4),
             Constraint::Length(hints),
         ];
@@ -154,7 +154,9 @@ impl Picture<'_> {
         let receipts =
             self.receipts.iter().rev().take(3).map(|receipt| Line::from(format!("{}: {receipt}", receipt.device)));
         frame.render_widget(
-            Paragraph::new(receipts.collect::<Vec<_>>()).block(Block::bordered().title(" swaps ")),
+            Paragraph::new(receipts.collect::<Vec<_>>())
+                .wrap(Wrap { trim: false })
+                .block(Block::bordered().title(" swaps ")),
             swaps,
         );
         let room = usize::from(log.height.saturating_sub(2));
@@ -209,7 +211,7 @@ impl Picture<'_> {
         let widths = [
             Constraint::Length(16),
             Constraint::Length(10),
-            Constraint::Length(30),
+            Constraint::Length(36),
             Constraint::Min(40),
             Constraint::Length(24),
         ];
