@@ -5,6 +5,7 @@
 //! never leaves the device. The supervisor starts and stops these tasks.
 
 mod backoff;
+mod command;
 mod statistics;
 mod swap;
 
@@ -13,21 +14,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::{Map, Value as Json};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use command::interrupted;
 pub use statistics::{Counter, Last, Statistics};
 pub use swap::{Prepared, prepare};
 
 use crate::bus::BusHandle;
 use crate::config::{self, LogLevel};
-use crate::journal::{Journal, Seen};
-use crate::manifest::ArgumentError;
+use crate::journal::Journal;
 use crate::message::{Alerts, CommandError, CommandRequest, CommandResult, DeviceId, Severity, Uplink, now};
 use crate::network::Target;
 use crate::receipt::{Receipt, Receipts};
 use crate::router::Outlet;
-use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Command, Context, StartReason};
+use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
 use crate::sandbox::{CallError, Capabilities, DeviceLog, Driver, Instance, Limits};
 use crate::storage::DeviceStorage;
 use backoff::{Backoff, Verdict};
@@ -327,59 +327,6 @@ impl Device {
         }
     }
 
-    /// Carries out a command once; none when it is running already.
-    async fn command(&mut self, request: CommandRequest) -> Option<CommandResult> {
-        let id = request.id.clone();
-        let result = match self.driver.manifest.check_command(&request.name, request.arguments.clone()) {
-            Err(error @ ArgumentError::UnknownCommand(..)) => Err(CommandError::Unsupported(error.to_string())),
-            Err(error) => Err(CommandError::InvalidArgument(error.to_string())),
-            Ok(arguments) => match self.journal.begin(&id, &self.spec.id, now()) {
-                Err(error) => Err(CommandError::Failed(format!("{error:#}"))),
-                Ok(Seen::Running) => return None,
-                Ok(Seen::Answered(Some(result))) => result,
-                Ok(Seen::Answered(None)) => Err(interrupted()),
-                Ok(Seen::Never) => {
-                    let result = self.carry_out(&request, arguments).await;
-                    self.journal.end(&id, &self.spec.id, now(), &result);
-                    result
-                }
-            },
-        };
-        if let Err(error) = &result {
-            let text = crate::message::error_text(error);
-            self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
-        }
-        self.spec.outlet.send(now(), &Uplink::CommandResult { command: &id, result: &result });
-        Some(result)
-    }
-
-    async fn carry_out(&mut self, request: &CommandRequest, arguments: Map<String, Json>) -> CommandResult {
-        let Some(instance) = self.life.instance.as_mut() else {
-            let problem = self.problem.as_deref().unwrap_or("unknown");
-            return Err(CommandError::Failed(format!("the driver is not running: {problem}")));
-        };
-        let statistics = &self.spec.statistics;
-        statistics.commands.count();
-        let command = Command {
-            id: request.id.clone(),
-            name: request.name.clone(),
-            arguments: self.driver.manifest.typed_arguments(&request.name, &arguments),
-            raw: Json::Object(arguments).to_string(),
-        };
-        match instance.handle_command(command).await {
-            // A refused command is no fault of the driver.
-            Ok(result) => result,
-            Err(error) => {
-                let text = format!("the driver {error}; the state of the device is unknown");
-                self.crashed(&error).await;
-                match error {
-                    CallError::Timeout { .. } => Err(CommandError::TimedOut(text)),
-                    _ => Err(CommandError::Failed(text)),
-                }
-            }
-        }
-    }
-
     async fn configure(&mut self, configuration: String) -> Result<(), String> {
         if let Some(instance) = self.life.instance.as_mut() {
             match instance.configure(&configuration).await {
@@ -506,9 +453,4 @@ impl Device {
             problem: self.problem.clone(),
         });
     }
-}
-
-/// The answer to a command that a crash of the gateway cut short.
-pub fn interrupted() -> CommandError {
-    CommandError::Failed("interrupted by a restart of the gateway; the state of the device is unknown".into())
 }

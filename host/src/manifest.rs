@@ -7,6 +7,7 @@
 
 mod blueprint;
 mod check;
+mod driver;
 mod parse;
 
 use std::collections::BTreeMap;
@@ -17,9 +18,7 @@ use serde_json::Value as Json;
 pub(crate) use blueprint::GATEWAY_BLUEPRINT;
 pub use blueprint::{clean_blueprint, parent_blueprint};
 pub use check::{ArgumentError, WrongValue};
-
-use crate::config::{Rate, Size, Span};
-use crate::network::Target;
+pub use driver::{DriverSection, RequestedLimits, Requests};
 
 /// Maps that keep the order of the names irrelevant and the output stable.
 type Map<T> = BTreeMap<String, T>;
@@ -413,50 +412,6 @@ pub struct Bucket {
     pub ui: Option<Ui>,
     /// The parameters.
     pub parameters: Map<Parameter>,
-}
-
-/// What this gateway needs to know beside the blueprint.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DriverSection {
-    /// Lower-case words joined by `-`, such as `power-meter-pm2100`.
-    pub name: String,
-    /// Semantic version of the driver.
-    pub version: String,
-    /// What the driver wants to use. The operator grants it.
-    #[serde(default)]
-    pub requests: Requests,
-    /// What the driver needs; the operator's limits win.
-    #[serde(default)]
-    pub limits: RequestedLimits,
-}
-
-/// What a driver wants to use.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Requests {
-    /// Names of Modbus lines; the operator's grant says which bus each is.
-    pub modbus: Vec<String>,
-    /// `host:port` patterns for `net` and WASI sockets.
-    pub tcp: Vec<Target>,
-    /// `host:port` patterns for `http`.
-    pub http: Vec<Target>,
-}
-
-/// What a driver needs at least.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RequestedLimits {
-    /// Linear memory; default 16 MiB.
-    pub memory: Option<Size>,
-    /// CPU time of one call; default 500 ms.
-    pub cpu: Option<Span>,
-    /// Wall-clock time of one call; default 10 s.
-    pub call: Option<Span>,
-    /// Samples and property sets; default 20/s.
-    pub telemetry: Option<Rate>,
-    /// Log lines; default 20/s.
-    pub logs: Option<Rate>,
 }
 
 impl Manifest {

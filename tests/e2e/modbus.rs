@@ -3,6 +3,7 @@
 
 use std::io::BufRead;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 use serde_json::{Value as Json, json};
 
@@ -17,9 +18,10 @@ fn plugin(name: &str) -> Vec<u8> {
     std::fs::read(file).unwrap()
 }
 
+/// The server of tests/servers, and where it listens: a port or a serial line.
 struct Server {
     process: Child,
-    port: u16,
+    place: String,
     values: Json,
 }
 
@@ -27,7 +29,11 @@ impl Server {
     /// Starts tests/servers/modbus_device.py.
     fn start(arguments: &[&str]) -> Server {
         let tools = root().join("target/tools");
-        must(Command::new("sh").arg(root().join("tests/servers/install.sh")).arg(&tools));
+        // Tests run side by side; the installation must not.
+        static INSTALLED: OnceLock<()> = OnceLock::new();
+        INSTALLED.get_or_init(|| {
+            must(Command::new("sh").arg(root().join("tests/servers/install.sh")).arg(&tools));
+        });
         let mut process = Command::new(tools.join("pymodbus/bin/python"))
             .arg(root().join("tests/servers/modbus_device.py"))
             .args(arguments)
@@ -35,10 +41,10 @@ impl Server {
             .spawn()
             .unwrap();
         let mut lines = std::io::BufReader::new(process.stdout.take().unwrap()).lines();
-        let port = lines.next().unwrap().unwrap().strip_prefix("listening ").unwrap().parse().unwrap();
+        let place = lines.next().unwrap().unwrap().strip_prefix("listening ").unwrap().to_owned();
         let values = lines.next().unwrap().unwrap();
         let values = serde_json::from_str(values.strip_prefix("values ").unwrap()).unwrap();
-        Server { process, port, values }
+        Server { process, place, values }
     }
 }
 
@@ -66,7 +72,7 @@ async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_
     let observer = Observer::connect(broker.port).await;
     let devices = format!(
         "[buses.field.modbus_tcp]\naddress = '127.0.0.1:{}'\ntimeout = '300ms'\n{}{}{}",
-        server.port,
+        server.place,
         meter("first", 1),
         meter("seventh", 7),
         meter("dead", 9),
@@ -101,6 +107,52 @@ async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_
     // Both were due equally often; in its quarantine the dead one takes no time of the line.
     assert!(gateway.device("dead")["samples"].as_u64().unwrap() >= dead);
     assert_eq!(gateway.device("dead")["crashes"], 0);
+}
+
+/// Two ends of a serial line.
+struct Line(Child);
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_serial_line_is_shared_by_its_units_and_a_dead_one_does_not_stall_it() {
+    if !have("python3") || !have("socat") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let end = |name: &str| format!("pty,raw,echo=0,link={}", folder.path().join(name).display());
+    let _line = Line(Command::new("socat").arg(end("near")).arg(end("far")).spawn().unwrap());
+    crate::harness::until("the line", || folder.path().join("far").exists().then_some(()));
+    let far = folder.path().join("far");
+    let server = Server::start(&["--serial", far.to_str().unwrap(), "--unit", "1", "--unit", "7", "--silent", "9"]);
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let devices = format!(
+        "[buses.field.modbus_rtu]\nport = '{}'\ntimeout = '300ms'\n{}{}{}",
+        folder.path().join("near").display(),
+        meter("first", 1),
+        meter("seventh", 7),
+        meter("dead", 9),
+    );
+    let mut gateway = Gateway::prepare(&[("meter.wasm", plugin("power-meter-pm2100"))]);
+    gateway.start(broker.port, &devices);
+    for id in ["first", "seventh"] {
+        let topic = format!("v1/from/S01/s--{id}/v1/telemetry");
+        let sample = observer.find("a sample", |m| m.on(&topic).filter(|t| t["total_power"].is_number())).await;
+        assert_eq!(sample["ac_l1_voltage"], server.values["ac_l1_voltage"]);
+    }
+    gateway.wait_for_log("does not answer; asking less often");
+    for id in ["first", "seventh"] {
+        let before = gateway.device(id)["samples"].as_u64().unwrap();
+        gateway.wait_for_samples(id, before + 10);
+        let report = gateway.device(id);
+        assert_eq!((&report["crashes"], &report["telemetry"]["status"]), (&json!(0), &json!("ok")), "{report:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,17 @@
-"""Test server: Schneider PM2100 power meters behind one Modbus TCP port.
+"""Test server: Schneider PM2100 power meters behind one Modbus TCP port, or on
+a serial line.
 
-Prints `listening PORT` once bound and then `values {json}`: what the registers
-hold, by attribute name, in the meter's units (A, V, kW, kWh, Hz). Runs until
-it is killed. Needs pymodbus 3.16; install.sh pins the version.
+Prints `listening PORT` once bound, or `listening PATH` once the serial device
+is open, and then `values {json}`: what the registers hold, by attribute name,
+in the meter's units (A, V, kW, kWh, Hz). Runs until it is killed. Needs
+pymodbus 3.16 and pyserial; install.sh pins the versions.
 
-Requests are answered as by a real line behind a TCP gateway:
+Requests are answered as by a real line, with --port behind a TCP gateway:
 - units of --unit: values for function 3, exception 1 for other functions,
   exception 2 for other addresses;
 - units of --silent: nothing at all;
-- any other unit: exception 11, the gateway's "target device did not respond".
+- any other unit: exception 11, the gateway's "target device did not respond";
+  with --serial nothing at all, as there is no gateway.
 
 Of requests that arrive together, pymodbus answers only the first: a client
 must wait for the answer, or for its timeout, before it sends the next one.
@@ -20,7 +23,7 @@ import json
 import struct
 
 from pymodbus.constants import ExcCodes
-from pymodbus.server import ModbusTcpServer
+from pymodbus.server import ModbusSerialServer, ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 READ_HOLDING_REGISTERS = 3
@@ -74,27 +77,34 @@ def missing_units() -> SimDevice:
     return SimDevice(0, SimData(0, count=65536, datatype=DataType.REGISTERS), action=gateway_action)
 
 
-async def serve(port: int, units: list[int], silent: list[int]) -> None:
+async def serve(port: int, serial: str | None, baud: int, units: list[int], silent: list[int]) -> None:
     def drop_silent(sending: bool, pdu):
-        return None if not sending and pdu.dev_id in silent else pdu
+        dropped = pdu.dev_id in silent or (serial and pdu.dev_id not in units)
+        return None if not sending and dropped else pdu
 
     devices = [missing_units(), *(meter(unit) for unit in units)]
-    server = ModbusTcpServer(devices, address=("127.0.0.1", port), trace_pdu=drop_silent)
+    if serial:
+        server = ModbusSerialServer(devices, port=serial, baudrate=baud, trace_pdu=drop_silent)
+    else:
+        server = ModbusTcpServer(devices, address=("127.0.0.1", port), trace_pdu=drop_silent)
     await server.serve_forever(background=True)
-    print("listening", server.transport.sockets[0].getsockname()[1], flush=True)
+    print("listening", serial or server.transport.sockets[0].getsockname()[1], flush=True)
     values = {"model": MODEL, **{name: value for name, (_, value) in FLOATS.items()}}
     print("values", json.dumps(values), flush=True)
     await server.serving
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Schneider PM2100 meters over Modbus TCP, for tests.")
-    parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0, the default, picks a free one")
+    parser = argparse.ArgumentParser(description="Schneider PM2100 meters over Modbus TCP or RTU, for tests.")
+    line = parser.add_mutually_exclusive_group()
+    line.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0, the default, picks a free one")
+    line.add_argument("--serial", metavar="PATH", help="serve Modbus RTU on this serial device instead, 8N1")
+    parser.add_argument("--baud", type=int, default=9600, help="baud rate of --serial, default 9600")
     parser.add_argument("--unit", type=int, action="append", help="unit id of a meter; repeatable, default 1")
     parser.add_argument("--silent", type=int, action="append", default=[], help="unit id that never answers; repeatable")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     try:
-        asyncio.run(serve(arguments.port, arguments.unit or [1], arguments.silent))
+        asyncio.run(serve(given.port, given.serial, given.baud, given.unit or [1], given.silent))
     except KeyboardInterrupt:
         pass
 

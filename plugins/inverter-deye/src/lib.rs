@@ -16,13 +16,12 @@ use std::time::Duration;
 
 use sandgate_driver::modbus::{ModbusError, Unit};
 use sandgate_driver::{
-    Attribute, Command, CommandError, Configuration, Context, Driver, Error, Registers, Sample, TimerId, alerts,
-    attribute, debug, export, info, publish_properties, timers, warning,
+    Attribute, Command, CommandError, Configuration, Context, Describe, Driver, Error, Registers, Sample, TimerId,
+    alerts, attribute, debug, export, info, publish_properties, timers, warning,
 };
 
 use config::Config;
 use nameplate::{Family, Memory, Nameplate};
-use problem::describe;
 use readings::Scales;
 
 /// The line's name under `driver.requests.modbus` in the manifest.
@@ -145,7 +144,7 @@ impl Inverter {
             return Err(text.into());
         }
         if self.answers.replace(false) != Some(false) {
-            warning!("the inverter cannot be read: {}", describe(error));
+            warning!("the inverter cannot be read: {}", error.describe());
         }
         alerts::unknown();
         let sample = Sample::new().with("status", "conn_error");
@@ -166,7 +165,7 @@ impl Inverter {
     }
 
     fn read_properties(&mut self, properties: &mut Vec<Attribute>) -> Result<(), Error> {
-        self.identify().map_err(|error| describe(&error))?;
+        self.identify().map_err(|error| error.describe())?;
         let inverter = &self.config.inverter;
         properties.extend(self.nameplate.iter().flat_map(|nameplate| nameplate.properties(inverter)));
         if let Some(registers) = self.read_if_there(battery::BATTERY)? {
@@ -184,7 +183,7 @@ impl Inverter {
         match self.unit.holding(first, count) {
             Ok(registers) => Ok(Some(registers)),
             Err(ModbusError::DeviceException(_)) => Ok(None),
-            Err(error) => Err(describe(&error).into()),
+            Err(error) => Err(error.describe().into()),
         }
     }
 }
@@ -197,7 +196,7 @@ fn open(config: &Config) -> Result<Unit, Error> {
         unit.set_timeout(config.connection.timeout_ms)?;
         Ok(unit)
     };
-    open().map_err(|error| describe(&error).into())
+    open().map_err(|error| error.describe().into())
 }
 
 /// Sets the timer of the poll, and a single one for a first poll now.

@@ -1,20 +1,7 @@
-//! Modbus failures in words, for logs and for whoever runs a command.
+//! Modbus failures as errors of commands.
 
-use sandgate_driver::CommandError;
 use sandgate_driver::modbus::ModbusError;
-
-/// Says what went wrong in a transaction, lower case and without full stop.
-pub fn describe(error: &ModbusError) -> String {
-    match error {
-        ModbusError::NotGranted(text) => text.clone(),
-        ModbusError::TimedOut => "the inverter does not answer".into(),
-        ModbusError::DeviceException(code) => format!("the inverter answers with Modbus exception {code}"),
-        ModbusError::InvalidResponse(text) => format!("invalid response: {text}"),
-        ModbusError::Unavailable(text) => format!("the line is unavailable: {text}"),
-        ModbusError::Busy => "too many transactions wait for the line".into(),
-        ModbusError::InvalidArgument(text) => format!("invalid argument: {text}"),
-    }
-}
+use sandgate_driver::{CommandError, Describe};
 
 /// Turns a failed transaction into the error of a command; `what` says what
 /// was tried, such as "reading the work mode".
@@ -22,7 +9,7 @@ pub fn describe(error: &ModbusError) -> String {
 /// The exceptions are those of the vendor's protocol and of Modbus. Number 3,
 /// illegal value, means something only where a value was written.
 pub fn command_error(what: &str, error: &ModbusError) -> CommandError {
-    let text = format!("{what}: {}", describe(error));
+    let text = format!("{what}: {}", error.describe());
     match error {
         ModbusError::TimedOut | ModbusError::Unavailable(_) => CommandError::DeviceUnreachable(text),
         ModbusError::Busy | ModbusError::DeviceException(5 | 6) => CommandError::Busy(text),

@@ -5,9 +5,9 @@
 //! and read back; the caller hears what really stands there.
 
 use sandgate_driver::modbus::{ModbusError, Unit};
-use sandgate_driver::{CommandError, Registers, command_log};
+use sandgate_driver::{CommandError, Describe, Registers, command_log};
 
-use crate::problem::{command_error, describe};
+use crate::problem::command_error;
 
 /// Some firmware shows a new value a moment late.
 const READ_BACK_TIMES: usize = 2;
@@ -91,11 +91,11 @@ impl Setting {
         match memory.write(self.address, word) {
             Ok(()) => Ok(None),
             Err(error @ (ModbusError::TimedOut | ModbusError::InvalidResponse(_))) => {
-                memory.tell(&format!("no clear answer to the write ({}), reading back", describe(&error)));
+                memory.tell(&format!("no clear answer to the write ({}), reading back", error.describe()));
                 Ok(Some(error))
             }
             Err(error @ ModbusError::DeviceException(3)) => {
-                Err(CommandError::InvalidArgument(format!("{what}: {}", describe(&error))))
+                Err(CommandError::InvalidArgument(format!("{what}: {}", error.describe())))
             }
             Err(error) => Err(command_error(&what, &error)),
         }
@@ -106,7 +106,7 @@ impl Setting {
         for _ in 0..READ_BACK_TIMES {
             match memory.read(self.address, 1) {
                 Ok(registers) => found = Some(registers.u16(self.address)? & self.mask),
-                Err(error) => memory.tell(&format!("reading back {}: {}", self.name, describe(&error))),
+                Err(error) => memory.tell(&format!("reading back {}: {}", self.name, error.describe())),
             }
             if found == Some(value) {
                 return Ok(value);

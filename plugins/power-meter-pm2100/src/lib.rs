@@ -5,20 +5,18 @@
 
 mod config;
 mod identity;
-mod problem;
 mod readings;
 
 use std::time::Duration;
 
 use sandgate_driver::modbus::{ModbusError, Unit};
 use sandgate_driver::{
-    Attribute, Configuration, Context, Driver, Error, Sample, TimerId, alerts, debug, export, info, publish_properties,
-    timers, warning,
+    Attribute, Configuration, Context, Describe, Driver, Error, Sample, TimerId, alerts, debug, export, info,
+    publish_properties, timers, warning,
 };
 
 use config::Config;
 use identity::{Identity, Memory};
-use problem::describe;
 
 /// The line's name under `driver.requests.modbus` in the manifest.
 const LINE: &str = "line";
@@ -115,7 +113,7 @@ impl PowerMeter {
             return Err(text.into());
         }
         if self.answers.replace(false) != Some(false) {
-            warning!("the meter cannot be read: {}", describe(error));
+            warning!("the meter cannot be read: {}", error.describe());
         }
         alerts::unknown();
         let sample = Sample::new().with("status", "conn_error");
@@ -130,7 +128,7 @@ impl PowerMeter {
         }
         match Identity::read(&self.unit) {
             Ok(identity) => self.identity = Some(identity),
-            Err(error) => debug!("reading the model: {}", describe(&error)),
+            Err(error) => debug!("reading the model: {}", error.describe()),
         }
     }
 
@@ -140,7 +138,7 @@ impl PowerMeter {
 }
 
 fn open(config: &Config) -> Result<Unit, Error> {
-    Unit::open(LINE, config.connection.unit).map_err(|error| describe(&error).into())
+    Unit::open(LINE, config.connection.unit).map_err(|error| error.describe().into())
 }
 
 /// Sets the timer of the poll, and a single one for a first poll now.

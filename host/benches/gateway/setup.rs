@@ -1,0 +1,107 @@
+//! What all measurements need: guests, drivers, devices, medians.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandgate::cloud::Cloud;
+use sandgate::cloud::enapter::Enapter;
+use sandgate::config::{Limits, LogLevel, PropertiesTopic, Rate, Span};
+use sandgate::device::{DeviceHandle, Specification, prepare};
+use sandgate::journal::Journal;
+use sandgate::message::DeviceId;
+use sandgate::outbox::{Bounds, Outbox};
+use sandgate::receipt::Receipts;
+use sandgate::router::{Outlet, Route};
+use sandgate::sandbox::{Compiler, Driver, Sandbox, embed_manifest};
+use serde_json::json;
+
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A guest of tests/fixtures with a version of one's own.
+pub fn guest(name: &str, version: &str) -> Vec<u8> {
+    let status = Command::new("cargo")
+        .current_dir(root())
+        .args([
+            "build",
+            "-q",
+            "--profile",
+            "driver",
+            "--target",
+            "wasm32-wasip2",
+            "-p",
+            "sandgate-fixtures",
+            "--examples",
+        ])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root().join("target"), PathBuf::from);
+    let component = std::fs::read(target.join(format!("wasm32-wasip2/driver/examples/{name}.wasm"))).unwrap();
+    let manifest = std::fs::read_to_string(root().join("tests/fixtures").join(name).join("manifest.yml")).unwrap();
+    embed_manifest(&component, &manifest.replace("version: 1.0.0", &format!("version: {version}"))).unwrap()
+}
+
+pub async fn driver(sandbox: &Sandbox, name: &str, version: &str) -> Arc<Driver> {
+    Arc::new(sandbox.prepare(guest(name, version)).await.unwrap())
+}
+
+pub fn sandbox() -> Sandbox {
+    Sandbox::new(Compiler::InProcess, None).unwrap()
+}
+
+pub fn cloud() -> Arc<dyn Cloud> {
+    Arc::new(Enapter {
+        hardware_id: "S01".into(),
+        channel_id: "s".into(),
+        properties_topic: PropertiesTopic::Properties,
+        needs_ucm: false,
+    })
+}
+
+pub fn outbox(bytes: usize) -> Arc<Outbox> {
+    Arc::new(Outbox::new(Bounds { bytes, age: Duration::from_secs(3600) }))
+}
+
+pub fn specification(id: &str, outbox: &Arc<Outbox>) -> Arc<Specification> {
+    let device = DeviceId::new(id);
+    let cloud = cloud();
+    let route = Route { channel: cloud.channel(&device), cloud, outbox: Arc::clone(outbox) };
+    let rate = Some(Rate { per_second: 1e9, burst: 1e9 });
+    Arc::new(Specification {
+        id: device.clone(),
+        outlet: Arc::new(Outlet { device, routes: vec![route] }),
+        statistics: Arc::default(),
+        storage: None,
+        tcp: Vec::new(),
+        http: Vec::new(),
+        buses: BTreeMap::new(),
+        limits: Limits { telemetry: rate, logs: rate, cpu: Some(Span(Duration::from_secs(60))), ..Limits::default() },
+        cloud_log: LogLevel::Off,
+        health_window: Duration::from_millis(1),
+    })
+}
+
+pub async fn start(spec: &Arc<Specification>, driver: &Arc<Driver>, configuration: serde_json::Value) -> DeviceHandle {
+    let given = json!({ "main": configuration }).as_object().unwrap().clone();
+    let prepared = prepare(spec, Arc::clone(driver), given).await.unwrap();
+    DeviceHandle::start(Arc::clone(spec), prepared, Arc::new(Journal::in_memory()), Arc::new(Receipts::in_memory()))
+}
+
+pub fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+pub fn p99(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+pub fn micros(time: Duration) -> String {
+    format!("{:.1} µs", time.as_secs_f64() * 1e6)
+}

@@ -1,0 +1,247 @@
+//! Measurements through mosquitto, against bare rumqttc.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use sandgate::cloud::Greeting;
+use sandgate::config::{Communication, Credentials};
+use sandgate::device::{DeviceHandle, Input};
+use sandgate::message::{DeviceId, now};
+use sandgate::outbox::Outbox;
+use sandgate::router::Table;
+use sandgate::sandbox::Driver;
+use sandgate::session::{Picture, Session, SessionStatus};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::print;
+use crate::setup::{cloud, driver, median, micros, outbox, sandbox, specification, start};
+
+struct Mosquitto(Child, u16);
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn mosquitto_is_here() -> bool {
+    Command::new("sh").args(["-c", "command -v mosquitto >/dev/null"]).status().unwrap().success()
+}
+
+fn mosquitto(folder: &Path) -> Mosquitto {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let path = folder.join("mosquitto.conf");
+    std::fs::write(
+        &path,
+        format!("user root\nlistener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"),
+    )
+    .unwrap();
+    let child = Command::new("mosquitto").arg("-c").arg(path).stderr(Stdio::null()).spawn().unwrap();
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Mosquitto(child, port)
+}
+
+fn options(name: &str, port: u16) -> MqttOptions {
+    let mut options = MqttOptions::new(name, "127.0.0.1", port);
+    options.set_inflight(256);
+    options
+}
+
+/// Starts a session and waits until it is connected.
+async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> watch::Sender<Arc<Picture>> {
+    let cloud = cloud();
+    let ids: Vec<DeviceId> = handles.iter().map(|handle| handle.spec.id.clone()).collect();
+    let devices: HashMap<_, _> = handles.iter().map(|handle| (handle.spec.id.clone(), (*handle).clone())).collect();
+    let picture = Picture { table: Table::new(&*cloud, ids.iter()), greeting: Greeting::default(), devices };
+    let (sender, pictures) = watch::channel(Arc::new(picture));
+    let (status, mut states) = watch::channel(SessionStatus::default());
+    let (gateway, _) = mpsc::channel(1);
+    let communication = Communication {
+        host: "127.0.0.1".into(),
+        port,
+        hardware_id: "S01".into(),
+        channel_id: "s".into(),
+        credentials: Credentials::None,
+        tls: None,
+        needs_ucm: false,
+    };
+    let session = Session {
+        name: "bench".into(),
+        cloud,
+        communication,
+        client_id: "bench".into(),
+        qos: 1,
+        keep_alive: Duration::from_secs(60),
+        outbox: Arc::clone(outbox),
+        picture: pictures,
+        gateway,
+        status,
+        refused: Arc::default(),
+    };
+    tokio::spawn(session.run());
+    states.wait_for(|status| status.connected).await.unwrap();
+    sender
+}
+
+pub async fn throughput() {
+    const MESSAGES: u64 = 60_000;
+    const ROUNDS: usize = 5;
+    let folder = tempfile::tempdir().unwrap();
+    let broker = mosquitto(folder.path());
+    let sandbox = sandbox();
+    let driver = driver(&sandbox, "bench", "1.0.0").await;
+    let payload = sample_payload();
+    let mut ratios = Vec::new();
+    let (mut ours, mut bares) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let bare = bare_throughput(broker.1, &payload, MESSAGES).await;
+        let own = own_throughput(broker.1, &driver, MESSAGES, round).await;
+        ratios.push(own / bare);
+        ours.push(own);
+        bares.push(bare);
+    }
+    ratios.sort_by(f64::total_cmp);
+    ours.sort_by(f64::total_cmp);
+    bares.sort_by(f64::total_cmp);
+    let show = |rates: &[f64]| format!("{:.0}/s", rates[ROUNDS / 2]);
+    let what = "driver to broker, QoS 1, vs a bare rumqttc loop";
+    print(what, show(&ours), &show(&bares), Some(ratios[ROUNDS / 2]), ">= 0.9");
+}
+
+fn sample_payload() -> Vec<u8> {
+    json!({"timestamp": now() / 1000, "count": 123_456, "voltage": 231.4, "power": 148.5, "on": true})
+        .to_string()
+        .into_bytes()
+}
+
+async fn bare_throughput(port: u16, payload: &[u8], messages: u64) -> f64 {
+    let (client, mut events) = AsyncClient::new(options("bare", port), 512);
+    let payload = payload.to_vec();
+    let publish = tokio::spawn(async move {
+        for _ in 0..messages {
+            client
+                .publish("v1/from/S01/s--bench/v1/telemetry", QoS::AtLeastOnce, false, payload.clone())
+                .await
+                .unwrap();
+        }
+        // The loop below ends when the client is gone.
+        client
+    });
+    let mut acknowledged = 0;
+    let mut begin = Instant::now();
+    while acknowledged < messages {
+        match events.poll().await.unwrap() {
+            Event::Incoming(Packet::ConnAck(_)) => begin = Instant::now(),
+            Event::Incoming(Packet::PubAck(_)) => acknowledged += 1,
+            _ => {}
+        }
+    }
+    let rate = messages as f64 / begin.elapsed().as_secs_f64();
+    drop(publish.await.unwrap());
+    rate
+}
+
+async fn own_throughput(port: u16, driver: &Arc<Driver>, messages: u64, round: usize) -> f64 {
+    let outbox = outbox(1 << 30);
+    let spec = specification(&format!("bench{round}"), &outbox);
+    // As many samples as a busy gateway could make: the broker is the limit.
+    let handle = start(&spec, driver, json!({"interval_ms": 1.0, "burst": 100})).await;
+    let _picture = session(port, &outbox, &[&handle]).await;
+    let (begin, first) = (Instant::now(), outbox.stats().delivered);
+    let mut stopped = false;
+    loop {
+        let stats = outbox.stats();
+        if stats.delivered - first >= messages {
+            break;
+        }
+        if !stopped && stats.appended >= messages + 1000 {
+            handle.ask(Input::Stop).await.unwrap();
+            stopped = true;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    messages as f64 / begin.elapsed().as_secs_f64()
+}
+
+pub async fn command_round_trip() {
+    const TRIPS: usize = 2000;
+    let folder = tempfile::tempdir().unwrap();
+    let broker = mosquitto(folder.path());
+    let sandbox = sandbox();
+    let driver = driver(&sandbox, "bench", "1.0.0").await;
+    let outbox = outbox(1 << 24);
+    let handle = start(&specification("bench", &outbox), &driver, json!({"interval_ms": 0.0})).await;
+    let _picture = session(broker.1, &outbox, &[&handle]).await;
+    echo(broker.1).await;
+    let own =
+        trips(broker.1, "v1/to/S01/s--bench/v1/command/requests", "v1/from/S01/s--bench/v1/command/responses", TRIPS)
+            .await;
+    let bare = trips(broker.1, "echo/requests", "echo/responses", TRIPS).await;
+    let (own, bare) = (median(own), median(bare));
+    let ratio = own.as_secs_f64() / bare.as_secs_f64();
+    print(
+        "command round trip through the broker, p50, vs a bare echo",
+        micros(own),
+        &micros(bare),
+        Some(ratio),
+        "<= 1.5",
+    );
+}
+
+/// Answers on a topic what comes on another, as barely as rumqttc can.
+async fn echo(port: u16) {
+    let mut options = options("echo", port);
+    options.set_keep_alive(Duration::from_secs(60));
+    let (client, mut events) = AsyncClient::new(options, 100);
+    events.network_options.set_tcp_nodelay(true);
+    client.subscribe("echo/requests", QoS::AtLeastOnce).await.unwrap();
+    let (ready, is_ready) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut ready = Some(ready);
+        while let Ok(event) = events.poll().await {
+            match event {
+                Event::Incoming(Packet::SubAck(_)) => drop(ready.take().map(|ready| ready.send(()))),
+                Event::Incoming(Packet::Publish(publish)) => {
+                    client.publish("echo/responses", QoS::AtLeastOnce, false, publish.payload).await.unwrap();
+                }
+                _ => {}
+            }
+        }
+    });
+    is_ready.await.unwrap();
+}
+
+async fn trips(port: u16, request: &str, response: &str, number: usize) -> Vec<Duration> {
+    let (client, mut events) = AsyncClient::new(options(&format!("asker-{}", fastrand::u32(..)), port), 100);
+    events.network_options.set_tcp_nodelay(true);
+    client.subscribe(response, QoS::AtLeastOnce).await.unwrap();
+    let (answers, mut arrived) = mpsc::channel(100);
+    tokio::spawn(async move {
+        while let Ok(event) = events.poll().await {
+            if matches!(event, Event::Incoming(Packet::SubAck(_) | Packet::Publish(_)))
+                && answers.send(()).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    arrived.recv().await.unwrap();
+    let mut times = Vec::new();
+    for trip in 0..number {
+        let payload = json!({"id": format!("{request}{trip}"), "name": "ping"}).to_string();
+        let begin = Instant::now();
+        client.publish(request, QoS::AtLeastOnce, false, payload).await.unwrap();
+        arrived.recv().await.unwrap();
+        times.push(begin.elapsed());
+    }
+    times
+}

@@ -1,0 +1,136 @@
+//! Checks what types cannot: references between parts, ids, ranges.
+//!
+//! Pure. Errors name line, column, key path and what was expected.
+
+use super::{Bus, Config, Device, EnapterSession, Session};
+
+/// Checks a parsed configuration; `text` is what it was parsed from.
+pub(super) fn check(config: &Config, text: &str) -> Result<(), String> {
+    config.check().map_err(|problem| {
+        let offset = offset_of(text, &problem.place);
+        format!("{}: {}: {}", line_and_column(text, offset), problem.place.join("."), problem.text)
+    })
+}
+
+impl Config {
+    fn check(&self) -> Result<(), Problem> {
+        for (name, session) in &self.sessions {
+            let Session::Enapter(session) = session;
+            check_enapter(session).map_err(|(key, text)| Problem::new(&["sessions", name, "enapter", key], text))?;
+        }
+        for (name, bus) in &self.buses {
+            if let Bus::ModbusRtu(line) = bus
+                && !(1..=2).contains(&line.stop_bits)
+            {
+                return Err(Problem::new(&["buses", name, "modbus_rtu", "stop_bits"], "expected 1 or 2".into()));
+            }
+            if let Bus::ModbusTcp(line) = bus
+                && !line.address.is_single()
+            {
+                let text = "expected one host and port, not a pattern".into();
+                return Err(Problem::new(&["buses", name, "modbus_tcp", "address"], text));
+            }
+        }
+        for (id, device) in &self.devices {
+            self.check_device(id, device)?;
+        }
+        Ok(())
+    }
+
+    fn check_device(&self, id: &str, device: &Device) -> Result<(), Problem> {
+        if !crate::message::is_valid_device_id(id) {
+            let text = "expected a device id of 1 to 64 letters, digits and _, starting with a letter".into();
+            return Err(Problem::new(&["devices", id], text));
+        }
+        for (name, bus) in &device.grants.modbus {
+            if !self.buses.contains_key(bus) {
+                let text = format!("no bus {bus:?}; expected one of {}", names(self.buses.keys()));
+                return Err(Problem::new(&["devices", id, "grants", "modbus", name], text));
+            }
+        }
+        match &device.session {
+            Some(name) if !self.sessions.contains_key(name) => {
+                let text = format!("no session {name:?}; expected one of {}", names(self.sessions.keys()));
+                Err(Problem::new(&["devices", id, "session"], text))
+            }
+            None if self.sessions.len() > 1 => {
+                let text = format!("expected `session`: one of {}", names(self.sessions.keys()));
+                Err(Problem::new(&["devices", id], text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_enapter(session: &EnapterSession) -> Result<(), (&'static str, String)> {
+    if session.qos > 1 {
+        return Err(("qos", "expected 0 or 1".into()));
+    }
+    if session.communication_config.is_none() {
+        if session.host.is_none() {
+            return Err(("", "expected `communication_config`, or `host` and `hardware_id`".into()));
+        }
+        if session.hardware_id.is_none() {
+            return Err(("", "expected `hardware_id` beside `host`".into()));
+        }
+    }
+    for (key, id) in [("hardware_id", &session.hardware_id), ("channel_id", &session.channel_id)] {
+        if let Some(id) = id
+            && (id.is_empty() || id.contains(['/', '+', '#', ' ']))
+        {
+            return Err((key, "expected a text without /, +, # and spaces".into()));
+        }
+    }
+    if session.username.is_some() != session.password.is_some() {
+        return Err(("", "expected `username` and `password` together".into()));
+    }
+    if let Some(tls) = &session.tls
+        && tls.certificate.is_some() != tls.key.is_some()
+    {
+        return Err(("tls", "expected `certificate` and `key` together".into()));
+    }
+    Ok(())
+}
+
+/// A wrong value: where it stands and what was expected.
+struct Problem {
+    place: Vec<String>,
+    text: String,
+}
+
+impl Problem {
+    fn new(place: &[&str], text: String) -> Self {
+        let place = place.iter().filter(|key| !key.is_empty()).map(|key| (*key).to_owned()).collect();
+        Problem { place, text }
+    }
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
+    if names.is_empty() { "none (none is configured)".into() } else { names.join(", ") }
+}
+
+/// `line:column` of a byte, both from 1.
+pub(super) fn line_and_column(text: &str, offset: usize) -> String {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+    format!("{line}:{column}")
+}
+
+/// Finds where the deepest existing part of a key path stands.
+fn offset_of(text: &str, place: &[String]) -> usize {
+    let Ok(document) = toml::de::DeTable::parse(text) else { return 0 };
+    let mut table = Some(document.get_ref());
+    let mut offset = 0;
+    for key in place {
+        let entry = table.and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key));
+        let Some((name, value)) = entry else { break };
+        offset = name.span().start;
+        table = match value.get_ref() {
+            toml::de::DeValue::Table(table) => Some(table),
+            _ => None,
+        };
+    }
+    offset
+}
