@@ -230,6 +230,16 @@ pub fn json_of(value: &Value) -> Json {
     }
 }
 
+/// About how many bytes an attribute takes when encoded.
+pub fn size_of(attribute: &Attribute) -> usize {
+    let value = match &attribute.value {
+        Value::Text(text) | Value::Json(text) => text.len(),
+        Value::TextList(list) => list.iter().map(|text| text.len() + 3).sum(),
+        Value::Unknown | Value::Boolean(_) | Value::Integer(_) | Value::Float(_) => 8,
+    };
+    attribute.name.len() + value
+}
+
 /// Attributes as a JSON object.
 pub fn json_object(attributes: &[Attribute]) -> Map<String, Json> {
     attributes.iter().map(|attribute| (attribute.name.clone(), json_of(&attribute.value))).collect()

@@ -2,7 +2,8 @@
 //! device, released only on proof of delivery.
 //!
 //! Devices append, one session takes and acknowledges. It never blocks: when
-//! it is full, the oldest telemetry and logs go first, and that is counted.
+//! it is full, the device that holds the most loses its oldest telemetry or log
+//! lines first, and that is counted.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,14 +59,22 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct Queue {
-    entries: Entries,
-    /// Unsent entries of each device, in order; may hold dropped ones.
-    devices: HashMap<DeviceId, VecDeque<Sequence>>,
+    entries: BTreeMap<Sequence, Entry>,
+    /// What each device has here; devices with nothing have no share.
+    shares: HashMap<DeviceId, Share>,
     /// Devices with unsent entries, in turn.
     turns: VecDeque<DeviceId>,
-    /// Entries of class `Stream` in order; may hold delivered ones.
-    streams: VecDeque<Sequence>,
+    next: Sequence,
     stats: Stats,
+}
+
+/// One device's part. Both lists are in order and may hold entries that are
+/// gone, but never at their front.
+#[derive(Debug, Default)]
+struct Share {
+    unsent: VecDeque<Sequence>,
+    streams: VecDeque<Sequence>,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -90,7 +99,7 @@ impl Outbox {
     pub fn append(&self, device: &DeviceId, class: Class, time: Time, publication: Publication) {
         let mut queue = self.lock();
         queue.append(Entry { device: device.clone(), class, time, sent: false, publication });
-        queue.drop_old(time, self.bounds.age);
+        queue.drop_old(device, time, self.bounds.age);
         queue.drop_for_room(self.bounds.bytes);
         drop(queue);
         self.appended.notify_one();
@@ -137,108 +146,35 @@ impl Entry {
     }
 }
 
-/// Entries by their number. Stream entries come and go in order, so slots that
-/// are counted from the first one beat a map; the few others would hold that
-/// first slot for long, and live in a map.
-#[derive(Debug, Default)]
-struct Entries {
-    first: Sequence,
-    streams: VecDeque<Option<Entry>>,
-    kept: BTreeMap<Sequence, Entry>,
-}
-
-impl Entries {
-    /// The number of the next entry.
-    fn next(&self) -> Sequence {
-        self.first + self.streams.len() as Sequence
-    }
-
-    fn push(&mut self, entry: Entry) {
-        match entry.class {
-            Class::Stream => self.streams.push_back(Some(entry)),
-            Class::Keep => {
-                self.kept.insert(self.next(), entry);
-                self.streams.push_back(None);
-            }
-        }
-    }
-
-    fn slot(&self, sequence: Sequence) -> Option<usize> {
-        usize::try_from(sequence.checked_sub(self.first)?).ok()
-    }
-
-    fn get(&self, sequence: Sequence) -> Option<&Entry> {
-        let stream = self.slot(sequence).and_then(|slot| self.streams.get(slot)?.as_ref());
-        stream.or_else(|| self.kept.get(&sequence))
-    }
-
-    fn get_mut(&mut self, sequence: Sequence) -> Option<&mut Entry> {
-        let slot = self.slot(sequence);
-        let stream = slot.and_then(|slot| self.streams.get_mut(slot)?.as_mut());
-        stream.or_else(|| self.kept.get_mut(&sequence))
-    }
-
-    fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
-        let slot = self.slot(sequence);
-        let entry = slot.and_then(|slot| self.streams.get_mut(slot)?.take());
-        while self.streams.front().is_some_and(Option::is_none) {
-            self.streams.pop_front();
-            self.first += 1;
-        }
-        entry.or_else(|| self.kept.remove(&sequence))
-    }
-
-    /// The oldest entry that is no stream entry.
-    fn oldest_kept(&self) -> Option<Sequence> {
-        self.kept.keys().next().copied()
-    }
-
-    /// Marks all as unsent and lists them in order, with their devices.
-    fn rewind(&mut self) -> Vec<(Sequence, DeviceId)> {
-        let numbered = (self.first..).zip(&mut self.streams);
-        let streams = numbered.filter_map(|(sequence, slot)| Some((sequence, slot.as_mut()?)));
-        let kept = self.kept.iter_mut().map(|(sequence, entry)| (*sequence, entry));
-        let mut all: Vec<_> = streams
-            .chain(kept)
-            .map(|(sequence, entry)| {
-                entry.sent = false;
-                (sequence, entry.device.clone())
-            })
-            .collect();
-        all.sort_unstable_by_key(|(sequence, _)| *sequence);
-        all
-    }
-}
-
 impl Queue {
     fn append(&mut self, entry: Entry) {
-        let sequence = self.entries.next();
+        let sequence = self.next;
+        self.next += 1;
         self.stats.appended += 1;
         self.stats.waiting += 1;
         self.stats.bytes += entry.cost();
+        let share = self.shares.entry(entry.device.clone()).or_default();
+        share.bytes += entry.cost();
         if entry.class == Class::Stream {
-            self.streams.push_back(sequence);
+            share.streams.push_back(sequence);
         }
-        let unsent = self.devices.entry(entry.device.clone()).or_default();
-        if unsent.is_empty() {
+        if share.unsent.is_empty() {
             self.turns.push_back(entry.device.clone());
         }
-        unsent.push_back(sequence);
-        self.entries.push(entry);
+        share.unsent.push_back(sequence);
+        self.entries.insert(sequence, entry);
     }
 
     fn next(&mut self) -> Option<(Sequence, Publication)> {
         while let Some(device) = self.turns.pop_front() {
-            let Some(unsent) = self.devices.get_mut(&device) else { continue };
-            let found = std::iter::from_fn(|| unsent.pop_front())
-                .find(|sequence| self.entries.get(*sequence).is_some_and(|entry| !entry.sent));
-            if unsent.is_empty() {
-                self.devices.remove(&device);
-            } else {
+            // A device whose entries were all dropped has no share any more.
+            let Some(share) = self.shares.get_mut(&device) else { continue };
+            let Some(sequence) = share.unsent.pop_front() else { continue };
+            trim(&mut share.unsent, &self.entries);
+            if !share.unsent.is_empty() {
                 self.turns.push_back(device);
             }
-            let entry = found.and_then(|sequence| Some((sequence, self.entries.get_mut(sequence)?)));
-            if let Some((sequence, entry)) = entry {
+            if let Some(entry) = self.entries.get_mut(&sequence) {
                 entry.sent = true;
                 return Some((sequence, entry.publication.clone()));
             }
@@ -247,12 +183,16 @@ impl Queue {
     }
 
     fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
-        let entry = self.entries.remove(sequence)?;
+        let entry = self.entries.remove(&sequence)?;
         self.stats.waiting -= 1;
         self.stats.bytes -= entry.cost();
-        // Delivery is nearly in order, so this stays short.
-        while self.streams.front().is_some_and(|first| self.entries.get(*first).is_none()) {
-            self.streams.pop_front();
+        if let Some(share) = self.shares.get_mut(&entry.device) {
+            share.bytes -= entry.cost();
+            trim(&mut share.unsent, &self.entries);
+            trim(&mut share.streams, &self.entries);
+            if share.bytes == 0 {
+                self.shares.remove(&entry.device);
+            }
         }
         Some(entry)
     }
@@ -263,40 +203,49 @@ impl Queue {
         }
     }
 
-    fn drop_old(&mut self, now: Time, age: Duration) {
+    /// Drops what is too old of one device: the one that just sent something.
+    fn drop_old(&mut self, device: &DeviceId, now: Time, age: Duration) {
         let age = Time::try_from(age.as_millis()).unwrap_or(Time::MAX);
-        while let Some(first) = self.streams.front().copied() {
-            match self.entries.get(first) {
-                Some(entry) if now.saturating_sub(entry.time) <= age => break,
-                Some(_) => self.drop_entry(first),
-                None => {
-                    self.streams.pop_front();
-                }
+        while let Some(first) = self.shares.get(device).and_then(|share| share.streams.front()).copied() {
+            match self.entries.get(&first) {
+                Some(entry) if now.saturating_sub(entry.time) > age => self.drop_entry(first),
+                _ => break,
             }
         }
     }
 
+    /// Makes room at the expense of the device that holds the most, so that one
+    /// that floods the outbox does not push the others out.
     fn drop_for_room(&mut self, bytes: usize) {
         while self.stats.bytes > bytes {
-            let oldest = self.streams.front().copied().or_else(|| self.entries.oldest_kept());
+            let largest = self.shares.values().max_by_key(|share| share.bytes);
+            let oldest = largest.and_then(|share| share.streams.front().or(share.unsent.front()).copied());
+            let oldest = oldest.or_else(|| self.entries.keys().next().copied());
             let Some(oldest) = oldest else { break };
             self.drop_entry(oldest);
-            if self.streams.front() == Some(&oldest) {
-                self.streams.pop_front();
-            }
         }
     }
 
     fn rewind(&mut self) {
         self.turns.clear();
-        self.devices.clear();
-        for (sequence, device) in self.entries.rewind() {
-            let unsent = self.devices.entry(device.clone()).or_default();
-            if unsent.is_empty() {
-                self.turns.push_back(device);
-            }
-            unsent.push_back(sequence);
+        for share in self.shares.values_mut() {
+            share.unsent.clear();
         }
+        for (sequence, entry) in &mut self.entries {
+            entry.sent = false;
+            let share = self.shares.entry(entry.device.clone()).or_default();
+            if share.unsent.is_empty() {
+                self.turns.push_back(entry.device.clone());
+            }
+            share.unsent.push_back(*sequence);
+        }
+    }
+}
+
+/// Takes entries that are gone off the front.
+fn trim(list: &mut VecDeque<Sequence>, entries: &BTreeMap<Sequence, Entry>) {
+    while list.front().is_some_and(|first| !entries.contains_key(first)) {
+        list.pop_front();
     }
 }
 
@@ -363,13 +312,27 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_floods_the_outbox_pays_for_it_itself() {
+        let outbox = outbox(20 * (OVERHEAD + 2));
+        append(&outbox, "b", Class::Stream, 0, "b1");
+        append(&outbox, "b", Class::Keep, 0, "b2");
+        for _ in 0..1000 {
+            append(&outbox, "a", Class::Keep, 0, "a1");
+        }
+        let sent = drain(&outbox);
+        assert!(sent.contains(&"b1".to_owned()) && sent.contains(&"b2".to_owned()), "{sent:?}");
+    }
+
+    #[test]
     fn an_unsent_result_does_not_make_the_rest_pile_up() {
         let outbox = outbox(20 * (OVERHEAD + 2));
         append(&outbox, "b", Class::Keep, 0, "r1");
         for _ in 0..10_000 {
             append(&outbox, "a", Class::Stream, 0, "a1");
         }
-        assert!(outbox.lock().entries.streams.len() <= 20);
+        assert!(outbox.lock().entries.len() <= 20);
+        let held: usize = outbox.lock().shares.values().map(|share| share.unsent.len() + share.streams.len()).sum();
+        assert!(held <= 40, "{held}");
         outbox.rewind();
         assert_eq!(drain(&outbox).len(), 20);
     }

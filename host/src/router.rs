@@ -10,6 +10,9 @@ use crate::cloud::Cloud;
 use crate::message::{DeviceId, Time, Uplink};
 use crate::outbox::{Class, Outbox};
 
+/// Every message is checked for size before; this is the last line of defence.
+const MAX_PAYLOAD: usize = 1 << 20;
+
 /// One way up: a channel of a session.
 #[derive(Clone)]
 pub struct Route {
@@ -39,6 +42,12 @@ impl Outlet {
         };
         for route in &self.routes {
             let publication = route.cloud.encode(&route.channel, uplink);
+            // What no broker takes would break the connection again and again.
+            if publication.payload.len() > MAX_PAYLOAD {
+                let (device, size) = (self.device.as_str(), publication.payload.len());
+                tracing::error!(device, "dropped a message of {size} bytes; expected at most {MAX_PAYLOAD}");
+                continue;
+            }
             route.outbox.append(&self.device, class, now, publication);
         }
     }

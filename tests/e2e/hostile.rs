@@ -36,6 +36,7 @@ const ON_DEMAND: &[(&str, &str)] = &[
         "memory in handle-command",
         "the driver ran out of memory in handle-command: limit 8388608 bytes; the state of the device is unknown",
     ),
+    ("huge result in handle-command", "the driver returned 2097156 bytes; expected at most 65536"),
     (
         "sleep in handle-command",
         "the driver exceeded its limit of 700 ms in handle-command; the state of the device is unknown",

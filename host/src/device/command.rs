@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 use super::Device;
 use crate::journal::Seen;
 use crate::manifest::ArgumentError;
-use crate::message::{CommandError, CommandRequest, CommandResult, Severity, Uplink, now};
+use crate::message::{CommandError, CommandRequest, CommandResult, Severity, Uplink, error_text, now, size_of};
 use crate::sandbox::CallError;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::Command;
 
@@ -51,7 +51,7 @@ impl Device {
         };
         match instance.handle_command(command).await {
             // A refused command is no fault of the driver.
-            Ok(result) => result,
+            Ok(result) => within_size(result),
             Err(error) => {
                 let text = format!("the driver {error}; the state of the device is unknown");
                 self.crashed(&error).await;
@@ -62,6 +62,19 @@ impl Device {
             }
         }
     }
+}
+
+/// A result is some numbers and texts; it is kept in memory for a while, too.
+fn within_size(result: CommandResult) -> CommandResult {
+    const MAX_RESULT: usize = 64 << 10;
+    let size = match &result {
+        Ok(attributes) => attributes.iter().map(size_of).sum(),
+        Err(error) => error_text(error).len(),
+    };
+    if size <= MAX_RESULT {
+        return result;
+    }
+    Err(CommandError::Failed(format!("the driver returned {size} bytes; expected at most {MAX_RESULT}")))
 }
 
 /// The answer to a command that a crash of the gateway cut short.

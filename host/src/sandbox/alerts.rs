@@ -4,6 +4,9 @@ use super::contract::sandgate::driver::alerts;
 use super::state::State;
 use crate::message::{Alerts, Rejection, Uplink, now};
 
+/// Details are a sentence; longer ones are cut.
+const MAX_DETAILS: usize = 500;
+
 /// What the driver said last, and whether the cloud knows it.
 pub(super) struct AlertState {
     current: Alerts,
@@ -39,7 +42,8 @@ impl alerts::Host for State {
                 let reason = "is not declared under alerts in the manifest".to_owned();
                 rejected.push(Rejection { name: alert.id, reason });
             } else if !accepted.iter().any(|(id, _)| *id == alert.id) {
-                accepted.push((alert.id, alert.details));
+                let details = alert.details.map(|text| text.chars().take(MAX_DETAILS).collect());
+                accepted.push((alert.id, details));
             }
         }
         for rejection in &rejected {

@@ -11,7 +11,7 @@ use super::state::State;
 use crate::config::Rate;
 use crate::device::Statistics;
 use crate::manifest::{Field, Manifest};
-use crate::message::{Attribute, Rejection, Severity, Time, Uplink, Value, now};
+use crate::message::{Attribute, Rejection, Severity, Time, Uplink, now, size_of};
 use telemetry::SendError;
 
 /// A sample is some dozens of numbers; more than this is a mistake.
@@ -113,7 +113,8 @@ impl State {
     /// Logs what is wrong with a name, once in the life of the driver.
     pub(super) fn complain(&mut self, name: &str, text: &str) {
         let complaints = &mut self.telemetry.complaints;
-        if complaints.len() < MAX_COMPLAINTS && complaints.insert(name.to_owned()) {
+        let name: String = name.chars().take(100).collect();
+        if complaints.len() < MAX_COMPLAINTS && complaints.insert(name) {
             self.log.note(Severity::Warning, text);
         }
     }
@@ -124,13 +125,4 @@ fn valid_time(time: f64) -> Option<Time> {
     const YEAR_9999: f64 = 253_402_300_800_000.0;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked right here
     (0.0..YEAR_9999).contains(&time).then_some(time as Time)
-}
-
-fn size_of(attribute: &Attribute) -> usize {
-    let value = match &attribute.value {
-        Value::Text(text) | Value::Json(text) => text.len(),
-        Value::TextList(list) => list.iter().map(|text| text.len() + 3).sum(),
-        Value::Unknown | Value::Boolean(_) | Value::Integer(_) | Value::Float(_) => 8,
-    };
-    attribute.name.len() + value
 }
