@@ -157,6 +157,10 @@ async fn a_serial_line_is_shared_by_its_units_and_a_dead_one_does_not_stall_it()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_shows_four_healthy_devices_and_obeys() {
+    // The demo builds them too; a first build takes longer than a test waits.
+    for name in ["power-meter-pm2100", "inverter-deye", "relay-tasmota"] {
+        plugin(name);
+    }
     let folder = tempfile::tempdir().unwrap();
     let mut demo = Command::new(SANDGATE)
         .args(["demo", "--plain", "--seconds", "600", "--folder", "demo"])

@@ -196,7 +196,7 @@ fn open(config: &Config) -> Result<Unit, Error> {
         unit.set_timeout(config.connection.timeout_ms)?;
         Ok(unit)
     };
-    open().map_err(|error| error.describe().into())
+    open().map_err(|error: ModbusError| error.describe().into())
 }
 
 /// Sets the timer of the poll, and a single one for a first poll now.
