@@ -224,7 +224,7 @@ pub mod tests {
     fn a_refusal_says_what_was_refused() {
         let memory =
             Simulated { answers: RefCell::new([ModbusError::DeviceException(3)].into()), ..Simulated::new(&[]) };
-        let text = "writing a current (register 108): the inverter answers with Modbus exception 3";
+        let text = "writing a current (register 108): the unit answers with Modbus exception 3";
         assert_eq!(CURRENT.change(&memory, 999), Err(CommandError::InvalidArgument(text.into())));
     }
 }
