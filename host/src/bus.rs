@@ -24,6 +24,10 @@ const QUEUE: usize = 256;
 const PATIENCE: u32 = 3;
 const SHORTEST_QUARANTINE: Duration = Duration::from_secs(2);
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
+/// How long a transaction may take, the wait for the line included.
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// A driver may ask for so many times the line's own timeout.
+const LONGEST_TIMEOUT: u32 = 5;
 /// How long a line that cannot be opened is left alone.
 const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -73,7 +77,11 @@ impl BusHandle {
             mpsc::error::TrySendError::Full(_) => BusError::Busy,
             mpsc::error::TrySendError::Closed(_) => BusError::Unavailable("the line is closed".into()),
         })?;
-        result.await.unwrap_or_else(|_| Err(BusError::Unavailable("the line is closed".into())))
+        // A line full of silent units must not use up the caller's own limit.
+        match tokio::time::timeout(LONGEST_WAIT, result).await {
+            Ok(result) => result.unwrap_or_else(|_| Err(BusError::Unavailable("the line is closed".into()))),
+            Err(_) => Err(BusError::Busy),
+        }
     }
 }
 
@@ -145,9 +153,18 @@ impl Bus {
             if transaction.answer.is_closed() {
                 continue;
             }
-            let result = self.carry_out(transaction.unit, transaction.request, transaction.timeout).await;
-            // Nobody waits for it any more if the device was stopped meanwhile.
-            drop(transaction.answer.send(result));
+            let Transaction { unit, request, timeout, mut answer } = transaction;
+            let result = tokio::select! {
+                result = self.carry_out(unit, request, timeout) => result,
+                // The device was stopped or gave up: the line is free for the next.
+                () = answer.closed() => {
+                    self.connection = None;
+                    self.last = Some(Instant::now());
+                    continue;
+                }
+            };
+            // Nobody waits for it any more if the device was stopped just now.
+            drop(answer.send(result));
         }
     }
 
@@ -164,10 +181,13 @@ impl Bus {
         if let Some(last) = self.last {
             sleep_until(last + self.gap).await;
         }
-        let limit = limit.unwrap_or(self.timeout);
+        let limit = limit.unwrap_or(self.timeout).min(self.timeout * LONGEST_TIMEOUT);
         let result = self.exchange(unit, request, limit).await;
         self.last = Some(Instant::now());
-        self.judge(unit, &result);
+        // A driver in a hurry must not bring a unit into disrepute with others.
+        if limit >= self.timeout || result != Err(BusError::TimedOut) {
+            self.judge(unit, &result);
+        }
         result
     }
 

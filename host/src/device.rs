@@ -70,8 +70,9 @@ pub enum Input {
     Swap(Box<Prepared>, String, oneshot::Sender<Receipt>),
     /// Go back to the paused driver; none when there is none.
     RollBack(String, oneshot::Sender<Option<Receipt>>),
-    /// Start afresh, also after a crash loop.
-    Restart(oneshot::Sender<()>),
+    /// Start afresh, also after a crash loop; with a configuration that the
+    /// manifest allows, or with the last one.
+    Restart(Option<String>, oneshot::Sender<()>),
     /// End.
     Stop(oneshot::Sender<()>),
 }
@@ -114,7 +115,8 @@ pub struct DeviceHandle {
 /// The life of one instance; the instance is gone after a crash.
 struct Life {
     instance: Option<Instance>,
-    since: Instant,
+    /// Since when it runs; none until `start` has succeeded.
+    since: Option<Instant>,
     configuration: String,
     log: Arc<DeviceLog>,
 }
@@ -180,7 +182,7 @@ impl DeviceHandle {
         let obituary = publisher.clone();
         let life = Life {
             instance: Some(first.instance),
-            since: Instant::now(),
+            since: None,
             configuration: first.configuration,
             log: spec.log(&first.driver),
         };
@@ -210,6 +212,11 @@ impl DeviceHandle {
             }
         });
         DeviceHandle { spec, status, inbox }
+    }
+
+    /// Whether its task has not ended.
+    pub fn is_alive(&self) -> bool {
+        !self.inbox.is_closed()
     }
 
     /// Hands a command to the device. When it has no room, says so.
@@ -254,6 +261,7 @@ impl Device {
             match input {
                 None => return self.stop().await,
                 Some(Input::Stop(reply)) => {
+                    self.refuse_waiting();
                     self.stop().await;
                     // Whoever asked may be gone; the device ends all the same.
                     let _ = reply.send(());
@@ -316,7 +324,10 @@ impl Device {
                 let receipt = self.roll_back(&asked_by, "asked for");
                 let _ = reply.send(receipt);
             }
-            Input::Restart(reply) => {
+            Input::Restart(configuration, reply) => {
+                if let Some(configuration) = configuration {
+                    self.life.configuration = configuration;
+                }
                 self.backoff.reset();
                 self.failed = false;
                 self.stop().await;
@@ -351,7 +362,8 @@ impl Device {
         let Some(instance) = self.life.instance.as_mut() else { return };
         match instance.start(context).await {
             Ok(Ok(())) => {
-                self.life.since = Instant::now();
+                self.life.since = Some(Instant::now());
+                self.backoff.started();
                 self.failed = false;
                 self.problem = None;
                 self.life.log.write(Severity::Info, "started");
@@ -372,6 +384,7 @@ impl Device {
 
     /// Makes a new instance of the same driver and starts it.
     async fn restart(&mut self) {
+        self.restart_at = None;
         let limits = Limits::resolve(&self.spec.limits, &self.driver.manifest.driver.limits);
         match self.driver.instantiate(&self.spec.capabilities(&self.driver), limits).await {
             Ok(instance) => {
@@ -405,7 +418,9 @@ impl Device {
         self.spec.statistics.crashes.count();
         self.life.instance = None;
         self.problem = Some(text.to_owned());
-        let next = match self.backoff.crashed(self.life.since.elapsed(), fastrand::f64()) {
+        // A crash in `start` comes after no healthy time at all.
+        let healthy = self.life.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        let next = match self.backoff.crashed(healthy, fastrand::f64()) {
             Verdict::RestartIn(delay) => {
                 self.restart_at = Some(Instant::now() + delay);
                 format!("starting again in {:.1} s", delay.as_secs_f64())
@@ -424,6 +439,20 @@ impl Device {
             self.spec.statistics.alerts(None);
         }
         self.publish();
+    }
+
+    /// Answers what waits behind a stop: a command is never left without one.
+    fn refuse_waiting(&mut self) {
+        self.inbox.close();
+        while let Ok(input) = self.inbox.try_recv() {
+            let Input::Command(request, reply) = input else { continue };
+            let result = Err(CommandError::Busy("the device is being stopped".into()));
+            let uplink = Uplink::CommandResult { command: &request.id, result: &result };
+            self.spec.outlet.send(now(), &uplink);
+            if let Some(reply) = reply {
+                let _ = reply.send(result);
+            }
+        }
     }
 
     async fn stop(&mut self) {

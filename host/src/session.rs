@@ -175,8 +175,8 @@ impl Session {
                                 return Ok(());
                             }
                             if greeted {
-                                self.subscribe(&mut connection);
                                 self.greet(&mut connection);
+                                self.subscribe(&mut connection);
                             }
                         }
                         _ = keep_alive.tick(), if greeted => {
@@ -190,9 +190,10 @@ impl Session {
             let event = event.map_err(explain).with_context(|| address.clone())?;
             match event {
                 Event::Incoming(Packet::ConnAck(_)) => {
-                    self.subscribe(&mut connection);
-                    // Nothing waits for the answers: what follows is sent in order.
+                    // Announced first: a broker may allow a child's topics only then.
+                    // Nothing waits for answers, all is sent in order.
                     self.greet(&mut connection);
+                    self.subscribe(&mut connection);
                     greeted = true;
                 }
                 event => self.handle(&mut connection, event, &address),

@@ -36,6 +36,8 @@ use crate::storage::Storage;
 use crate::watcher::Watcher;
 use memory::Memory;
 
+/// How long a stop waits for the drivers.
+const GOODBYE: Duration = Duration::from_secs(10);
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
 
@@ -133,6 +135,8 @@ struct DeviceEntry {
     generation: u64,
     /// Whether the first start is still under way.
     pending: bool,
+    /// Whether a start is under way, the first or a later one.
+    starting: bool,
 }
 
 impl Control {
@@ -394,7 +398,9 @@ impl Supervisor {
         self.remember_running();
         let stops = std::mem::take(&mut self.devices).into_values().filter_map(|entry| entry.handle);
         let stops = stops.map(|handle| async move { handle.ask(crate::device::Input::Stop).await });
-        futures::future::join_all(stops).await;
+        if tokio::time::timeout(GOODBYE, futures::future::join_all(stops)).await.is_err() {
+            tracing::warn!("stopping though some drivers have not ended");
+        }
         // What the devices said last still goes out, if the uplink takes it.
         let delivered = async {
             while self

@@ -1,48 +1,80 @@
 //! Watches files and says which ones changed, once they have come to rest.
 //!
 //! Watches the folders, not the files: an atomic rename replaces the file, and
-//! a file may not exist yet.
+//! a file may not exist yet. What the system's events miss (a link in the path
+//! that points elsewhere, a folder that is replaced) is found by a look at the
+//! files every few seconds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, interval, timeout_at};
 
 /// A plain overwrite comes in many small writes.
 const REST: Duration = Duration::from_millis(250);
+/// A file that never rests is reported all the same.
+const LONGEST: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The wanted files, each as it was at the last look; none when it was missing.
+type Wanted = Arc<Mutex<BTreeMap<PathBuf, Option<Fingerprint>>>>;
+
+/// Device, inode, modification time and size: another one is another file.
+type Fingerprint = (u64, u64, i64, i64, u64);
 
 /// See the module documentation.
 pub struct Watcher {
     inner: RecommendedWatcher,
     folders: BTreeSet<PathBuf>,
+    wanted: Wanted,
 }
 
 impl Watcher {
     /// Starts watching nothing. Sets of changed files arrive at `changes`.
     pub fn start(changes: mpsc::Sender<BTreeSet<PathBuf>>) -> Result<Watcher> {
         let (raw, events) = mpsc::channel(1024);
+        let wanted = Wanted::default();
+        let filter = Arc::clone(&wanted);
         let inner = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             let Ok(event) = event else { return };
             if matches!(event.kind, EventKind::Access(_)) {
                 return;
             }
             for path in event.paths {
-                // When the channel is full, the burst is seen by what is in it.
-                let _ = raw.try_send(path);
+                let path = normal(&path);
+                // A log beside the drivers is written all the time.
+                if lock(&filter).contains_key(&path) {
+                    // When the channel is full, the burst is seen by what is in it.
+                    let _ = raw.try_send(path);
+                }
             }
         })
         .context("starting the file watcher")?;
-        tokio::spawn(settle(events, changes));
-        Ok(Watcher { inner, folders: BTreeSet::new() })
+        tokio::spawn(settle(events, changes, Arc::clone(&wanted)));
+        Ok(Watcher { inner, folders: BTreeSet::new(), wanted })
     }
 
-    /// Watches exactly the folders of these files.
+    /// Watches exactly these files.
     pub fn watch<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
-        let folders: BTreeSet<PathBuf> = files.filter_map(|file| Some(normal(file).parent()?.to_owned())).collect();
+        let files: BTreeSet<PathBuf> = files.map(normal).collect();
+        let folders: BTreeSet<PathBuf> = files.iter().filter_map(|file| Some(file.parent()?.to_owned())).collect();
+        {
+            let mut wanted = lock(&self.wanted);
+            let known = std::mem::take(&mut *wanted);
+            *wanted = files
+                .into_iter()
+                .map(|file| {
+                    let seen = known.get(&file).copied().unwrap_or_else(|| fingerprint(&file));
+                    (file, seen)
+                })
+                .collect();
+        }
         for folder in self.folders.difference(&folders) {
             // A folder that is gone is no longer watched anyway.
             let _ = self.inner.unwatch(folder);
@@ -58,6 +90,28 @@ impl Watcher {
     }
 }
 
+fn lock(wanted: &Wanted) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Option<Fingerprint>>> {
+    wanted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let data = std::fs::metadata(path).ok()?;
+    Some((data.dev(), data.ino(), data.mtime(), data.mtime_nsec(), data.size()))
+}
+
+/// Compares all wanted files with the last look.
+fn look(wanted: &Wanted) -> BTreeSet<PathBuf> {
+    let mut changed = BTreeSet::new();
+    for (path, seen) in lock(wanted).iter_mut() {
+        let now = fingerprint(path);
+        if now != *seen {
+            *seen = now;
+            changed.insert(path.clone());
+        }
+    }
+    changed
+}
+
 /// The form in which changed files are reported: absolute, links in the folder
 /// resolved.
 pub fn normal(path: &Path) -> PathBuf {
@@ -68,12 +122,25 @@ pub fn normal(path: &Path) -> PathBuf {
     }
 }
 
-async fn settle(mut events: mpsc::Receiver<PathBuf>, changes: mpsc::Sender<BTreeSet<PathBuf>>) {
-    while let Some(first) = events.recv().await {
-        let mut changed = BTreeSet::from([normal(&first)]);
-        while let Ok(Some(path)) = timeout(REST, events.recv()).await {
-            changed.insert(normal(&path));
+async fn settle(mut events: mpsc::Receiver<PathBuf>, changes: mpsc::Sender<BTreeSet<PathBuf>>, wanted: Wanted) {
+    let mut regular = interval(LOOK);
+    loop {
+        let mut changed = tokio::select! {
+            event = events.recv() => match event {
+                Some(path) => BTreeSet::from([path]),
+                None => return,
+            },
+            _ = regular.tick() => look(&wanted),
+        };
+        if changed.is_empty() {
+            continue;
         }
+        let end = Instant::now() + LONGEST;
+        while let Ok(Some(path)) = timeout_at(end.min(Instant::now() + REST), events.recv()).await {
+            changed.insert(path);
+        }
+        // What was reported now is not found again at the next look.
+        changed.append(&mut look(&wanted));
         if changes.send(changed).await.is_err() {
             return;
         }

@@ -176,7 +176,7 @@ pub async fn restart_after_trap() {
         times.push(begin.elapsed());
         assert_eq!(handle.status.borrow().phase, Phase::Running);
         // By hand, so that the next crash counts as the first.
-        handle.ask(Input::Restart).await.unwrap();
+        handle.ask(|reply| Input::Restart(None, reply)).await.unwrap();
     }
     let what = "command that traps to serving again, p99 of first restarts";
     print(what, micros(p99(times)), "", None, "<= 5 ms");

@@ -35,7 +35,12 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
         _ = terminate.recv() => {}
     }
     tracing::info!("stopping");
-    control.stop().await;
+    tokio::select! {
+        () = control.stop() => {}
+        // Whoever asks twice does not want to wait.
+        _ = tokio::signal::ctrl_c() => return Ok(Outcome::Failed),
+        _ = terminate.recv() => return Ok(Outcome::Failed),
+    }
     running.await.context("stopping")?;
     let _ = std::fs::remove_file(state.join(crate::admin::SOCKET));
     Ok(Outcome::Done)

@@ -11,7 +11,8 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// Counts failures of one device.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
-    failures: u32,
+    crashes: u32,
+    refusals: u32,
 }
 
 /// What to do after a failure.
@@ -28,25 +29,30 @@ impl Backoff {
     /// answered at once, later ones with growing delays; `jitter` is 0 to 1.
     pub(super) fn crashed(&mut self, healthy: Duration, jitter: f64) -> Verdict {
         if healthy >= HEALTHY {
-            self.failures = 0;
+            self.crashes = 0;
         }
-        self.failures += 1;
-        if self.failures >= CRASH_LOOP {
+        self.crashes += 1;
+        if self.crashes >= CRASH_LOOP {
             return Verdict::GiveUp;
         }
-        Verdict::RestartIn(delay(self.failures, jitter))
+        Verdict::RestartIn(delay(self.crashes, jitter))
     }
 
     /// The driver refused to start, probably because its device is away: it is
     /// tried for ever.
     pub(super) fn refused(&mut self, jitter: f64) -> Duration {
-        self.failures = (self.failures + 1).min(CRASH_LOOP - 1);
-        delay(self.failures + 1, jitter)
+        self.refusals = self.refusals.saturating_add(1);
+        delay(self.refusals.saturating_add(1), jitter)
+    }
+
+    /// It started: earlier refusals are forgotten, crashes are not.
+    pub(super) fn started(&mut self) {
+        self.refusals = 0;
     }
 
     /// Someone restarted it by hand.
     pub(super) fn reset(&mut self) {
-        self.failures = 0;
+        *self = Backoff::default();
     }
 }
 
@@ -79,6 +85,17 @@ mod tests {
         backoff.crashed(Duration::ZERO, 0.5);
         backoff.reset();
         assert_eq!(backoff.crashed(Duration::ZERO, 0.5), Verdict::RestartIn(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_device_that_was_away_is_not_near_its_end_when_it_comes_back() {
+        let mut backoff = Backoff::default();
+        for _ in 0..50 {
+            backoff.refused(0.5);
+        }
+        backoff.started();
+        assert_eq!(backoff.crashed(Duration::ZERO, 0.5), Verdict::RestartIn(Duration::ZERO));
+        assert_eq!(backoff.refused(0.5), FIRST);
     }
 
     #[test]

@@ -123,12 +123,14 @@ impl Device {
         let statistics = &self.spec.statistics;
         let (calls, errors) = (statistics.calls.get(), statistics.errors.get());
         let log = self.spec.log(&driver);
-        let new = Life { instance: Some(instance), since: Instant::now(), configuration, log };
+        let new = Life { instance: Some(instance), since: Some(Instant::now()), configuration, log };
         let old = std::mem::replace(&mut self.life, new);
         let old_driver = std::mem::replace(&mut self.driver, driver);
         self.previous = Some(old_driver);
         self.backoff.reset();
         self.restart_at = None;
+        self.failed = false;
+        self.problem = None;
         self.watch = old.instance.is_some().then(|| Watch {
             old,
             until: Instant::now() + self.spec.health_window,
@@ -183,18 +185,20 @@ impl Device {
         self.watch.as_ref().map(|watch| watch.until)
     }
 
-    /// Judges a new driver by its error rate; called after each call.
+    /// Judges a new driver by its error rate: after each call, once there were
+    /// enough, and at the end of the watch by what calls there were.
     pub(super) fn judge(&mut self) {
         let Some(watch) = &self.watch else { return };
         let statistics = &self.spec.statistics;
         let calls = statistics.calls.get() - watch.calls_before;
         let errors = rate(statistics.errors.get() - watch.errors_before, calls);
-        if calls >= ENOUGH_CALLS && errors > watch.old_errors + WORSE_BY {
+        let over = Instant::now() >= watch.until;
+        if (calls >= ENOUGH_CALLS || over) && errors > watch.old_errors + WORSE_BY {
             let (new, old) = (errors * 100.0, watch.old_errors * 100.0);
             let reason = format!("{new:.0} % of its timer calls failed, against {old:.0} % before");
             let asked_by = format!("health check of the swap by {}", watch.asked_by);
             self.roll_back(&asked_by, &reason);
-        } else if Instant::now() >= watch.until {
+        } else if over {
             self.watch = None;
             self.publish();
         }

@@ -37,11 +37,11 @@ pub struct Requests {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RequestedLimits {
-    /// Linear memory; default 16 MiB.
+    /// Linear memory; default 32 MiB, at most 128 MiB.
     pub memory: Option<Size>,
-    /// CPU time of one call; default 500 ms.
+    /// CPU time of one call; default 500 ms, at most 5 s.
     pub cpu: Option<Span>,
-    /// Wall-clock time of one call; default 10 s.
+    /// Wall-clock time of one call; default 10 s, at most 60 s.
     pub call: Option<Span>,
     /// Samples and property sets; default 20/s.
     pub telemetry: Option<Rate>,

@@ -67,7 +67,8 @@ impl alerts::Host for State {
 impl State {
     /// Sends a changed set that no sample carried. Called after each call.
     pub(super) fn flush_alerts(&mut self) {
-        if !self.alerts.told {
+        // Over the rate it stays untold, and goes with a later call.
+        if !self.alerts.told && self.telemetry.limiter.allow(std::time::Instant::now()) {
             let time = now();
             let alerts = self.alerts.take_for_sample();
             self.outlet.send(time, &Uplink::Telemetry { time, attributes: &[], alerts });

@@ -71,6 +71,10 @@ struct Migration {
 }
 
 const MIGRATION: &str = "sandgate:driver/migration@0.1.0";
+/// A sample is at most 128 KiB, a body of HTTP 1 MiB.
+const HOSTCALL_FUEL: usize = 8 << 20;
+/// Longer texts of a guest are cut before they go anywhere.
+const MAX_TEXT: usize = 4 << 10;
 /// More state than this belongs into storage.
 const MAX_SNAPSHOT: usize = 1 << 20;
 
@@ -84,6 +88,8 @@ impl Instance {
     ) -> Result<Self, CallError> {
         let mut store = Store::new(pre.engine(), state);
         store.limiter(|state| &mut state.memory);
+        // What one host call may lift into the host's own memory.
+        store.set_hostcall_fuel(HOSTCALL_FUEL);
         store.epoch_deadline_callback(|mut context| {
             if context.data_mut().cpu.tick() {
                 Ok(wasmtime::UpdateDeadline::Yield(1))
@@ -109,6 +115,7 @@ impl Instance {
             bindings.sandgate_driver_device_driver().call_start(store, &context).await
         })
         .await
+        .map(shorten)
     }
 
     /// Calls `on-timer`.
@@ -117,6 +124,7 @@ impl Instance {
             bindings.sandgate_driver_device_driver().call_on_timer(store, id).await
         })
         .await
+        .map(shorten)
     }
 
     /// Calls `handle-command`.
@@ -140,6 +148,7 @@ impl Instance {
             bindings.sandgate_driver_device_driver().call_configure(store, configuration).await
         })
         .await
+        .map(shorten)
     }
 
     /// Calls `stop`.
@@ -162,7 +171,7 @@ impl Instance {
     pub async fn restore(&mut self, state: Vec<u8>) -> Result<Result<(), String>, CallError> {
         let Some(restore) = self.migration.as_ref().map(|migration| migration.restore) else { return Ok(Ok(())) };
         let (result,) = self.call("restore", async |_, store| restore.call_async(store, (state,)).await).await?;
-        Ok(result)
+        Ok(shorten(result))
     }
 
     /// When the next timer is due.
@@ -206,6 +215,11 @@ impl Migration {
             restore: instance.get_typed_func(&mut *store, restore).ok()?,
         })
     }
+}
+
+/// Cuts a guest's error to a sensible length.
+fn shorten(result: Result<(), String>) -> Result<(), String> {
+    result.map_err(|text| text.chars().take(MAX_TEXT).collect())
 }
 
 /// Sorts what can happen to a call.

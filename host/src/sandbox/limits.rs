@@ -12,6 +12,17 @@ use crate::manifest::RequestedLimits;
 /// One tick of the engine's epoch: a guest yields to others at least this often.
 pub const TICK: Duration = Duration::from_millis(5);
 
+/// What a manifest can ask for without the operator's word: enough for the
+/// largest toolchain, too little to harm the others.
+const MOST_MEMORY: usize = 128 << 20;
+const MOST_CPU: Duration = Duration::from_secs(5);
+const MOST_CALL: Duration = Duration::from_secs(60);
+const MOST_RATE: Rate = Rate { per_second: 100.0, burst: 200.0 };
+
+fn at_most(wish: Rate) -> Rate {
+    Rate { per_second: wish.per_second.min(MOST_RATE.per_second), burst: wish.burst.min(MOST_RATE.burst) }
+}
+
 /// The limits of one device, resolved from the operator's, the manifest's and
 /// the defaults.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,15 +58,22 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// What the operator says wins over what the manifest asks for.
+    /// What the operator says wins; what the manifest asks for is capped.
     pub fn resolve(operator: &config::Limits, manifest: &RequestedLimits) -> Limits {
         let default = Limits::default();
         Limits {
-            memory: operator.memory.or(manifest.memory).map_or(default.memory, config::Size::bytes),
-            cpu: operator.cpu.or(manifest.cpu).map_or(default.cpu, |span| span.0),
-            call: operator.call.or(manifest.call).map_or(default.call, |span| span.0),
-            telemetry: operator.telemetry.or(manifest.telemetry).unwrap_or(default.telemetry),
-            logs: operator.logs.or(manifest.logs).unwrap_or(default.logs),
+            memory: operator.memory.map_or_else(
+                || manifest.memory.map_or(default.memory, |wish| wish.bytes().min(MOST_MEMORY)),
+                config::Size::bytes,
+            ),
+            cpu: operator
+                .cpu
+                .map_or_else(|| manifest.cpu.map_or(default.cpu, |wish| wish.0.min(MOST_CPU)), |cpu| cpu.0),
+            call: operator
+                .call
+                .map_or_else(|| manifest.call.map_or(default.call, |wish| wish.0.min(MOST_CALL)), |call| call.0),
+            telemetry: operator.telemetry.unwrap_or_else(|| manifest.telemetry.map_or(default.telemetry, at_most)),
+            logs: operator.logs.unwrap_or_else(|| manifest.logs.map_or(default.logs, at_most)),
             storage: operator.storage.map_or(default.storage, config::Size::bytes),
         }
     }

@@ -1,6 +1,7 @@
 //! The imports `logging` and `command-log`, and standard output and error:
 //! all end in the device's log.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -57,7 +58,8 @@ impl DeviceLog {
     }
 
     fn write_unlimited(&self, severity: Severity, text: &str, persist: bool) {
-        let text = cut(text);
+        let text = plain(cut(text));
+        let text = text.as_ref();
         let device = self.outlet.device.as_str();
         let driver = self.driver.as_str();
         match severity {
@@ -77,6 +79,12 @@ impl DeviceLog {
             self.outlet.send(time, &Uplink::Log { time, severity, text, persist });
         }
     }
+}
+
+/// A text without control characters: they would forge lines and move cursors
+/// on the terminal of whoever reads the log.
+fn plain(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) { text.replace(char::is_control, " ").into() } else { text.into() }
 }
 
 /// The first bytes of a text, at a character's end.

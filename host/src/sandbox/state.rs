@@ -23,6 +23,9 @@ use crate::network::Access;
 use crate::router::Outlet;
 use crate::storage::DeviceStorage;
 
+/// Handles that one instance may hold: some for each connection and stream.
+const MAX_HANDLES: usize = 256;
+
 /// The data of one Store.
 pub struct State {
     pub(super) wasi: WasiCtx,
@@ -69,9 +72,12 @@ impl State {
                 }
             })
             .build();
+        // Sockets and streams are open files of the gateway.
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
         State {
             wasi,
-            table: ResourceTable::new(),
+            table,
             memory: MemoryLimit::new(limits.memory),
             cpu: CpuBudget::new(limits.cpu),
             manifest: Arc::clone(manifest),

@@ -15,13 +15,13 @@ use crate::message::{Attribute, Rejection, Severity, Time, Uplink, now, size_of}
 use telemetry::SendError;
 
 /// A sample is some dozens of numbers; more than this is a mistake.
-const MAX_SAMPLE: usize = 256 << 10;
+const MAX_SAMPLE: usize = 128 << 10;
 /// After so many different complaints a driver is not worth more lines.
 const MAX_COMPLAINTS: usize = 100;
 
 /// The part of the state that samples need.
 pub(super) struct Telemetry {
-    limiter: RateLimiter,
+    pub(super) limiter: RateLimiter,
     pub(super) statistics: Arc<Statistics>,
     /// Names that were complained about already, in this life of the driver.
     complaints: HashSet<String>,

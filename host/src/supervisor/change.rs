@@ -13,7 +13,8 @@ use crate::config::{Change, Config, diff};
 use crate::device::{self, DeviceHandle, Input};
 use crate::message::now;
 use crate::receipt::{DriverName, Outcome, Receipt};
-use crate::registry::Origin;
+use crate::registry::{Origin, Registry};
+use crate::sandbox::Driver;
 use crate::watcher::normal;
 
 impl Supervisor {
@@ -35,7 +36,8 @@ impl Supervisor {
 
     fn driver_file_changed(&mut self, id: &str, path: &Path) {
         let Some(entry) = self.devices.get(id) else { return };
-        if entry.handle.is_none() {
+        // A start under way has read the old file: it is begun anew.
+        if entry.handle.is_none() || entry.starting {
             let config = entry.config.clone();
             return self.start_device(id, &config);
         }
@@ -48,6 +50,10 @@ impl Supervisor {
             Ok(new) => new,
             Err(error) => return tracing::error!("the new configuration is refused, the old one stays: {error:#}"),
         };
+        if let Err(problem) = self.check_reload(&new) {
+            let path = self.path.display();
+            return tracing::error!("the new configuration is refused, the old one stays: {path}: {problem}");
+        }
         let changes = diff(&self.config, &new);
         if let Err(problem) = self.check_configurations(&new, &changes) {
             let path = self.path.display();
@@ -66,12 +72,34 @@ impl Supervisor {
         self.publish();
     }
 
+    /// Refuses what would take the site apart by accident.
+    fn check_reload(&self, new: &Config) -> Result<(), String> {
+        // A file that is being written is empty for a moment.
+        if new.devices.is_empty() && !self.config.devices.is_empty() {
+            return Err("it has no devices; stop the gateway to stop them all".into());
+        }
+        for (id, device) in &new.devices {
+            let session = new.session_of(device);
+            let missing = session.filter(|name| !self.sessions.contains_key(*name));
+            if let Some(name) = missing {
+                return Err(format!(
+                    "devices.{id}.session: session {name:?} starts with the next start of the gateway"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Holds new configurations against the manifests of running drivers.
     fn check_configurations(&self, new: &Config, changes: &[Change]) -> Result<(), String> {
         for change in changes {
-            let Change::ConfigureDevice(id) = change else { continue };
+            let (Change::ConfigureDevice(id) | Change::StartDevice(id)) = change else { continue };
             let (Some(device), Some(entry)) = (new.devices.get(id), self.devices.get(id)) else { continue };
             let Some(handle) = &entry.handle else { continue };
+            // Another driver may have another manifest; it is checked when it is loaded.
+            if device.driver != entry.config.driver {
+                continue;
+            }
             let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
             manifest
                 .check_configuration(configuration_of(device))
@@ -124,7 +152,8 @@ impl Supervisor {
 
     fn configure(&mut self, id: &str) {
         let Some(entry) = self.devices.get(id) else { return };
-        let Some(handle) = entry.handle.clone() else {
+        let running = entry.handle.clone().filter(|_| !entry.starting);
+        let Some(handle) = running else {
             let config = entry.config.clone();
             return self.start_device(id, &config);
         };
@@ -156,12 +185,14 @@ impl Supervisor {
         let report = self.report.clone();
         let (id, asked_by) = (id.to_owned(), asked_by.to_owned());
         let only_if_new = reply.is_none();
+        let last_base = self.memory.base_of(&id);
         tokio::spawn(async move {
             if let Ok(digest) = registry.digest(&base).await {
                 // The supervisor may be gone at the end of the program.
                 let _ = report.send(Report::Base { device: id.clone(), digest: digest.to_string() }).await;
+                // A file that was only touched does not undo a choice made by hand.
                 let same = digest == handle.status.borrow().driver.digest;
-                if only_if_new && same {
+                if only_if_new && (same || last_base == Some(digest.to_string())) {
                     return;
                 }
             }
@@ -173,6 +204,7 @@ impl Supervisor {
                         receipt.new = Some(DriverName::of(&driver));
                         Err(keep(&handle, &receipts, receipt))
                     }
+                    Ok(_) if only_if_new && !is_wanted(&registry, &base, &driver, &handle).await => return,
                     Ok(prepared) => {
                         let ask = |reply| Input::Swap(Box::new(prepared), asked_by, reply);
                         handle.ask(ask).await.ok_or("the device was stopped".to_owned())
@@ -184,6 +216,13 @@ impl Supervisor {
             }
         });
     }
+}
+
+/// Whether a driver that took a while to compile is still the one in the file,
+/// and not running already through another change.
+async fn is_wanted(registry: &Registry, file: &Path, driver: &Driver, handle: &DeviceHandle) -> bool {
+    let running = handle.status.borrow().driver.digest;
+    running != driver.digest && registry.digest(file).await.is_ok_and(|now| now == driver.digest)
 }
 
 /// The receipt of a swap that failed before it touched the device.

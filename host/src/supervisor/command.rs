@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use super::start::configuration_of;
 use super::{GATEWAY, Request, Supervisor};
 use crate::device::{DeviceHandle, Input};
 use crate::gateway;
@@ -33,8 +34,12 @@ impl Supervisor {
                 None => drop(reply.send(Err(self.unknown(&device)))),
                 Some(entry) => match entry.handle.clone() {
                     Some(handle) => {
+                        // What is configured now, also if the driver refused to take it while it ran.
+                        let manifest = std::sync::Arc::clone(&handle.status.borrow().driver.manifest);
+                        let wanted = manifest.check_configuration(configuration_of(&entry.config)).ok();
+                        let wanted = wanted.map(|wanted| serde_json::Value::Object(wanted).to_string());
                         tokio::spawn(async move {
-                            let done = handle.ask(Input::Restart).await;
+                            let done = handle.ask(|reply| Input::Restart(wanted, reply)).await;
                             let _ = reply.send(done.ok_or("the device was stopped".to_owned()));
                         });
                     }
@@ -79,8 +84,10 @@ impl Supervisor {
         // The newest accepted swap to what runs now tells what ran before.
         let before = self.receipts.all().into_iter().rev().find(|receipt| {
             let new = receipt.new.as_ref().map(|new| new.digest.as_str());
-            let ran = matches!(receipt.outcome, Outcome::Accepted | Outcome::RolledBack(_));
-            receipt.device == device && ran && new == Some(&current) && receipt.old.digest != current
+            receipt.device == device
+                && receipt.outcome == Outcome::Accepted
+                && new == Some(&current)
+                && receipt.old.digest != current
         });
         if handle.status.borrow().watching {
             tokio::spawn(async move {

@@ -60,14 +60,24 @@ impl Supervisor {
         self.generation += 1;
         let generation = self.generation;
         let before = self.devices.remove(id);
-        let (statistics, old, problem) = match before {
-            Some(entry) => (entry.statistics, entry.handle, entry.problem),
-            None => (Arc::default(), None, None),
+        let (statistics, old, problem, revoked) = match before {
+            Some(entry) => {
+                let revoked = entry.config.grants != device.grants;
+                (entry.statistics, entry.handle, entry.problem, revoked)
+            }
+            None => (Arc::default(), None, None, false),
         };
         let pending = old.is_none();
         let spec = self.specification(id, device, &statistics);
-        let entry =
-            DeviceEntry { config: device.clone(), statistics, handle: old.clone(), problem, generation, pending };
+        let entry = DeviceEntry {
+            config: device.clone(),
+            statistics,
+            handle: old.clone(),
+            problem,
+            generation,
+            pending,
+            starting: true,
+        };
         self.devices.insert(id.to_owned(), entry);
 
         let registry = Arc::clone(&self.registry);
@@ -92,7 +102,11 @@ impl Supervisor {
                 Ok(driver) => device::prepare(&spec, driver, given).await.map(Box::new),
                 Err(error) => Err(format!("{error:#}")),
             };
-            if let Some(old) = old {
+            // The old one goes on when the new one cannot run, unless it would
+            // keep what the operator has taken away.
+            if let Some(old) = old
+                && (result.is_ok() || revoked)
+            {
                 old.ask(Input::Stop).await;
             }
             // The supervisor may be gone at the end of the program.
@@ -126,8 +140,15 @@ impl Supervisor {
         };
         if let Some(entry) = self.devices.get_mut(id) {
             entry.pending = false;
+            entry.starting = false;
             match started {
                 Ok(handle) => (entry.handle, entry.problem) = (Some(handle), None),
+                Err(problem) if entry.handle.as_ref().is_some_and(DeviceHandle::is_alive) => {
+                    tracing::error!(
+                        device = id,
+                        "the new settings are refused, the device goes on as it was: {problem}"
+                    );
+                }
                 Err(problem) => {
                     tracing::error!(device = id, "{problem}");
                     (entry.handle, entry.problem) = (None, Some(problem));
