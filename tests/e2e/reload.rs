@@ -139,3 +139,29 @@ async fn stored_values_survive_and_two_gateways_do_not_share_a_state_folder() {
     gateway.restart();
     gateway.wait_for_samples("one", 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_would_take_the_site_apart_is_refused() {
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
+    gateway.start(broker.port, ONE);
+    observer.find("the first sample", |m| m.on("v1/from/S01/s--one/v1/telemetry")).await;
+    gateway.overwrite("gateway.toml", b"");
+    gateway.wait_for_log("it has no devices; stop the gateway to stop them all");
+    gateway.configure(broker.port, ONE);
+    let renamed =
+        std::fs::read_to_string(gateway.path("gateway.toml")).unwrap().replace("sessions.main", "sessions.other");
+    gateway.write("gateway.toml", renamed.as_bytes());
+    gateway.wait_for_log("devices.one.session: session \"other\" starts with the next start of the gateway");
+    // Other settings with a driver that does not take the configuration: it goes on as it was.
+    gateway.configure(broker.port, &format!("{ONE}configuration.main.label = 1\nlimits.cpu = '1s'\n"));
+    gateway.wait_for_log("devices.one.configuration.main.label: expected string, found 1");
+    let before = gateway.device("one")["samples"].as_u64().unwrap();
+    gateway.wait_for_samples("one", before + 3);
+    for message in observer.all() {
+        if let Some(greeting) = message.on("v1/from/S01/s/v1/properties") {
+            assert_eq!(greeting["children"], json!({"one": {"type": "echo"}}));
+        }
+    }
+}

@@ -205,3 +205,32 @@ async fn an_operator_can_go_back_within_the_watch_and_long_after_it() {
     }
     let _ = observer;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_points_elsewhere_is_a_changed_file_and_a_touched_file_is_none() {
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[]);
+    // As a mounted volume does it: the file is a link into a folder that is a link.
+    for (folder, number) in [("v1", "1.0.0"), ("v2", "2.0.0")] {
+        std::fs::create_dir(gateway.path(folder)).unwrap();
+        std::fs::write(gateway.path(folder).join("driver.wasm"), version(number)).unwrap();
+    }
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, gateway.path(name)).unwrap();
+    link("v1", "data");
+    link("data/driver.wasm", "driver.wasm");
+    link("v2", "data.new");
+    gateway.start(broker.port, ECHO);
+    wait_for_version(&gateway, "1.0.0");
+    std::fs::rename(gateway.path("data.new"), gateway.path("data")).unwrap();
+    wait_for_version(&gateway, "2.0.0");
+
+    // A choice by hand stands when the configured file is only touched.
+    gateway.write("chosen.wasm", &version("3.0.0"));
+    assert_eq!(gateway.json(&["swap", "echo1", "chosen.wasm"])["outcome"], "accepted");
+    gateway.overwrite("v2/driver.wasm", &version("2.0.0"));
+    gateway.overwrite("v2/driver.wasm", b"nonsense");
+    gateway.wait_for_log("asked by file change, rejected: loading driver");
+    assert_eq!(gateway.device("echo1")["version"], "3.0.0");
+    let _ = observer;
+}
