@@ -134,6 +134,8 @@ struct Device {
     failed: bool,
     problem: Option<String>,
     inbox: mpsc::Receiver<Input>,
+    /// The last error of a timer call, and when it was logged.
+    complaint: Option<(String, Instant)>,
     journal: Arc<Journal>,
     receipts: Arc<Receipts>,
     status: watch::Sender<DeviceStatus>,
@@ -197,6 +199,7 @@ impl DeviceHandle {
             failed: false,
             problem: None,
             inbox: inputs,
+            complaint: None,
             journal,
             receipts,
             status: publisher,
@@ -291,12 +294,22 @@ impl Device {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => {
                     self.spec.statistics.errors.count();
-                    self.life.log.write(Severity::Warning, &format!("on-timer: {reason}"));
+                    self.complain(reason);
                 }
                 Err(error) => self.crashed(&error).await,
             }
         }
         self.judge();
+    }
+
+    /// Logs an error of a timer call when it is another one, or once a minute.
+    fn complain(&mut self, reason: String) {
+        let again = Duration::from_secs(60);
+        if self.complaint.as_ref().is_some_and(|(last, time)| *last == reason && time.elapsed() < again) {
+            return;
+        }
+        self.life.log.write(Severity::Warning, &format!("on-timer: {reason}"));
+        self.complaint = Some((reason, Instant::now()));
     }
 
     async fn handle(&mut self, input: Input) {

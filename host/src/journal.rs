@@ -44,6 +44,8 @@ enum State {
     Started,
     /// The answer, unless it was given before the last restart.
     Answered(Option<CommandResult>),
+    /// A crash of the gateway cut it short.
+    Interrupted,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -63,6 +65,8 @@ pub enum Seen {
     Running,
     /// It was answered so; none when that was before a restart.
     Answered(Option<CommandResult>),
+    /// A crash of the gateway cut it short; that was its answer.
+    Interrupted,
 }
 
 impl Journal {
@@ -75,8 +79,9 @@ impl Journal {
     /// Opens the file and returns the commands that a crash interrupted: pairs
     /// of device and id, now marked as answered.
     pub fn open(path: &Path) -> Result<(Journal, Vec<(DeviceId, String)>)> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
+        // A damaged line is skipped like a cut one.
+        let text = match std::fs::read(path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error).with_context(|| format!("reading journal {}", path.display())),
         };
@@ -90,7 +95,7 @@ impl Journal {
         let mut interrupted = Vec::new();
         for (id, known) in &mut inner.known {
             if matches!(known.state, State::Started) {
-                known.state = State::Answered(None);
+                known.state = State::Interrupted;
                 interrupted.push((DeviceId::new(&known.device), id.clone()));
             }
         }
@@ -108,6 +113,7 @@ impl Journal {
         match inner.known.get(id).map(|known| &known.state) {
             Some(State::Started) => return Ok(Seen::Running),
             Some(State::Answered(result)) => return Ok(Seen::Answered(result.clone())),
+            Some(State::Interrupted) => return Ok(Seen::Interrupted),
             None => {}
         }
         inner.write(id, device.as_str(), time, false).context("writing the command journal")?;
@@ -163,7 +169,7 @@ impl Inner {
         self.lines = 0;
         for (id, known) in known {
             self.lines += 1;
-            let answered = matches!(known.state, State::Answered(_));
+            let answered = !matches!(known.state, State::Started);
             fresh.write_all(line(id, &known.device, known.time, answered).as_bytes())?;
         }
         fresh.as_file().sync_all()?;
@@ -202,7 +208,8 @@ mod tests {
 
         let (journal, interrupted) = Journal::open(&path).unwrap();
         assert_eq!(interrupted, [(device.clone(), "a".to_owned())]);
-        assert_eq!(journal.begin("a", &device, 5).unwrap(), Seen::Answered(None));
+        assert_eq!(journal.begin("a", &device, 5).unwrap(), Seen::Interrupted);
+        assert_eq!(journal.begin("b", &device, 5).unwrap(), Seen::Answered(None));
         drop(journal);
         assert_eq!(Journal::open(&path).unwrap().1, []);
     }

@@ -8,6 +8,7 @@ use sandgate::cli::{Cli, Outcome};
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    quiet_broken_pipes();
     let cli = Cli::parse();
     let json = cli.json();
     match cli.run().await {
@@ -22,4 +23,17 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends without a panic message when nobody reads the output any more, as in
+/// `sandgate logs | head`: printing macros know no other way to fail.
+fn quiet_broken_pipes() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<String>();
+        if text.is_some_and(|text| text.starts_with("failed printing to std")) {
+            std::process::exit(1);
+        }
+        hook(info);
+    }));
 }

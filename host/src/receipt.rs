@@ -125,8 +125,8 @@ impl Receipts {
 
     /// Opens the file; lines that are no receipts are skipped.
     pub fn open(path: &Path) -> Result<Receipts> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
+        let text = match std::fs::read(path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error).with_context(|| format!("reading receipts {}", path.display())),
         };

@@ -225,7 +225,12 @@ fn start_ticker(engine: &Engine) -> Result<()> {
 
 /// Reads a component file of sensible size.
 pub async fn read_component(path: &Path) -> Result<Vec<u8>> {
-    let size = tokio::fs::metadata(path).await?.len();
+    let metadata = tokio::fs::metadata(path).await?;
+    // A pipe or a device would be read for ever.
+    if !metadata.is_file() {
+        bail!("expected a file");
+    }
+    let size = metadata.len();
     if size > MAX_COMPONENT {
         bail!("expected a component of at most {} MiB, found {} MiB", MAX_COMPONENT >> 20, size >> 20);
     }

@@ -31,7 +31,7 @@ use crate::router::{Recipient, Table};
 /// Messages on the way to the broker without a PUBACK.
 const IN_FLIGHT: u16 = 256;
 /// The largest packet in either direction; commands are checked more strictly.
-const MAX_PACKET: usize = 4 << 20;
+const MAX_PACKET: usize = 16 << 20;
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A connection that lasted so long was a good one.

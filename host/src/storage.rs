@@ -34,7 +34,14 @@ impl Storage {
             transaction.commit()?;
             Ok(database)
         };
-        Ok(Storage(Arc::new(open().with_context(|| format!("opening storage {}", path.display()))?)))
+        let database = open().or_else(|error| {
+            // A damaged file must not keep the site dark; it is kept for a look.
+            let aside = path.with_extension("damaged");
+            tracing::error!("storage {}: {error:#}; set aside as {}", path.display(), aside.display());
+            std::fs::rename(path, &aside)?;
+            open()
+        });
+        Ok(Storage(Arc::new(database.with_context(|| format!("opening storage {}", path.display()))?)))
     }
 
     /// The part of one device.
@@ -116,6 +123,16 @@ mod tests {
         assert_eq!(storage.device(&a).keys().unwrap(), ["x"]);
         assert_eq!(storage.device(&ab).get("y").unwrap(), Some(b"2".to_vec()));
         assert_eq!(storage.device(&a).get("y").unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("storage.redb");
+        std::fs::write(&path, "nonsense".repeat(1000)).unwrap();
+        let storage = Storage::open(&path).unwrap().device(&DeviceId::new("a"));
+        assert!(storage.set("x", b"1", 100).unwrap());
+        assert!(folder.path().join("storage.damaged").exists());
     }
 
     #[test]

@@ -116,7 +116,7 @@ async fn a_broken_driver_at_the_start_harms_only_its_device_and_a_good_file_cure
     gateway.write("broken.wasm", b"nonsense again");
     gateway.restart();
     gateway.wait_for_device("two", "the last good driver", |device| (device["phase"] == "running").then_some(()));
-    gateway.wait_for_log("starting the last good driver");
+    gateway.wait_for_log("and not the configured file");
     assert!(gateway.is_alive());
 }
 

@@ -86,8 +86,11 @@ pub(super) async fn devices(gateway: &Gateway, json: bool) -> Result<Outcome> {
     };
     for (name, session) in status.get("sessions").and_then(Json::as_object).into_iter().flatten() {
         let connected = session.get("connected").and_then(Json::as_bool) == Some(true);
-        let state =
-            if connected { "connected".to_owned() } else { format!("not connected: {}", text(session, "problem")) };
+        let state = match text(session, "problem") {
+            _ if connected => "connected".to_owned(),
+            problem if problem.is_empty() => "connecting".to_owned(),
+            problem => format!("not connected: {problem}"),
+        };
         let (address, waiting) = (text(session, "address"), text(session, "waiting"));
         println!("session {name}: {address} {state}, {} delivered, {waiting} waiting", text(session, "delivered"));
     }
@@ -182,7 +185,7 @@ pub(super) async fn logs(gateway: &Gateway, device: Option<String>, follow: bool
     let mut parts = response.bytes_stream();
     let mut buffer = Vec::new();
     while let Some(part) = parts.next().await {
-        buffer.extend_from_slice(&part.context("reading the log of the gateway")?);
+        buffer.extend_from_slice(&part.map_err(|_| anyhow!("the gateway has stopped"))?);
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
             print_line(&line, json);

@@ -30,9 +30,11 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
     let running = tokio::spawn(supervisor.run());
 
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
     tokio::select! {
         interrupt = tokio::signal::ctrl_c() => interrupt.context("listening for Ctrl-C")?,
         _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
     }
     tracing::info!("stopping");
     tokio::select! {
@@ -50,6 +52,13 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
 async fn check(config: &Config) -> Result<Outcome> {
     let sandbox = Sandbox::new(Compiler::InProcess, None)?;
     let mut outcome = Outcome::Done;
+    for (name, session) in &config.sessions {
+        let crate::config::Session::Enapter(session) = session;
+        if let Err(error) = crate::config::Communication::load(session, &config.folder) {
+            outcome = Outcome::Failed;
+            println!("sessions.{name}: {error:#}");
+        }
+    }
     for (id, device) in &config.devices {
         match sandbox.load(&config.driver_path(device)).await {
             Err(error) => {

@@ -2,6 +2,8 @@
 //!
 //! A pure function; the supervisor carries the steps out while the rest runs on.
 
+use std::fmt;
+
 use super::Config;
 
 /// One step from the running configuration to the new one.
@@ -22,6 +24,20 @@ pub enum Change {
     CloseBus(String),
     /// This part is read at start only; the text names it.
     NeedsRestart(String),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::StartDevice(id) => write!(f, "start device {id}"),
+            Change::StopDevice(id) => write!(f, "stop device {id}"),
+            Change::ConfigureDevice(id) => write!(f, "configure device {id}"),
+            Change::SwapDriver(id) => write!(f, "swap the driver of device {id}"),
+            Change::OpenBus(name) => write!(f, "open bus {name}"),
+            Change::CloseBus(name) => write!(f, "close bus {name}"),
+            Change::NeedsRestart(part) => write!(f, "{part} changed"),
+        }
+    }
 }
 
 /// Lists the steps that lead from `old` to `new`: stops first, then buses,

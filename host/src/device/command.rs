@@ -20,7 +20,9 @@ impl Device {
                 Err(error) => Err(CommandError::Failed(format!("{error:#}"))),
                 Ok(Seen::Running) => return None,
                 Ok(Seen::Answered(Some(result))) => result,
-                Ok(Seen::Answered(None)) => Err(interrupted()),
+                Ok(Seen::Interrupted) => Err(interrupted()),
+                // Answered before a restart: the cloud has the answer.
+                Ok(Seen::Answered(None)) => return None,
                 Ok(Seen::Never) => {
                     let result = self.carry_out(&request, arguments).await;
                     self.journal.end(&id, &self.spec.id, now(), &result);

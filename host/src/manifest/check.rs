@@ -157,7 +157,7 @@ impl Manifest {
         let Some(command) = self.blueprint.commands.get(name) else {
             let known: Vec<_> = self.blueprint.commands.keys().map(|name| format!("{name:?}")).collect();
             let known = if known.is_empty() { "none (the driver has no commands)".into() } else { known.join(", ") };
-            return Err(ArgumentError::UnknownCommand(name.to_owned(), known));
+            return Err(ArgumentError::UnknownCommand(name.chars().take(100).collect(), known));
         };
         fill(&command.arguments, arguments).map_err(ArgumentError::Invalid)
     }

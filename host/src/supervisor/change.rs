@@ -65,7 +65,7 @@ impl Supervisor {
         self.config.gateway = old.gateway;
         self.config.sessions = old.sessions;
         for change in changes {
-            tracing::info!("configuration: {change:?}");
+            tracing::info!("configuration: {change}");
             self.apply(change);
         }
         self.watch_files();

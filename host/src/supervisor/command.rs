@@ -19,7 +19,13 @@ impl Supervisor {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Swap { device, file, asked_by, reply } => match self.running(&device) {
-                Err(problem) => drop(reply.send(Err(problem))),
+                Err(problem) => {
+                    if let (Some(entry), None) = (self.devices.get(&device), &file) {
+                        let config = entry.config.clone();
+                        self.start_device(&device, &config);
+                    }
+                    drop(reply.send(Err(format!("{problem}; starting its configured driver"))));
+                }
                 Ok(_) => {
                     let file = file.or_else(|| {
                         let entry = self.devices.get(&device)?;
@@ -143,10 +149,9 @@ impl Supervisor {
         };
         match self.journal.begin(&request.id, &gateway, now()) {
             Err(error) => return respond(Err(CommandError::Failed(format!("{error:#}"))), false),
-            Ok(Seen::Running) => return,
-            Ok(Seen::Answered(result)) => {
-                return respond(result.unwrap_or_else(|| Err(crate::device::interrupted())), false);
-            }
+            Ok(Seen::Running | Seen::Answered(None)) => return,
+            Ok(Seen::Answered(Some(result))) => return respond(result, false),
+            Ok(Seen::Interrupted) => return respond(Err(crate::device::interrupted()), false),
             Ok(Seen::Never) => {}
         }
         let device = arguments.get("device").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();

@@ -1,5 +1,6 @@
 //! Starting sessions and devices.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -9,10 +10,10 @@ use super::{DeviceEntry, Report, SessionEntry, Supervisor};
 use crate::cloud::Cloud;
 use crate::cloud::enapter::Enapter;
 use crate::config::{self, Communication, Config};
-use crate::device::{self, Counter, DeviceHandle, Input, Prepared};
+use crate::device::{self, Counter, DeviceHandle, Input, Prepared, Specification};
 use crate::message::DeviceId;
 use crate::outbox::{Bounds, Outbox};
-use crate::registry::Origin;
+use crate::registry::{Origin, Registry};
 use crate::session::{GatewayCommand, Picture, Session, SessionStatus};
 
 /// Makes a session that waits for the first picture.
@@ -88,20 +89,9 @@ impl Supervisor {
         let id = id.to_owned();
         tokio::spawn(async move {
             let base = registry.digest(&path).await.ok().map(|digest| digest.to_string());
-            // A driver that was chosen by hand beside this very file is chosen still.
-            let chosen = last_good.clone().filter(|good| base == last_base && base.as_ref() != Some(good));
-            let origin = chosen.map_or(Origin::File(path), Origin::Copy);
-            let mut loaded = registry.load(&origin).await;
-            if let (Err(error), Some(digest)) = (&loaded, last_good)
-                && let Ok(driver) = registry.load(&Origin::Copy(digest)).await
-            {
-                tracing::error!(device = id, "{error:#}; starting the last good driver, {driver:?}");
-                loaded = Ok(driver);
-            }
-            let result = match loaded {
-                Ok(driver) => device::prepare(&spec, driver, given).await.map(Box::new),
-                Err(error) => Err(format!("{error:#}")),
-            };
+            let result =
+                first_that_runs(&registry, &spec, given, &id, candidates(path, base.as_deref(), last_base, last_good))
+                    .await;
             // The old one goes on when the new one cannot run, unless it would
             // keep what the operator has taken away.
             if let Some(old) = old
@@ -110,6 +100,7 @@ impl Supervisor {
                 old.ask(Input::Stop).await;
             }
             // The supervisor may be gone at the end of the program.
+            let result = result.map(Box::new);
             let _ = report.send(Report::Prepared { device: id, generation, base, result }).await;
         });
     }
@@ -176,6 +167,43 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// What a device may run, the best first: a driver that was chosen by hand
+/// beside this very file, the file, the driver that ran last.
+fn candidates(file: PathBuf, base: Option<&str>, last_base: Option<String>, last_good: Option<String>) -> Vec<Origin> {
+    let chosen = last_good.clone().filter(|good| base == last_base.as_deref() && base != Some(good.as_str()));
+    let chosen = chosen.map(Origin::Copy);
+    let last = last_good.filter(|_| chosen.is_none()).map(Origin::Copy);
+    chosen.into_iter().chain([Origin::File(file)]).chain(last).collect()
+}
+
+/// Prepares the first candidate that can run. The error is the file's own.
+async fn first_that_runs(
+    registry: &Registry,
+    spec: &Specification,
+    given: serde_json::Map<String, serde_json::Value>,
+    id: &str,
+    candidates: Vec<Origin>,
+) -> Result<Prepared, String> {
+    let mut problem = "another one was chosen by hand, or the file was refused before".to_owned();
+    for origin in candidates {
+        let result = match registry.load(&origin).await {
+            Ok(driver) => device::prepare(spec, driver, given.clone()).await,
+            Err(error) => Err(format!("{error:#}")),
+        };
+        match (result, &origin) {
+            (Ok(prepared), Origin::File(_)) => return Ok(prepared),
+            (Ok(prepared), Origin::Copy(_)) => {
+                let driver = &prepared.driver;
+                tracing::warn!(device = id, "runs {driver:?} and not the configured file: {problem}");
+                return Ok(prepared);
+            }
+            (Err(error), Origin::File(_)) => problem = error,
+            (Err(error), Origin::Copy(_)) => tracing::warn!(device = id, "the driver that ran last: {error}"),
+        }
+    }
+    Err(problem)
 }
 
 /// A device's configuration as JSON.
