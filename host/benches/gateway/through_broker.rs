@@ -153,8 +153,8 @@ async fn bare_throughput(port: u16, payload: &[u8], messages: u64) -> f64 {
 async fn own_throughput(port: u16, driver: &Arc<Driver>, messages: u64, round: usize) -> f64 {
     let outbox = outbox(1 << 30);
     let spec = specification(&format!("bench{round}"), &outbox);
-    // As many samples as a busy gateway could make: the broker is the limit.
-    let handle = start(&spec, driver, json!({"interval_ms": 1.0, "burst": 100})).await;
+    // More samples than the broker takes, so that the way to it is the limit.
+    let handle = start(&spec, driver, json!({"interval_ms": 1.0, "burst": 500})).await;
     let _picture = session(port, &outbox, &[&handle]).await;
     let (begin, first) = (Instant::now(), outbox.stats().delivered);
     let mut stopped = false;
