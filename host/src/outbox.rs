@@ -5,7 +5,8 @@
 //! it is full, the device that holds the most loses its oldest telemetry or log
 //! lines first, and that is counted.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -59,13 +60,36 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct Queue {
-    entries: BTreeMap<Sequence, Entry>,
+    entries: Entries,
     /// What each device has here; devices with nothing have no share.
     shares: HashMap<DeviceId, Share>,
     /// Devices with unsent entries, in turn.
     turns: VecDeque<DeviceId>,
     next: Sequence,
     stats: Stats,
+}
+
+/// Entries by number. Every message is looked up some times, so the numbers
+/// are spread by one multiplication instead of a hash that withstands attacks:
+/// nobody outside chooses them.
+type Entries = HashMap<Sequence, Entry, BuildHasherDefault<Spread>>;
+
+#[derive(Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The odd number next to 2^64 divided by the golden ratio.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 /// One device's part. Both lists are in order and may hold entries that are
@@ -220,7 +244,7 @@ impl Queue {
         while self.stats.bytes > bytes {
             let largest = self.shares.values().max_by_key(|share| share.bytes);
             let oldest = largest.and_then(|share| share.streams.front().or(share.unsent.front()).copied());
-            let oldest = oldest.or_else(|| self.entries.keys().next().copied());
+            let oldest = oldest.or_else(|| self.entries.keys().min().copied());
             let Some(oldest) = oldest else { break };
             self.drop_entry(oldest);
         }
@@ -231,7 +255,9 @@ impl Queue {
         for share in self.shares.values_mut() {
             share.unsent.clear();
         }
-        for (sequence, entry) in &mut self.entries {
+        let mut all: Vec<_> = self.entries.iter_mut().collect();
+        all.sort_unstable_by_key(|(sequence, _)| **sequence);
+        for (sequence, entry) in all {
             entry.sent = false;
             let share = self.shares.entry(entry.device.clone()).or_default();
             if share.unsent.is_empty() {
@@ -243,7 +269,7 @@ impl Queue {
 }
 
 /// Takes entries that are gone off the front.
-fn trim(list: &mut VecDeque<Sequence>, entries: &BTreeMap<Sequence, Entry>) {
+fn trim(list: &mut VecDeque<Sequence>, entries: &Entries) {
     while list.front().is_some_and(|first| !entries.contains_key(first)) {
         list.pop_front();
     }
