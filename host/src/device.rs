@@ -6,10 +6,10 @@
 
 mod backoff;
 mod command;
+mod specification;
 mod statistics;
 mod swap;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,48 +17,20 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use command::interrupted;
+pub use specification::Specification;
 pub use statistics::{Counter, Last, Statistics};
 pub use swap::{Prepared, prepare};
 
-use crate::bus::BusHandle;
-use crate::config::{self, LogLevel};
 use crate::journal::Journal;
-use crate::message::{Alerts, CommandError, CommandRequest, CommandResult, DeviceId, Severity, Uplink, now};
-use crate::network::Target;
+use crate::message::{Alerts, CommandError, CommandRequest, CommandResult, Severity, Uplink, now};
 use crate::receipt::{Receipt, Receipts};
-use crate::router::Outlet;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
-use crate::sandbox::{CallError, Capabilities, DeviceLog, Driver, Instance, Limits};
-use crate::storage::DeviceStorage;
+use crate::sandbox::{CallError, DeviceLog, Driver, Instance, Limits};
 use backoff::{Backoff, Verdict};
 use swap::Watch;
 
 /// Commands that may wait for a device; more are answered with "busy".
 const INBOX: usize = 16;
-
-/// What does not change while a device runs.
-pub struct Specification {
-    /// The id.
-    pub id: DeviceId,
-    /// Where its messages go.
-    pub outlet: Arc<Outlet>,
-    /// Its counters and last values.
-    pub statistics: Arc<Statistics>,
-    /// Its key-values.
-    pub storage: Option<DeviceStorage>,
-    /// Granted addresses for `net`.
-    pub tcp: Vec<Target>,
-    /// Granted hosts for `http`.
-    pub http: Vec<Target>,
-    /// Granted buses by the driver's names.
-    pub buses: BTreeMap<String, BusHandle>,
-    /// The operator's limits.
-    pub limits: config::Limits,
-    /// From which level its log goes to the cloud.
-    pub cloud_log: LogLevel,
-    /// How long a new driver is watched.
-    pub health_window: Duration,
-}
 
 /// Something that a device shall do.
 pub enum Input {
@@ -139,34 +111,6 @@ struct Device {
     journal: Arc<Journal>,
     receipts: Arc<Receipts>,
     status: watch::Sender<DeviceStatus>,
-}
-
-impl Specification {
-    /// The log of one driver of this device.
-    fn log(&self, driver: &Driver) -> Arc<DeviceLog> {
-        let limits = Limits::resolve(&self.limits, &driver.manifest.driver.limits);
-        let outlet = Arc::clone(&self.outlet);
-        let statistics = Arc::clone(&self.statistics);
-        Arc::new(DeviceLog::new(outlet, driver.manifest.label(), self.cloud_log, limits.logs, statistics))
-    }
-
-    /// Writes a line of the host about the device.
-    pub fn note(&self, driver: &Driver, severity: Severity, text: &str) {
-        self.log(driver).note(severity, text);
-    }
-
-    /// What an instance of a driver may use.
-    fn capabilities(&self, driver: &Driver) -> Capabilities {
-        Capabilities {
-            outlet: Arc::clone(&self.outlet),
-            log: self.log(driver),
-            statistics: Arc::clone(&self.statistics),
-            storage: self.storage.clone(),
-            tcp: self.tcp.clone(),
-            http: self.http.clone(),
-            buses: self.buses.clone(),
-        }
-    }
 }
 
 impl DeviceHandle {
