@@ -14,12 +14,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::FutureExt;
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS,
-    SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS,
+    Request, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::cloud::{Cloud, Greeting};
 use crate::config::{Communication, Credentials};
@@ -32,6 +32,8 @@ use crate::router::{Recipient, Table};
 const IN_FLIGHT: u16 = 256;
 /// The largest packet in either direction; commands are checked more strictly.
 const MAX_PACKET: usize = 16 << 20;
+/// How long a broker may take to answer a connect or to take what is written.
+const PATIENCE: Duration = Duration::from_secs(15);
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A connection that lasted so long was a good one.
@@ -156,20 +158,24 @@ impl Session {
         let mut keep_alive = interval(KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if greeted {
+                self.feed(&mut connection, &mut events).await.map_err(explain).with_context(|| address.clone())?;
+            }
             let event = {
                 // Polling must not be cancelled half-way, so it outlives the inner loop.
                 let mut poll = pin!(events.poll());
                 loop {
-                    if greeted {
-                        self.feed(&mut connection);
-                    }
                     // Under load there is always an event: look before waiting for all.
                     if let Some(event) = poll.as_mut().now_or_never() {
                         break event;
                     }
                     tokio::select! {
                         event = &mut poll => break event,
-                        () = self.outbox.changed(), if greeted && connection.has_room() => {}
+                        () = self.outbox.changed(), if greeted && connection.is_quiet() => {
+                            if let Some((sequence, publication)) = self.outbox.next() {
+                                self.publish(&mut connection, Some(sequence), publication);
+                            }
+                        }
                         changed = self.picture.changed() => {
                             if changed.is_err() {
                                 return Ok(());
@@ -217,7 +223,7 @@ impl Session {
         }
         let (client, mut events) = AsyncClient::new(options, 2 * usize::from(IN_FLIGHT));
         events.network_options.set_tcp_nodelay(true);
-        events.network_options.set_connection_timeout(15);
+        events.network_options.set_connection_timeout(PATIENCE.as_secs());
         Ok((client, events))
     }
 
@@ -263,16 +269,35 @@ impl Session {
         }
     }
 
-    /// Hands waiting messages to the client, as many as may be under way.
-    fn feed(&self, connection: &mut Connection) {
-        while connection.has_room() {
-            let Some((sequence, publication)) = self.outbox.next() else { return };
-            self.publish(connection, Some(sequence), publication);
+    /// Sends waiting messages, as many as may be under way, with one write.
+    /// The client's channel would write each by itself, which costs more than
+    /// all else that is done for a message.
+    async fn feed(&self, connection: &mut Connection, events: &mut EventLoop) -> Result<(), ConnectionError> {
+        // First all acknowledgements that came together, so that as many messages go together.
+        if !connection.is_quiet() || !events.state.events.is_empty() || events.state.collision.is_some() {
+            return Ok(());
         }
+        let Some(network) = &mut events.network else { return Ok(()) };
+        while connection.has_room() {
+            let Some((sequence, publication)) = self.outbox.next() else { break };
+            let publish = Publish::from_bytes(publication.topic, self.qos(), publication.payload);
+            connection.handed.push_back(Some(sequence));
+            match events.state.handle_outgoing_packet(Request::Publish(publish))? {
+                Some(packet) => timeout(PATIENCE, network.write(packet)).await.map_err(slow)??,
+                // Its packet id is in use; the client sends it when that is free.
+                None => break,
+            }
+        }
+        Ok(timeout(PATIENCE, network.flush()).await.map_err(slow)??)
     }
 
+    fn qos(&self) -> QoS {
+        if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce }
+    }
+
+    /// Sends one message by the client's channel, which wakes its event loop.
     fn publish(&self, connection: &mut Connection, sequence: Option<Sequence>, publication: Publication) {
-        let qos = if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let qos = self.qos();
         // The client's channel holds more than may be in flight, so this never waits.
         let publish = connection.client.publish_bytes(publication.topic, qos, false, publication.payload);
         match publish.now_or_never() {
@@ -295,7 +320,7 @@ impl Session {
         let picture = self.picture.borrow_and_update().clone();
         let wanted: HashSet<String> =
             picture.table.channels().flat_map(|channel| self.cloud.subscriptions(channel)).collect();
-        let qos = if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let qos = self.qos();
         let missing: Vec<_> =
             wanted.difference(&connection.subscribed).map(|topic| SubscribeFilter::new(topic.clone(), qos)).collect();
         for filters in missing.chunks(FILTERS) {
@@ -356,9 +381,19 @@ impl Session {
 }
 
 impl Connection {
+    /// Whether the client has told of everything that it was handed, so that
+    /// what is handed next is told of next.
+    fn is_quiet(&self) -> bool {
+        self.handed.is_empty() && self.has_room()
+    }
+
     fn has_room(&self) -> bool {
         self.handed.len() + self.unproved.len() < usize::from(IN_FLIGHT)
     }
+}
+
+fn slow(_: tokio::time::error::Elapsed) -> ConnectionError {
+    ConnectionError::FlushTimeout
 }
 
 /// Says what a connection error means, without what it may hold.
