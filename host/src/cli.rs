@@ -111,7 +111,8 @@ enum Command {
         /// The command's name.
         name: String,
         /// Arguments as key=value; values that are no JSON are texts.
-        arguments: Vec<String>,
+        #[arg(value_parser = remote::argument)]
+        arguments: Vec<remote::Argument>,
         #[command(flatten)]
         gateway: Gateway,
     },
@@ -179,7 +180,7 @@ impl Cli {
             Command::Restart { device, gateway } => remote::restart(&gateway, &device, json).await,
             Command::Logs { device, follow, gateway } => remote::logs(&gateway, device, follow, json).await,
             Command::Command { device, name, arguments, gateway } => {
-                remote::command(&gateway, &device, &name, &arguments, json).await
+                remote::command(&gateway, &device, &name, arguments, json).await
             }
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "sandgate", &mut std::io::stdout());

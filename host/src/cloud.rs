@@ -1,41 +1,50 @@
-//! What differs between clouds: topics and payloads, as pure functions.
+//! What differs between clouds: addresses, topics and payloads, as pure
+//! functions.
 //!
-//! No state, no IO, no clock. Sessions and devices call it; adding a cloud is
-//! one file here and one variant in the configuration.
+//! No state, no IO, no clock. Routers encode with it; how a cloud talks over
+//! one connection is a dialogue of the session.
 
 pub mod enapter;
+pub mod kaa;
 
-use crate::message::{Attribute, DeviceId, Downlink, Publication, Time, Uplink};
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::config::Endpoint;
+use crate::message::{Alerts, Attribute, DeviceId, Publication, Uplink};
 
 /// The device side of one cloud's MQTT API.
 pub trait Cloud: Send + Sync {
-    /// The address of a device.
-    fn channel(&self, device: &DeviceId) -> String;
+    /// The address of a device; none when it has none in this cloud.
+    fn device(&self, device: &DeviceId, endpoint: Option<&Endpoint>) -> Option<Channel>;
 
-    /// The address of the gateway itself.
-    fn gateway_channel(&self) -> String;
+    /// The address of the gateway itself; none when it has none.
+    fn gateway(&self) -> Option<Channel>;
 
     /// The topics on which messages for a channel arrive.
     fn subscriptions(&self, channel: &str) -> Vec<String>;
+}
 
-    /// What is published after every connect and every change of the children.
-    fn greet(&self, greeting: &Greeting) -> Vec<Publication>;
+/// Encodes the messages of one channel.
+pub trait Encode: Send + Sync {
+    /// The publications for a message; none when the cloud has no use for it.
+    fn encode(&self, uplink: &Uplink<'_>) -> Vec<Publication>;
+}
 
-    /// What is published over and over while connected.
-    fn keep_alive(&self, time: Time) -> Vec<Publication>;
-
-    /// Encodes a message of a channel.
-    fn encode(&self, channel: &str, uplink: &Uplink<'_>) -> Publication;
-
-    /// Decodes what arrived.
-    fn decode(&self, topic: &str, payload: &[u8]) -> Result<Downlink, DecodeError>;
+/// An address in a cloud.
+#[derive(Clone)]
+pub struct Channel {
+    /// Its name. For a cloud where the address is a secret, as Kaa's tokens
+    /// are, it must not be logged.
+    pub name: String,
+    /// How to write to it.
+    pub encoder: Arc<dyn Encode>,
 }
 
 /// What a gateway says about itself.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Greeting {
-    /// The present time.
-    pub time: Time,
     /// The gateway's own properties.
     pub properties: Vec<Attribute>,
     /// All devices of the session: id and child type.
@@ -52,4 +61,34 @@ pub struct DecodeError {
     pub problem: String,
     /// The channel and the command that can be told so.
     pub reply_to: Option<(String, String)>,
+}
+
+/// Appends `,"alerts":…` and their details: `[]` says that all is well, null
+/// that nothing is known.
+fn write_alerts(body: &mut Vec<u8>, alerts: &Alerts) {
+    let active = match alerts {
+        Alerts::None => return,
+        Alerts::Unknown => return body.extend_from_slice(b",\"alerts\":null"),
+        Alerts::Active(active) => active,
+    };
+    let ids: Vec<&str> = active.iter().map(|(id, _)| id.as_str()).collect();
+    body.extend_from_slice(b",\"alerts\":");
+    drop(serde_json::to_writer(&mut *body, &ids));
+    let details: Map<String, Json> =
+        active.iter().filter_map(|(id, details)| Some((id.clone(), json!({ "errmsg": details.as_ref()? })))).collect();
+    if !details.is_empty() {
+        body.extend_from_slice(b",\"alert_details\":");
+        body.extend_from_slice(Json::Object(details).to_string().as_bytes());
+    }
+}
+
+fn kind_of(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "null",
+        Json::Bool(_) => "a boolean",
+        Json::Number(_) => "a number",
+        Json::String(_) => "a text",
+        Json::Array(_) => "an array",
+        Json::Object(_) => "an object",
+    }
 }

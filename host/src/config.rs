@@ -6,17 +6,19 @@
 mod check;
 mod communication;
 mod diff;
+mod kaa;
 mod units;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
-pub use communication::{Communication, Credentials, Tls};
+pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
+pub use kaa::{Batch, Endpoint, KaaSession, Timestamp, TimestampFormat};
 pub use units::{Rate, Secret, Size, Source, Span};
 
 use crate::network::Target;
@@ -67,7 +69,9 @@ impl Default for Gateway {
 #[serde(rename_all = "snake_case")]
 pub enum Session {
     /// The Enapter MQTT API.
-    Enapter(EnapterSession),
+    Enapter(Box<EnapterSession>),
+    /// The Kaa MQTT API.
+    Kaa(Box<KaaSession>),
 }
 
 /// Settings of an Enapter session. Either `communication_config` or the
@@ -126,8 +130,9 @@ pub enum PropertiesTopic {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table with `ca`")]
 pub struct TlsFiles {
-    /// Certificates that the server's chain must end in.
-    pub ca: PathBuf,
+    /// Certificates that the server's chain must end in. Without it: those
+    /// that the system trusts, which is of use for a public cloud only.
+    pub ca: Option<PathBuf>,
     /// The client's certificate chain, together with `key`.
     pub certificate: Option<PathBuf>,
     /// The client's private key.
@@ -221,6 +226,9 @@ pub struct Device {
     pub kind: Option<String>,
     /// The session that carries it; needed when there are several.
     pub session: Option<String>,
+    /// Its address in each Kaa session that carries it, by the session's name.
+    #[serde(default)]
+    pub endpoints: BTreeMap<String, Endpoint>,
     /// `configuration.<bucket>.<parameter>`, checked against the manifest.
     #[serde(default)]
     pub configuration: toml::Table,
@@ -341,12 +349,12 @@ impl Config {
         Ok(config)
     }
 
-    /// The session of a device: the named one, or the only one.
-    pub fn session_of<'a>(&'a self, device: &'a Device) -> Option<&'a str> {
-        match &device.session {
-            Some(name) => Some(name),
-            None => self.sessions.keys().next().map(String::as_str),
-        }
+    /// The sessions of a device: the named one and those that it has
+    /// endpoints in, or the only one.
+    pub fn sessions_of<'a>(&'a self, device: &'a Device) -> BTreeSet<&'a str> {
+        let named = device.session.iter().chain(device.endpoints.keys()).map(String::as_str);
+        let named: BTreeSet<&str> = named.collect();
+        if named.is_empty() { self.sessions.keys().take(1).map(String::as_str).collect() } else { named }
     }
 
     /// The component file of a device.

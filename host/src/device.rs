@@ -405,7 +405,7 @@ impl Device {
             let Input::Command(request, reply) = input else { continue };
             let result = Err(CommandError::Busy("the device is being stopped".into()));
             let uplink = Uplink::CommandResult { command: &request.id, result: &result };
-            self.spec.outlet.send(now(), &uplink);
+            self.spec.outlet.answer(request.session.as_deref(), now(), &uplink);
             if let Some(reply) = reply {
                 let _ = reply.send(result);
             }

@@ -11,12 +11,15 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
-use crate::message::{CommandResult, DeviceId, Time};
+use crate::message::{
+    CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object,
+};
 
 /// So many ids are remembered; the file is rewritten when it holds twice that.
 const REMEMBERED: usize = 1000;
@@ -35,6 +38,7 @@ struct Inner {
 #[derive(Debug, Clone)]
 struct Known {
     device: String,
+    session: Option<Arc<str>>,
     time: Time,
     state: State,
 }
@@ -42,7 +46,7 @@ struct Known {
 #[derive(Debug, Clone)]
 enum State {
     Started,
-    /// The answer, unless it was given before the last restart.
+    /// The answer, unless an older version of this program gave it.
     Answered(Option<CommandResult>),
     /// A crash of the gateway cut it short.
     Interrupted,
@@ -52,8 +56,31 @@ enum State {
 struct Line {
     id: String,
     device: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
     time: Time,
     answered: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    result: Option<Outcome>,
+}
+
+/// A result as it is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Completed(Map<String, Json>),
+    Error { code: String, text: String },
+}
+
+/// A command that a crash interrupted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Interrupted {
+    /// Its device.
+    pub device: DeviceId,
+    /// Its id.
+    pub command: String,
+    /// The session that waits for the answer.
+    pub session: Option<Arc<str>>,
 }
 
 /// What is known about a command that arrived.
@@ -63,7 +90,7 @@ pub enum Seen {
     Never,
     /// It runs now.
     Running,
-    /// It was answered so; none when that was before a restart.
+    /// It was answered so; none when nobody wrote down how.
     Answered(Option<CommandResult>),
     /// A crash of the gateway cut it short; that was its answer.
     Interrupted,
@@ -76,9 +103,9 @@ impl Journal {
         Journal(Mutex::new(inner))
     }
 
-    /// Opens the file and returns the commands that a crash interrupted: pairs
-    /// of device and id, now marked as answered.
-    pub fn open(path: &Path) -> Result<(Journal, Vec<(DeviceId, String)>)> {
+    /// Opens the file and returns the commands that a crash interrupted, now
+    /// marked as answered.
+    pub fn open(path: &Path) -> Result<(Journal, Vec<Interrupted>)> {
         // A damaged line is skipped like a cut one.
         let text = match std::fs::read(path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -89,14 +116,17 @@ impl Journal {
             Inner { file: None, lines: 0, path: Some(path.to_owned()), known: HashMap::new(), order: VecDeque::new() };
         // The last line may be cut off by a crash: it is skipped.
         for line in text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
-            let state = if line.answered { State::Answered(None) } else { State::Started };
-            inner.remember(line.id, Known { device: line.device, time: line.time, state });
+            let result = line.result.map(Outcome::into_result);
+            let state = if line.answered { State::Answered(result) } else { State::Started };
+            let session = line.session.as_deref().map(Arc::from);
+            inner.remember(line.id, Known { device: line.device, session, time: line.time, state });
         }
         let mut interrupted = Vec::new();
         for (id, known) in &mut inner.known {
             if matches!(known.state, State::Started) {
                 known.state = State::Interrupted;
-                interrupted.push((DeviceId::new(&known.device), id.clone()));
+                let (device, session) = (DeviceId::new(&known.device), known.session.clone());
+                interrupted.push(Interrupted { device, command: id.clone(), session });
             }
         }
         interrupted.sort();
@@ -108,27 +138,32 @@ impl Journal {
     ///
     /// A journal that cannot be written refuses: running an actuator command
     /// that a crash could run again is worse than not running it.
-    pub fn begin(&self, id: &str, device: &DeviceId, time: Time) -> Result<Seen> {
+    pub fn begin(&self, command: &CommandRequest, device: &DeviceId, time: Time) -> Result<Seen> {
+        let id = &command.id;
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match inner.known.get(id).map(|known| &known.state) {
+        match inner.known.get(id.as_str()).map(|known| &known.state) {
             Some(State::Started) => return Ok(Seen::Running),
             Some(State::Answered(result)) => return Ok(Seen::Answered(result.clone())),
             Some(State::Interrupted) => return Ok(Seen::Interrupted),
             None => {}
         }
-        inner.write(id, device.as_str(), time, false).context("writing the command journal")?;
-        inner.remember(id.to_owned(), Known { device: device.to_string(), time, state: State::Started });
+        let session = command.session.clone();
+        let known = Known { device: device.to_string(), session, time, state: State::Started };
+        inner.write(id, &known).context("writing the command journal")?;
+        inner.remember(id.to_owned(), known);
         Ok(Seen::Never)
     }
 
     /// Notes the answer to a command.
     pub fn end(&self, id: &str, device: &DeviceId, time: Time, result: &CommandResult) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = inner.write(id, device.as_str(), time, true) {
+        let session = inner.known.get(id).and_then(|known| known.session.clone());
+        let state = State::Answered(Some(result.clone()));
+        let known = Known { device: device.to_string(), session, time, state };
+        if let Err(error) = inner.write(id, &known) {
             tracing::error!("writing the command journal: {error}");
         }
-        let state = State::Answered(Some(result.clone()));
-        inner.remember(id.to_owned(), Known { device: device.to_string(), time, state });
+        inner.remember(id.to_owned(), known);
         if inner.lines > 4 * REMEMBERED
             && let Err(error) = inner.rewrite()
         {
@@ -155,10 +190,10 @@ impl Inner {
         }
     }
 
-    fn write(&mut self, id: &str, device: &str, time: Time, answered: bool) -> std::io::Result<()> {
+    fn write(&mut self, id: &str, known: &Known) -> std::io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         self.lines += 1;
-        file.write_all(line(id, device, time, answered).as_bytes())
+        file.write_all(line(id, known).as_bytes())
     }
 
     fn rewrite(&mut self) -> Result<()> {
@@ -169,8 +204,7 @@ impl Inner {
         self.lines = 0;
         for (id, known) in known {
             self.lines += 1;
-            let answered = !matches!(known.state, State::Started);
-            fresh.write_all(line(id, &known.device, known.time, answered).as_bytes())?;
+            fresh.write_all(line(id, known).as_bytes())?;
         }
         fresh.as_file().sync_all()?;
         fresh.persist(path)?;
@@ -179,8 +213,30 @@ impl Inner {
     }
 }
 
-fn line(id: &str, device: &str, time: Time, answered: bool) -> String {
-    let line = Line { id: id.to_owned(), device: device.to_owned(), time, answered };
+impl Outcome {
+    fn of(result: &CommandResult) -> Outcome {
+        match result {
+            Ok(attributes) => Outcome::Completed(json_object(attributes)),
+            Err(error) => Outcome::Error { code: error_code(error).into(), text: error_text(error).into() },
+        }
+    }
+
+    fn into_result(self) -> CommandResult {
+        match self {
+            Outcome::Completed(attributes) => Ok(attributes_of(attributes)),
+            Outcome::Error { code, text } => Err(error_of(&code, text)),
+        }
+    }
+}
+
+fn line(id: &str, known: &Known) -> String {
+    let (answered, result) = match &known.state {
+        State::Started => (false, None),
+        State::Answered(result) => (true, result.as_ref().map(Outcome::of)),
+        State::Interrupted => (true, Some(Outcome::of(&Err(crate::device::interrupted())))),
+    };
+    let session = known.session.as_deref().map(str::to_owned);
+    let line = Line { id: id.to_owned(), device: known.device.clone(), session, time: known.time, answered, result };
     // Texts and numbers always serialize.
     let mut text = serde_json::to_string(&line).unwrap_or_default();
     text.push('\n');
@@ -191,6 +247,10 @@ fn line(id: &str, device: &str, time: Time, answered: bool) -> String {
 mod tests {
     use super::*;
 
+    fn command(id: &str) -> CommandRequest {
+        CommandRequest { id: id.into(), session: Some("cloud".into()), name: "ping".into(), arguments: Map::new() }
+    }
+
     #[test]
     fn a_command_that_a_crash_interrupted_is_reported_once_and_never_runs_again() {
         let folder = tempfile::tempdir().unwrap();
@@ -198,18 +258,20 @@ mod tests {
         let device = DeviceId::new("meter");
         let (journal, interrupted) = Journal::open(&path).unwrap();
         assert_eq!(interrupted, []);
-        assert_eq!(journal.begin("a", &device, 1).unwrap(), Seen::Never);
-        assert_eq!(journal.begin("b", &device, 2).unwrap(), Seen::Never);
+        assert_eq!(journal.begin(&command("a"), &device, 1).unwrap(), Seen::Never);
+        assert_eq!(journal.begin(&command("b"), &device, 2).unwrap(), Seen::Never);
         journal.end("b", &device, 3, &Ok(vec![]));
-        assert_eq!(journal.begin("a", &device, 4).unwrap(), Seen::Running);
-        assert_eq!(journal.begin("b", &device, 4).unwrap(), Seen::Answered(Some(Ok(vec![]))));
+        assert_eq!(journal.begin(&command("a"), &device, 4).unwrap(), Seen::Running);
+        assert_eq!(journal.begin(&command("b"), &device, 4).unwrap(), Seen::Answered(Some(Ok(vec![]))));
         drop(journal);
         std::fs::File::options().append(true).open(&path).unwrap().write_all(b"{\"id\":\"c\",\"dev").unwrap();
 
         let (journal, interrupted) = Journal::open(&path).unwrap();
-        assert_eq!(interrupted, [(device.clone(), "a".to_owned())]);
-        assert_eq!(journal.begin("a", &device, 5).unwrap(), Seen::Interrupted);
-        assert_eq!(journal.begin("b", &device, 5).unwrap(), Seen::Answered(None));
+        let session = Some("cloud".into());
+        assert_eq!(interrupted, [Interrupted { device: device.clone(), command: "a".into(), session }]);
+        assert_eq!(journal.begin(&command("a"), &device, 5).unwrap(), Seen::Interrupted);
+        // The answer may have been lost with the crash, so it can be given again.
+        assert_eq!(journal.begin(&command("b"), &device, 5).unwrap(), Seen::Answered(Some(Ok(vec![]))));
         drop(journal);
         assert_eq!(Journal::open(&path).unwrap().1, []);
     }
@@ -220,14 +282,14 @@ mod tests {
         let path = folder.path().join("commands.log");
         let device = DeviceId::new("meter");
         let (journal, _) = Journal::open(&path).unwrap();
-        journal.begin("first", &device, 0).unwrap();
+        journal.begin(&command("first"), &device, 0).unwrap();
         for number in 0..5000 {
             let id = number.to_string();
-            journal.begin(&id, &device, 0).unwrap();
+            journal.begin(&command(&id), &device, 0).unwrap();
             journal.end(&id, &device, 0, &Ok(vec![]));
         }
         assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= 5 * REMEMBERED);
-        assert_eq!(journal.begin("first", &device, 0).unwrap(), Seen::Running);
-        assert_eq!(journal.begin("4999", &device, 0).unwrap(), Seen::Answered(Some(Ok(vec![]))));
+        assert_eq!(journal.begin(&command("first"), &device, 0).unwrap(), Seen::Running);
+        assert_eq!(journal.begin(&command("4999"), &device, 0).unwrap(), Seen::Answered(Some(Ok(vec![]))));
     }
 }

@@ -6,9 +6,11 @@ pub mod message;
 pub mod network;
 
 pub mod cloud;
+pub mod download;
 pub mod outbox;
 pub mod router;
 pub mod session;
+pub mod web;
 
 pub mod bus;
 pub mod sandbox;

@@ -136,28 +136,44 @@ pub enum Uplink<'a> {
         /// What it returned.
         result: &'a CommandResult,
     },
+    /// What became of something that the cloud offered.
+    Applied {
+        /// What it was.
+        offer: &'a Offer,
+        /// An error is the reason why it was refused.
+        result: Result<(), &'a str>,
+    },
+}
+
+/// Something that a cloud wants a device to take over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// What it is.
+    pub kind: OfferKind,
+    /// Its id in the cloud; of software, the version.
+    pub id: String,
+}
+
+/// What a cloud can offer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OfferKind {
+    /// A configuration: the default one, or a named one.
+    Configuration(Option<String>),
+    /// Software.
+    Software,
 }
 
 /// How a command ended.
 pub type CommandResult = Result<Vec<Attribute>, CommandError>;
 
-/// A message from a cloud.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Downlink {
-    /// Someone wants a device to do something.
-    Command {
-        /// The channel it came on.
-        channel: String,
-        /// What it asks for.
-        request: CommandRequest,
-    },
-}
-
 /// A command before it is checked against a manifest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandRequest {
-    /// Unique id, given by the cloud.
+    /// Unique id, made from what the cloud gave.
     pub id: String,
+    /// The session that it came by and that gets the answer; none for one
+    /// that was given at the gateway.
+    pub session: Option<Arc<str>>,
     /// The command's name.
     pub name: String,
     /// The arguments.
@@ -171,6 +187,21 @@ pub struct Publication {
     pub topic: String,
     /// The MQTT payload; clones share it.
     pub payload: Bytes,
+    /// Whether the payload is one element of an array that the cloud takes as
+    /// a whole, so that it may go with others on its topic.
+    pub joins: bool,
+}
+
+/// A command error from its code; an unknown one has failed.
+pub fn error_of(code: &str, text: String) -> CommandError {
+    match code {
+        "invalid-argument" => CommandError::InvalidArgument(text),
+        "unsupported" => CommandError::Unsupported(text),
+        "busy" => CommandError::Busy(text),
+        "device-unreachable" => CommandError::DeviceUnreachable(text),
+        "timed-out" => CommandError::TimedOut(text),
+        _ => CommandError::Failed(text),
+    }
 }
 
 /// The code of a command error, the same on every cloud.
@@ -228,6 +259,26 @@ pub fn json_of(value: &Value) -> Json {
         Value::TextList(list) => Json::from(list.clone()),
         Value::Json(text) => serde_json::from_str(text).unwrap_or_default(),
     }
+}
+
+/// A JSON document as a value; objects and arrays stay JSON.
+pub fn value_of(json: Json) -> Value {
+    match json {
+        Json::Null => Value::Unknown,
+        Json::Bool(value) => Value::Boolean(value),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(integer), _) => Value::Integer(integer),
+            (None, Some(float)) => Value::Float(float),
+            (None, None) => Value::Unknown,
+        },
+        Json::String(text) => Value::Text(text),
+        other => Value::Json(other.to_string()),
+    }
+}
+
+/// A JSON object as attributes.
+pub fn attributes_of(object: Map<String, Json>) -> Vec<Attribute> {
+    object.into_iter().map(|(name, value)| Attribute { name, value: value_of(value) }).collect()
 }
 
 /// About how many bytes an attribute takes when encoded.

@@ -1,18 +1,20 @@
 //! The queue between devices and one session: bounded, fair, in order for each
-//! device, released only on proof of delivery.
+//! device, released only on proof of delivery. Where a cloud takes several
+//! messages as one, it puts them together.
 //!
 //! Devices append, one session takes and acknowledges. It never blocks: when
 //! it is full, the device that holds the most loses its oldest telemetry or log
 //! lines first, and that is counted.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+mod queue;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::message::{DeviceId, Publication, Time};
+use queue::{Entry, Queue};
 
 /// What may happen to a message when there is no room or no hurry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,12 +29,41 @@ pub enum Class {
 pub type Sequence = u64;
 
 /// Bounds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Bounds {
     /// Bytes of topics and payloads, with a little for each entry.
     pub bytes: usize,
     /// The age at which an entry of class `Stream` is worth nothing.
     pub age: Duration,
+    /// How messages of a device are put together.
+    pub batching: Batching,
+}
+
+/// When messages of one device that may join go as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// At most so many.
+    pub count: usize,
+    /// At most so many bytes of payload, unless one alone has more.
+    pub bytes: usize,
+    /// A measurement waits for company no longer than this; zero means not at all.
+    pub age: Duration,
+}
+
+impl Default for Batching {
+    /// Each message by itself, at once.
+    fn default() -> Self {
+        Batching { count: 1, bytes: usize::MAX, age: Duration::ZERO }
+    }
+}
+
+/// Messages of one device on one topic that go together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parcel {
+    /// The device.
+    pub device: DeviceId,
+    /// At least one.
+    pub parts: Vec<(Sequence, Publication)>,
 }
 
 /// Counts since the start, and what waits now.
@@ -44,6 +75,8 @@ pub struct Stats {
     pub delivered: u64,
     /// Dropped for lack of room or for age.
     pub dropped: u64,
+    /// Refused by the cloud for good.
+    pub rejected: u64,
     /// Waiting, sent ones without proof included.
     pub waiting: usize,
     /// Their size in bytes.
@@ -55,84 +88,34 @@ pub struct Stats {
 pub struct Outbox {
     queue: Mutex<Queue>,
     appended: Notify,
-    bounds: Bounds,
 }
-
-#[derive(Debug, Default)]
-struct Queue {
-    entries: Entries,
-    /// What each device has here; devices with nothing have no share.
-    shares: HashMap<DeviceId, Share>,
-    /// Devices with unsent entries, in turn.
-    turns: VecDeque<DeviceId>,
-    next: Sequence,
-    stats: Stats,
-}
-
-/// Entries by number. Every message is looked up some times, so the numbers
-/// are spread by one multiplication instead of a hash that withstands attacks:
-/// nobody outside chooses them.
-type Entries = HashMap<Sequence, Entry, BuildHasherDefault<Spread>>;
-
-#[derive(Debug, Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The odd number next to 2^64 divided by the golden ratio.
-        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
-
-/// One device's part. Both lists are in order and may hold entries that are
-/// gone, but never at their front.
-#[derive(Debug, Default)]
-struct Share {
-    unsent: VecDeque<Sequence>,
-    streams: VecDeque<Sequence>,
-    bytes: usize,
-}
-
-#[derive(Debug)]
-struct Entry {
-    device: DeviceId,
-    class: Class,
-    time: Time,
-    sent: bool,
-    publication: Publication,
-}
-
-/// What an entry costs beside its texts.
-const OVERHEAD: usize = 96;
 
 impl Outbox {
     /// An empty outbox.
     pub fn new(bounds: Bounds) -> Self {
-        Outbox { queue: Mutex::default(), appended: Notify::new(), bounds }
+        Outbox { queue: Mutex::new(Queue::new(bounds)), appended: Notify::new() }
     }
 
     /// Takes a message. `time` is now.
     pub fn append(&self, device: &DeviceId, class: Class, time: Time, publication: Publication) {
         let mut queue = self.lock();
-        queue.append(Entry { device: device.clone(), class, time, sent: false, publication });
-        queue.drop_old(device, time, self.bounds.age);
-        queue.drop_for_room(self.bounds.bytes);
+        queue.append(Entry { device: device.clone(), class, time, sent: false, alone: false, publication });
+        queue.drop_old(device, time);
+        queue.drop_for_room();
         drop(queue);
         self.appended.notify_one();
     }
 
-    /// Gives the next unsent message and marks it as sent: devices in turn,
-    /// each in its order.
-    pub fn next(&self) -> Option<(Sequence, Publication)> {
-        self.lock().next()
+    /// Gives the next unsent message, or several as one, and marks them as
+    /// sent: devices in turn, each in its order.
+    pub fn take(&self, now: Instant) -> Option<Parcel> {
+        self.lock().take(now)
+    }
+
+    /// When a message that waits for company, or for the end of a pause, is
+    /// ready; none when nothing waits so.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.lock().next_wake()
     }
 
     /// Forgets a message that was delivered.
@@ -141,6 +124,27 @@ impl Outbox {
         if queue.remove(sequence).is_some() {
             queue.stats.delivered += 1;
         }
+    }
+
+    /// Forgets a message that the cloud refused for good.
+    pub fn reject(&self, sequence: Sequence) {
+        let mut queue = self.lock();
+        if queue.remove(sequence).is_some() {
+            queue.stats.rejected += 1;
+        }
+    }
+
+    /// Makes sent messages unsent: no proof came. With `alone`, each goes by
+    /// itself from now on, so that one that is refused does not take others along.
+    pub fn send_again(&self, sequences: &[Sequence], alone: bool) {
+        self.lock().send_again(sequences.iter().copied(), alone);
+        self.appended.notify_one();
+    }
+
+    /// Sends nothing of a device until then.
+    pub fn pause(&self, device: &DeviceId, until: Instant) {
+        self.lock().pause(device, until);
+        self.appended.notify_one();
     }
 
     /// Makes all sent messages unsent: their connection is gone.
@@ -164,132 +168,41 @@ impl Outbox {
     }
 }
 
-impl Entry {
-    fn cost(&self) -> usize {
-        OVERHEAD + self.publication.topic.len() + self.publication.payload.len()
-    }
-}
-
-impl Queue {
-    fn append(&mut self, entry: Entry) {
-        let sequence = self.next;
-        self.next += 1;
-        self.stats.appended += 1;
-        self.stats.waiting += 1;
-        self.stats.bytes += entry.cost();
-        let share = self.shares.entry(entry.device.clone()).or_default();
-        share.bytes += entry.cost();
-        if entry.class == Class::Stream {
-            share.streams.push_back(sequence);
-        }
-        if share.unsent.is_empty() {
-            self.turns.push_back(entry.device.clone());
-        }
-        share.unsent.push_back(sequence);
-        self.entries.insert(sequence, entry);
-    }
-
-    fn next(&mut self) -> Option<(Sequence, Publication)> {
-        while let Some(device) = self.turns.pop_front() {
-            // A device whose entries were all dropped has no share any more.
-            let Some(share) = self.shares.get_mut(&device) else { continue };
-            let Some(sequence) = share.unsent.pop_front() else { continue };
-            trim(&mut share.unsent, &self.entries);
-            if !share.unsent.is_empty() {
-                self.turns.push_back(device);
-            }
-            if let Some(entry) = self.entries.get_mut(&sequence) {
-                entry.sent = true;
-                return Some((sequence, entry.publication.clone()));
-            }
-        }
-        None
-    }
-
-    fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
-        let entry = self.entries.remove(&sequence)?;
-        self.stats.waiting -= 1;
-        self.stats.bytes -= entry.cost();
-        if let Some(share) = self.shares.get_mut(&entry.device) {
-            share.bytes -= entry.cost();
-            trim(&mut share.unsent, &self.entries);
-            trim(&mut share.streams, &self.entries);
-            if share.bytes == 0 {
-                self.shares.remove(&entry.device);
-            }
-        }
-        Some(entry)
-    }
-
-    fn drop_entry(&mut self, sequence: Sequence) {
-        if self.remove(sequence).is_some() {
-            self.stats.dropped += 1;
-        }
-    }
-
-    /// Drops what is too old of one device: the one that just sent something.
-    fn drop_old(&mut self, device: &DeviceId, now: Time, age: Duration) {
-        let age = Time::try_from(age.as_millis()).unwrap_or(Time::MAX);
-        while let Some(first) = self.shares.get(device).and_then(|share| share.streams.front()).copied() {
-            match self.entries.get(&first) {
-                Some(entry) if now.saturating_sub(entry.time) > age => self.drop_entry(first),
-                _ => break,
-            }
-        }
-    }
-
-    /// Makes room at the expense of the device that holds the most, so that one
-    /// that floods the outbox does not push the others out.
-    fn drop_for_room(&mut self, bytes: usize) {
-        while self.stats.bytes > bytes {
-            let largest = self.shares.values().max_by_key(|share| share.bytes);
-            let oldest = largest.and_then(|share| share.streams.front().or(share.unsent.front()).copied());
-            let oldest = oldest.or_else(|| self.entries.keys().min().copied());
-            let Some(oldest) = oldest else { break };
-            self.drop_entry(oldest);
-        }
-    }
-
-    fn rewind(&mut self) {
-        self.turns.clear();
-        for share in self.shares.values_mut() {
-            share.unsent.clear();
-        }
-        let mut all: Vec<_> = self.entries.iter_mut().collect();
-        all.sort_unstable_by_key(|(sequence, _)| **sequence);
-        for (sequence, entry) in all {
-            entry.sent = false;
-            let share = self.shares.entry(entry.device.clone()).or_default();
-            if share.unsent.is_empty() {
-                self.turns.push_back(entry.device.clone());
-            }
-            share.unsent.push_back(*sequence);
-        }
-    }
-}
-
-/// Takes entries that are gone off the front.
-fn trim(list: &mut VecDeque<Sequence>, entries: &Entries) {
-    while list.front().is_some_and(|first| !entries.contains_key(first)) {
-        list.pop_front();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::queue::OVERHEAD;
     use super::*;
 
     fn outbox(bytes: usize) -> Outbox {
-        Outbox::new(Bounds { bytes, age: Duration::from_secs(60) })
+        Outbox::new(Bounds { bytes, age: Duration::from_secs(60), ..Bounds::default() })
+    }
+
+    fn batching() -> Outbox {
+        let batching = Batching { count: 3, bytes: 1000, age: Duration::from_secs(1) };
+        Outbox::new(Bounds { bytes: 1 << 20, age: Duration::from_secs(60), batching })
+    }
+
+    /// Appends a message that may join others on its topic.
+    fn join(outbox: &Outbox, device: &str, class: Class, topic: &str) -> Sequence {
+        let publication = Publication { topic: topic.into(), payload: bytes::Bytes::from_static(b"1"), joins: true };
+        outbox.append(&DeviceId::new(device), class, 0, publication);
+        outbox.stats().appended - 1
+    }
+
+    /// The sequences of the next parcel.
+    fn parcel(outbox: &Outbox, now: Instant) -> Vec<Sequence> {
+        let parts = outbox.take(now).map(|parcel| parcel.parts).unwrap_or_default();
+        parts.into_iter().map(|(sequence, _)| sequence).collect()
     }
 
     fn append(outbox: &Outbox, device: &str, class: Class, time: Time, text: &str) {
-        let publication = Publication { topic: text.into(), payload: bytes::Bytes::new() };
+        let publication = Publication { topic: text.into(), payload: bytes::Bytes::new(), joins: false };
         outbox.append(&DeviceId::new(device), class, time, publication);
     }
 
     fn drain(outbox: &Outbox) -> Vec<String> {
-        std::iter::from_fn(|| outbox.next()).map(|(_, publication)| publication.topic).collect()
+        let parcels = std::iter::from_fn(|| outbox.take(Instant::now()));
+        parcels.flat_map(|parcel| parcel.parts).map(|(_, publication)| publication.topic).collect()
     }
 
     #[test]
@@ -308,9 +221,9 @@ mod tests {
         for text in ["a1", "a2", "a3"] {
             append(&outbox, "a", Class::Stream, 0, text);
         }
-        let (first, _) = outbox.next().unwrap();
-        outbox.next().unwrap();
-        outbox.acknowledge(first);
+        let first = parcel(&outbox, Instant::now());
+        parcel(&outbox, Instant::now());
+        outbox.acknowledge(first[0]);
         outbox.rewind();
         append(&outbox, "a", Class::Stream, 0, "a4");
         assert_eq!(drain(&outbox), ["a2", "a3", "a4"]);
@@ -367,10 +280,75 @@ mod tests {
     fn an_acknowledged_entry_that_was_dropped_meanwhile_counts_once() {
         let outbox = outbox(OVERHEAD + 2);
         append(&outbox, "a", Class::Stream, 0, "a1");
-        let (sequence, _) = outbox.next().unwrap();
+        let sequence = parcel(&outbox, Instant::now())[0];
         append(&outbox, "a", Class::Stream, 0, "a2");
         outbox.acknowledge(sequence);
         let stats = outbox.stats();
         assert_eq!((stats.dropped, stats.delivered, stats.waiting), (1, 0, 1));
+    }
+
+    #[test]
+    fn messages_of_one_device_and_topic_go_together_within_bounds() {
+        let outbox = batching();
+        for _ in 0..4 {
+            join(&outbox, "a", Class::Stream, "t");
+        }
+        let now = Instant::now();
+        assert_eq!(parcel(&outbox, now), [0, 1, 2]);
+        // The fourth waits for company, but not for ever.
+        assert!(parcel(&outbox, now).is_empty());
+        let wake = outbox.next_wake().unwrap();
+        assert!(wake > now && wake <= Instant::now() + Duration::from_secs(1));
+        assert_eq!(parcel(&outbox, wake), [3]);
+        assert_eq!(outbox.next_wake(), None);
+    }
+
+    #[test]
+    fn a_result_does_not_wait_and_takes_earlier_messages_along_in_their_order() {
+        let outbox = batching();
+        join(&outbox, "a", Class::Stream, "samples");
+        join(&outbox, "a", Class::Stream, "samples");
+        join(&outbox, "a", Class::Keep, "results");
+        join(&outbox, "a", Class::Stream, "samples");
+        let now = Instant::now();
+        assert_eq!(parcel(&outbox, now), [0, 1]);
+        assert_eq!(parcel(&outbox, now), [2]);
+        assert!(parcel(&outbox, now).is_empty());
+    }
+
+    #[test]
+    fn what_had_no_proof_goes_again_in_order_and_alone_if_it_must() {
+        let outbox = batching();
+        for _ in 0..3 {
+            join(&outbox, "a", Class::Stream, "t");
+        }
+        let now = Instant::now();
+        let sent = parcel(&outbox, now);
+        join(&outbox, "a", Class::Keep, "t");
+        outbox.send_again(&sent, true);
+        let order: Vec<Vec<Sequence>> =
+            std::iter::from_fn(|| Some(parcel(&outbox, now)).filter(|parts| !parts.is_empty())).collect();
+        assert_eq!(order, [vec![0], vec![1], vec![2], vec![3]]);
+        outbox.reject(1);
+        outbox.acknowledge(0);
+        let stats = outbox.stats();
+        assert_eq!((stats.rejected, stats.delivered, stats.waiting), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_paused_device_waits_and_the_others_do_not() {
+        let outbox = batching();
+        let now = Instant::now();
+        for _ in 0..3 {
+            join(&outbox, "a", Class::Stream, "t");
+        }
+        outbox.pause(&DeviceId::new("a"), now + Duration::from_secs(5));
+        join(&outbox, "a", Class::Keep, "t");
+        join(&outbox, "b", Class::Keep, "t");
+        assert_eq!(parcel(&outbox, now), [4]);
+        assert!(parcel(&outbox, now).is_empty());
+        assert_eq!(outbox.next_wake(), Some(now + Duration::from_secs(5)));
+        assert_eq!(parcel(&outbox, now + Duration::from_secs(5)), [0, 1, 2]);
+        assert_eq!(parcel(&outbox, now), [3]);
     }
 }

@@ -6,22 +6,32 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::cloud::Cloud;
+use tokio::sync::mpsc;
+
+use crate::cloud::Channel;
 use crate::message::{DeviceId, Time, Uplink};
 use crate::outbox::{Class, Outbox};
+use crate::session::{BinaryData, Question};
 
 /// Every message is checked for size before; this is the last line of defence.
 const MAX_PAYLOAD: usize = 1 << 20;
 
+/// The gateway's own queue in an outbox; no device id has parentheses.
+pub const GATEWAY: &str = "(gateway)";
+
 /// One way up: a channel of a session.
 #[derive(Clone)]
 pub struct Route {
+    /// The session's name.
+    pub session: Arc<str>,
     /// The device's address in the cloud.
-    pub channel: String,
-    /// How to encode.
-    pub cloud: Arc<dyn Cloud>,
-    /// Where it waits for the session.
+    pub channel: Channel,
+    /// Where a message waits for the session.
     pub outbox: Arc<Outbox>,
+    /// Where questions to the cloud go; none when it answers none.
+    pub questions: Option<mpsc::Sender<Question>>,
+    /// Where binary data goes; none when the cloud takes none.
+    pub binary_data: Option<Arc<BinaryData>>,
 }
 
 /// All ways up of one device.
@@ -36,25 +46,40 @@ pub struct Outlet {
 impl Outlet {
     /// Encodes a message for each session and puts it into its outbox.
     pub fn send(&self, now: Time, uplink: &Uplink<'_>) {
+        self.routes.iter().for_each(|route| route.send(&self.device, now, uplink));
+    }
+
+    /// Encodes a message for the one session that waits for it; what was asked
+    /// at the gateway itself is answered there.
+    pub fn answer(&self, session: Option<&str>, now: Time, uplink: &Uplink<'_>) {
+        let mut routes = self.routes.iter();
+        if let Some(route) = session.and_then(|session| routes.find(|route| &*route.session == session)) {
+            route.send(&self.device, now, uplink);
+        }
+    }
+}
+
+impl Route {
+    /// Encodes a message and puts it into the outbox.
+    pub fn send(&self, device: &DeviceId, now: Time, uplink: &Uplink<'_>) {
         let class = match uplink {
             Uplink::Telemetry { .. } | Uplink::Log { .. } | Uplink::CommandLog { .. } => Class::Stream,
-            Uplink::Properties { .. } | Uplink::CommandResult { .. } => Class::Keep,
+            Uplink::Properties { .. } | Uplink::CommandResult { .. } | Uplink::Applied { .. } => Class::Keep,
         };
-        for route in &self.routes {
-            let publication = route.cloud.encode(&route.channel, uplink);
+        for publication in self.channel.encoder.encode(uplink) {
             // What no broker takes would break the connection again and again.
             if publication.payload.len() > MAX_PAYLOAD {
-                let (device, size) = (self.device.as_str(), publication.payload.len());
+                let (device, size) = (device.as_str(), publication.payload.len());
                 tracing::error!(device, "dropped a message of {size} bytes; expected at most {MAX_PAYLOAD}");
                 continue;
             }
-            route.outbox.append(&self.device, class, now, publication);
+            self.outbox.append(device, class, now, publication);
         }
     }
 }
 
 /// Who is behind a channel of one session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Recipient {
     /// The gateway itself.
     Gateway,
@@ -62,26 +87,33 @@ pub enum Recipient {
     Device(DeviceId),
 }
 
-/// Channel → recipient, of one session.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table(HashMap<String, Recipient>);
+/// Channels and recipients of one session.
+#[derive(Clone, Default)]
+pub struct Table {
+    recipients: HashMap<String, Recipient>,
+    channels: HashMap<Recipient, Channel>,
+}
 
 impl Table {
-    /// The table for a gateway and its devices.
-    pub fn new<'a>(cloud: &dyn Cloud, devices: impl Iterator<Item = &'a DeviceId>) -> Self {
-        let mut table: HashMap<_, _> =
-            devices.map(|device| (cloud.channel(device), Recipient::Device(device.clone()))).collect();
-        table.insert(cloud.gateway_channel(), Recipient::Gateway);
-        Table(table)
+    /// The table of these channels.
+    pub fn new(channels: impl Iterator<Item = (Recipient, Channel)>) -> Self {
+        let channels: HashMap<_, _> = channels.collect();
+        let recipients = channels.iter().map(|(recipient, channel)| (channel.name.clone(), recipient.clone()));
+        Table { recipients: recipients.collect(), channels }
     }
 
     /// Who is behind a channel.
     pub fn find(&self, channel: &str) -> Option<&Recipient> {
-        self.0.get(channel)
+        self.recipients.get(channel)
     }
 
-    /// All channels.
-    pub fn channels(&self) -> impl Iterator<Item = &String> {
-        self.0.keys()
+    /// The channel of a recipient.
+    pub fn channel(&self, recipient: &Recipient) -> Option<&Channel> {
+        self.channels.get(recipient)
+    }
+
+    /// The names of all channels.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.recipients.keys()
     }
 }

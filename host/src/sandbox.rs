@@ -4,6 +4,7 @@
 //! that use it); an `Instance` is disposable. Never knows about clouds.
 
 mod alerts;
+mod blobs;
 mod cache;
 pub mod contract;
 mod http;
@@ -11,6 +12,7 @@ mod inspect;
 mod instance;
 mod limits;
 mod log;
+mod metadata;
 mod modbus;
 mod net;
 mod state;

@@ -1,9 +1,15 @@
 //! One MQTT connection to a cloud: the task that owns it.
 //!
-//! Connects for ever, with growing delays. After each connect: subscribe,
-//! greet, then send what waits in the outbox. A message leaves the outbox at
-//! its PUBACK only; after a lost connection the unproved ones are sent again.
+//! Connects for ever, with growing delays, and publishes what its dialogue
+//! with the cloud gives: what is said first, then what waits in the outbox. A
+//! message leaves the outbox on proof of delivery only; after a lost
+//! connection the unproved ones are sent again.
 
+mod binary_data;
+mod dialogue;
+pub mod enapter;
+pub mod kaa;
+mod picture;
 mod tls;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -17,16 +23,21 @@ use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS,
     Request, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
-use serde::Serialize;
+use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, timeout};
 
-use crate::cloud::{Cloud, Greeting};
-use crate::config::{Communication, Credentials};
-use crate::device::{Counter, DeviceHandle};
-use crate::message::{CommandError, CommandRequest, DeviceId, Downlink, Publication, Uplink, now};
+pub use binary_data::{BinaryData, File, UploadError, ask};
+pub use dialogue::{Dialogue, NoAnswer, Question};
+pub use picture::{Facts, Order, Picture, SessionStatus};
+
+use crate::cloud::Cloud;
+use crate::config::{Broker, Credentials};
+use crate::device::Counter;
+use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
 use crate::outbox::{Class, Outbox, Sequence};
-use crate::router::{Recipient, Table};
+use crate::router::{GATEWAY, Recipient};
+use dialogue::{Event as Meaning, Outgoing as Message};
 
 /// Messages on the way to the broker without a PUBACK.
 const IN_FLIGHT: u16 = 256;
@@ -40,48 +51,17 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 const STABLE: Duration = Duration::from_secs(30);
 /// Filters in one SUBSCRIBE packet.
 const FILTERS: usize = 100;
-/// How often a v1 UCM must be heard.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
-
-/// What a session needs to know of the gateway; replaced as a whole.
-#[derive(Clone, Default)]
-pub struct Picture {
-    /// Who is behind each channel.
-    pub table: Table,
-    /// What is said after each connect.
-    pub greeting: Greeting,
-    /// The devices that run.
-    pub devices: HashMap<DeviceId, DeviceHandle>,
-}
-
-/// What a session tells about itself.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct SessionStatus {
-    /// Whether it is connected and subscribed.
-    pub connected: bool,
-    /// Why not.
-    pub problem: Option<String>,
-    /// How often it has connected.
-    pub connects: u64,
-}
-
-/// A command for the gateway itself.
-#[derive(Debug)]
-pub struct GatewayCommand {
-    /// The session that it came by.
-    pub session: String,
-    /// What it asks for.
-    pub request: CommandRequest,
-}
 
 /// What a session is made of.
 pub struct Session {
     /// Its name in the configuration.
     pub name: String,
-    /// How to encode and decode.
+    /// What is subscribed to.
     pub cloud: Arc<dyn Cloud>,
+    /// What is said and understood.
+    pub dialogue: Box<dyn Dialogue>,
     /// Where and as whom to connect.
-    pub communication: Communication,
+    pub broker: Broker,
     /// The MQTT client id.
     pub client_id: String,
     /// MQTT quality of service, 0 or 1.
@@ -92,8 +72,10 @@ pub struct Session {
     pub outbox: Arc<Outbox>,
     /// The gateway as the session sees it.
     pub picture: watch::Receiver<Arc<Picture>>,
-    /// Where commands for the gateway itself go.
-    pub gateway: mpsc::Sender<GatewayCommand>,
+    /// Where orders for the gateway itself go.
+    pub gateway: mpsc::Sender<Order>,
+    /// Questions of drivers to the cloud.
+    pub questions: mpsc::Receiver<Question>,
     /// Where the state is told.
     pub status: watch::Sender<SessionStatus>,
     /// Messages from the cloud that could not be used.
@@ -121,7 +103,6 @@ impl Session {
         loop {
             let begin = Instant::now();
             let Err(error) = self.connect().await else { return };
-            self.outbox.rewind();
             if begin.elapsed() >= STABLE {
                 failures = 0;
             }
@@ -135,16 +116,24 @@ impl Session {
             });
             let mut picture = self.picture.clone();
             let gone = async move { while picture.changed().await.is_ok() {} };
+            let refuse = async {
+                while let Some(question) = self.questions.recv().await {
+                    // Whoever asked may be gone.
+                    let _ = question.reply.send(Err(NoAnswer::Unavailable));
+                }
+                std::future::pending().await
+            };
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = gone => return,
+                () = refuse => {}
             }
         }
     }
 
     /// One connection, from CONNECT to its end. Ok when the gateway stops.
     async fn connect(&mut self) -> Result<()> {
-        let address = format!("{}:{}", self.communication.host, self.communication.port);
+        let address = format!("{}:{}", self.broker.host, self.broker.port);
         let (client, mut events) = self.client()?;
         let mut connection = Connection {
             client,
@@ -155,8 +144,6 @@ impl Session {
             since: Instant::now(),
         };
         let mut greeted = false;
-        let mut keep_alive = interval(KEEP_ALIVE);
-        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if greeted {
                 self.feed(&mut connection, &mut events).await.map_err(explain).with_context(|| address.clone())?;
@@ -169,37 +156,39 @@ impl Session {
                     if let Some(event) = poll.as_mut().now_or_never() {
                         break event;
                     }
+                    let wake = self.dialogue.next_wake(connection.is_quiet()).filter(|_| greeted);
                     tokio::select! {
                         event = &mut poll => break event,
-                        () = self.outbox.changed(), if greeted && connection.is_quiet() => {
-                            if let Some((sequence, publication)) = self.outbox.next() {
-                                self.publish(&mut connection, Some(sequence), publication);
-                            }
-                        }
+                        () = self.outbox.changed(), if greeted && connection.is_quiet() => {}
                         changed = self.picture.changed() => {
                             if changed.is_err() {
                                 return Ok(());
                             }
                             if greeted {
-                                self.greet(&mut connection);
                                 self.subscribe(&mut connection);
+                                let picture = self.picture.borrow().clone();
+                                self.dialogue.changed(&picture, now());
                             }
                         }
-                        _ = keep_alive.tick(), if greeted => {
-                            for publication in self.cloud.keep_alive(now()) {
-                                self.publish(&mut connection, None, publication);
-                            }
+                        Some(question) = self.questions.recv(), if greeted => {
+                            self.dialogue.ask(question, std::time::Instant::now());
                         }
+                        () = sleep_until(wake) => self.dialogue.wake(std::time::Instant::now(), now()),
+                    }
+                    // One message by the client's channel wakes its event loop; the others follow in `feed`.
+                    if greeted && connection.is_quiet() {
+                        self.nudge(&mut connection);
                     }
                 }
             };
             let event = event.map_err(explain).with_context(|| address.clone())?;
             match event {
                 Event::Incoming(Packet::ConnAck(_)) => {
-                    // Announced first: a broker may allow a child's topics only then.
-                    // Nothing waits for answers, all is sent in order.
-                    self.greet(&mut connection);
+                    // What is said first goes out before the subscriptions, which wait in
+                    // the client's channel: a broker may allow a child's topics only then.
                     self.subscribe(&mut connection);
+                    let picture = self.picture.borrow().clone();
+                    self.dialogue.connected(&picture, now());
                     greeted = true;
                 }
                 event => self.handle(&mut connection, event, &address),
@@ -208,16 +197,16 @@ impl Session {
     }
 
     fn client(&self) -> Result<(AsyncClient, EventLoop)> {
-        let communication = &self.communication;
-        let mut options = MqttOptions::new(&self.client_id, &communication.host, communication.port);
+        let broker = &self.broker;
+        let mut options = MqttOptions::new(&self.client_id, &broker.host, broker.port);
         options.set_keep_alive(self.keep_alive);
         options.set_clean_session(true);
         options.set_inflight(IN_FLIGHT);
         options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
-        if let Credentials::Password(user, password) = &communication.credentials {
+        if let Credentials::Password(user, password) = &broker.credentials {
             options.set_credentials(user, &password.0);
         }
-        if let Some(tls) = &communication.tls {
+        if let Some(tls) = &broker.tls {
             let config = tls::client_config(tls)?;
             options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config))));
         }
@@ -233,21 +222,21 @@ impl Session {
                 let sequence = connection.handed.pop_front().flatten();
                 if packet == 0 {
                     // Quality of service 0: sent is all that will ever be known.
-                    sequence.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence));
+                    sequence.into_iter().for_each(|sequence| self.dialogue.delivered(sequence));
                 } else {
                     connection.unproved.insert(packet, sequence);
                 }
             }
             Event::Incoming(Packet::PubAck(ack)) => {
                 if let Some(Some(sequence)) = connection.unproved.remove(&ack.pkid) {
-                    self.outbox.acknowledge(sequence);
+                    self.dialogue.delivered(sequence);
                 }
             }
             Event::Incoming(Packet::SubAck(ack)) => {
                 if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
                     tracing::error!(
                         session = self.name,
-                        "the broker refused a subscription; commands of some devices will not arrive"
+                        "the broker refused a subscription; commands of some devices may not arrive"
                     );
                 }
                 connection.pending = connection.pending.saturating_sub(1);
@@ -272,16 +261,16 @@ impl Session {
     /// Sends waiting messages, as many as may be under way, with one write.
     /// The client's channel would write each by itself, which costs more than
     /// all else that is done for a message.
-    async fn feed(&self, connection: &mut Connection, events: &mut EventLoop) -> Result<(), ConnectionError> {
+    async fn feed(&mut self, connection: &mut Connection, events: &mut EventLoop) -> Result<(), ConnectionError> {
         // First all acknowledgements that came together, so that as many messages go together.
         if !connection.is_quiet() || !events.state.events.is_empty() || events.state.collision.is_some() {
             return Ok(());
         }
         let Some(network) = &mut events.network else { return Ok(()) };
         while connection.has_room() {
-            let Some((sequence, publication)) = self.outbox.next() else { break };
+            let Some(Message { publication, proof }) = self.dialogue.next(std::time::Instant::now()) else { break };
             let publish = Publish::from_bytes(publication.topic, self.qos(), publication.payload);
-            connection.handed.push_back(Some(sequence));
+            connection.handed.push_back(proof);
             match events.state.handle_outgoing_packet(Request::Publish(publish))? {
                 Some(packet) => timeout(PATIENCE, network.write(packet)).await.map_err(slow)??,
                 // Its packet id is in use; the client sends it when that is free.
@@ -295,23 +284,15 @@ impl Session {
         if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce }
     }
 
-    /// Sends one message by the client's channel, which wakes its event loop.
-    fn publish(&self, connection: &mut Connection, sequence: Option<Sequence>, publication: Publication) {
-        let qos = self.qos();
-        // The client's channel holds more than may be in flight, so this never waits.
-        let publish = connection.client.publish_bytes(publication.topic, qos, false, publication.payload);
+    /// Sends one message by the client's channel.
+    fn nudge(&mut self, connection: &mut Connection) {
+        let Some(Message { publication, proof }) = self.dialogue.next(std::time::Instant::now()) else { return };
+        // The channel is empty, so this never waits.
+        let publish = connection.client.publish_bytes(publication.topic, self.qos(), false, publication.payload);
         match publish.now_or_never() {
-            Some(Ok(())) => connection.handed.push_back(sequence),
+            Some(Ok(())) => connection.handed.push_back(proof),
             // It stays in the outbox and is sent with the next connection.
             _ => tracing::error!(session = self.name, "the MQTT client takes no more messages"),
-        }
-    }
-
-    fn greet(&self, connection: &mut Connection) {
-        let mut greeting = self.picture.borrow().greeting.clone();
-        greeting.time = now();
-        for publication in self.cloud.greet(&greeting) {
-            self.publish(connection, None, publication);
         }
     }
 
@@ -319,7 +300,7 @@ impl Session {
     fn subscribe(&mut self, connection: &mut Connection) {
         let picture = self.picture.borrow_and_update().clone();
         let wanted: HashSet<String> =
-            picture.table.channels().flat_map(|channel| self.cloud.subscriptions(channel)).collect();
+            picture.table.names().flat_map(|channel| self.cloud.subscriptions(channel)).collect();
         let qos = self.qos();
         let missing: Vec<_> =
             wanted.difference(&connection.subscribed).map(|topic| SubscribeFilter::new(topic.clone(), qos)).collect();
@@ -338,45 +319,70 @@ impl Session {
     }
 
     /// Takes a message from the cloud to whom it is for.
-    fn receive(&self, topic: &str, payload: &[u8]) {
-        match self.cloud.decode(topic, payload) {
-            Ok(Downlink::Command { channel, request }) => self.dispatch(&channel, request),
-            Err(error) => {
-                self.refused.count();
-                tracing::warn!(session = self.name, "refused a message on {error}");
-                if let Some((channel, command)) = error.reply_to {
-                    self.answer(&channel, &command, CommandError::InvalidArgument(error.problem));
+    fn receive(&mut self, topic: &str, payload: &[u8]) {
+        for meaning in self.dialogue.receive(topic, payload, std::time::Instant::now()) {
+            match meaning {
+                Meaning::Command { recipient, request } => self.dispatch(&recipient, request),
+                Meaning::Offered { device, offer, document } => self.offer(device, offer, document),
+                Meaning::Refused(problem) => {
+                    self.refused.count();
+                    tracing::warn!(session = self.name, "refused {problem}");
+                }
+                Meaning::Unusable { recipient, command, problem } => {
+                    self.refused.count();
+                    tracing::warn!(session = self.name, "refused a command: {problem}");
+                    self.answer(&recipient, &command, CommandError::InvalidArgument(problem));
                 }
             }
         }
     }
 
-    fn dispatch(&self, channel: &str, request: CommandRequest) {
+    fn dispatch(&self, recipient: &Recipient, request: CommandRequest) {
         let picture = self.picture.borrow().clone();
         let id = request.id.clone();
-        let result = match picture.table.find(channel) {
-            Some(Recipient::Gateway) => {
-                let command = GatewayCommand { session: self.name.clone(), request };
-                self.gateway.try_send(command).map_err(|_| CommandError::Busy("the gateway is busy".into()))
-            }
-            Some(Recipient::Device(device)) => match picture.devices.get(device) {
+        let result = match recipient {
+            Recipient::Gateway => self.order(Order::Command(request)),
+            Recipient::Device(device) => match picture.devices.get(device) {
                 Some(handle) => handle.command(request, None),
                 None => Err(CommandError::Failed("the driver of this device is not running".into())),
             },
-            None => {
-                self.refused.count();
-                return tracing::warn!(session = self.name, "refused a command for the unknown channel {channel:?}");
-            }
         };
         if let Err(error) = result {
-            self.answer(channel, &id, error);
+            self.answer(recipient, &id, error);
         }
     }
 
-    fn answer(&self, channel: &str, command: &str, error: CommandError) {
+    /// What is offered and cannot be handed on now is offered again by the
+    /// cloud, at the next connect at the latest.
+    fn offer(&self, device: DeviceId, offer: Offer, document: Json) {
+        let order = Order::Offer { session: self.name.as_str().into(), device, offer, document };
+        if self.order(order).is_err() {
+            tracing::warn!(session = self.name, "the gateway is busy; an offer of the cloud is left for the next time");
+        }
+    }
+
+    fn order(&self, order: Order) -> Result<(), CommandError> {
+        self.gateway.try_send(order).map_err(|_| CommandError::Busy("the gateway is busy".into()))
+    }
+
+    fn answer(&self, recipient: &Recipient, command: &str, error: CommandError) {
         let result = Err(error);
-        let publication = self.cloud.encode(channel, &Uplink::CommandResult { command, result: &result });
-        self.outbox.append(&DeviceId::new(channel), Class::Keep, now(), publication);
+        let picture = self.picture.borrow();
+        let Some(channel) = picture.table.channel(recipient) else { return };
+        let device = match recipient {
+            Recipient::Gateway => DeviceId::new(GATEWAY),
+            Recipient::Device(device) => device.clone(),
+        };
+        for publication in channel.encoder.encode(&Uplink::CommandResult { command, result: &result }) {
+            self.outbox.append(&device, Class::Keep, now(), publication);
+        }
+    }
+}
+
+async fn sleep_until(time: Option<std::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,9 +7,12 @@
 mod change;
 mod command;
 mod memory;
+mod offer;
+mod picture;
+mod software;
 mod start;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::bus::{self, BusHandle};
-use crate::cloud::{Cloud, Greeting};
+use crate::cloud::Cloud;
 use crate::config::{self, Config};
 use crate::device::{Counter, DeviceHandle, Prepared, Specification, Statistics};
 use crate::gateway;
@@ -28,9 +31,9 @@ use crate::message::{CommandResult, DeviceId, Uplink, now};
 use crate::outbox::Outbox;
 use crate::receipt::{Receipt, Receipts};
 use crate::registry::Registry;
-use crate::router::{Outlet, Route, Table};
+use crate::router::{GATEWAY, Outlet, Route};
 use crate::sandbox::{Compiler, Sandbox};
-use crate::session::{GatewayCommand, Picture, SessionStatus};
+use crate::session::{BinaryData, Order, Picture, Question, SessionStatus};
 use crate::status::{DeviceReport, SessionReport, Status, resident_memory};
 use crate::storage::Storage;
 use crate::watcher::Watcher;
@@ -38,11 +41,10 @@ use memory::Memory;
 
 /// How long a stop waits for the drivers.
 const GOODBYE: Duration = Duration::from_secs(10);
+/// Orders of clouds that may wait; a connect of many devices brings many.
+const ORDERS: usize = 4096;
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
-
-/// The gateway's own queue in an outbox; no device id has parentheses.
-const GATEWAY: &str = "(gateway)";
 
 /// Asks the supervisor; cloned freely.
 #[derive(Clone)]
@@ -87,6 +89,10 @@ enum Report {
     Prepared { device: String, generation: u64, base: Option<String>, result: Result<Box<Prepared>, String> },
     /// The digest of a device's configured file, as it is now.
     Base { device: String, digest: String },
+    /// What became of something that a cloud offered.
+    Taken(offer::Taken),
+    /// Software that a cloud offered is here.
+    Downloaded(software::Download),
 }
 
 /// See the module documentation.
@@ -106,7 +112,11 @@ pub struct Supervisor {
     reports: mpsc::Receiver<Report>,
     report: mpsc::Sender<Report>,
     changes: mpsc::Receiver<BTreeSet<PathBuf>>,
-    gateway_commands: mpsc::Receiver<GatewayCommand>,
+    orders: mpsc::Receiver<Order>,
+    /// Offers of clouds that are being taken over.
+    offers: BTreeSet<offer::Pending>,
+    /// New software that may still be rolled back.
+    on_trial: Vec<software::Trial>,
     manifest: crate::manifest::Manifest,
     generation: u64,
     started: Instant,
@@ -120,6 +130,12 @@ struct SessionEntry {
     picture: watch::Sender<Arc<Picture>>,
     status: watch::Receiver<SessionStatus>,
     refused: Arc<Counter>,
+    /// Where questions to the cloud go, if it answers any.
+    questions: Option<mpsc::Sender<Question>>,
+    /// Where files go, if the cloud takes any.
+    binary_data: Option<Arc<BinaryData>>,
+    /// The largest software that is taken.
+    max_software: u64,
     /// The session itself, until the first picture is complete.
     waiting: Option<crate::session::Session>,
 }
@@ -202,9 +218,9 @@ impl Supervisor {
         let (change, changes) = mpsc::channel(16);
         let (request, requests) = mpsc::channel(64);
         let (report, reports) = mpsc::channel(64);
-        let (gateway_command, gateway_commands) = mpsc::channel(16);
+        let (order, orders) = mpsc::channel(ORDERS);
         let sessions = config.sessions.iter().map(|(name, session)| {
-            let entry = start::session(name, session, &config, &gateway_command);
+            let entry = start::session(name, session, &config, &order);
             Ok((name.clone(), entry.with_context(|| format!("sessions.{name}"))?))
         });
         let sessions = sessions.collect::<Result<BTreeMap<_, _>>>()?;
@@ -223,7 +239,9 @@ impl Supervisor {
             reports,
             report,
             changes,
-            gateway_commands,
+            orders,
+            offers: BTreeSet::new(),
+            on_trial: Vec::new(),
             manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
             generation: 0,
             started: Instant::now(),
@@ -259,10 +277,10 @@ impl Supervisor {
                 }
                 Some(report) = self.reports.recv() => self.take(report),
                 Some(changed) = self.changes.recv() => self.files_changed(&changed),
-                Some(command) = self.gateway_commands.recv() => self.gateway_command(command),
+                Some(order) = self.orders.recv() => self.carry_out(order),
                 _ = telemetry.tick() => self.send_telemetry(),
                 _ = properties.tick() => self.publish(),
-                _ = look.tick() => self.remember_running(),
+                _ = look.tick() => self.look_after(),
             }
         }
     }
@@ -293,58 +311,14 @@ impl Supervisor {
     }
 
     fn send_as_gateway(&self, uplink: &Uplink<'_>) {
-        for entry in self.sessions.values() {
-            self.gateway_outlet(entry).send(now(), uplink);
+        for (name, entry) in &self.sessions {
+            self.gateway_outlet(name, entry).send(now(), uplink);
         }
     }
 
-    fn gateway_outlet(&self, entry: &SessionEntry) -> Outlet {
-        let route = Route {
-            channel: entry.cloud.gateway_channel(),
-            cloud: Arc::clone(&entry.cloud),
-            outbox: Arc::clone(&entry.outbox),
-        };
-        Outlet { device: DeviceId::new(GATEWAY), routes: vec![route] }
-    }
-
-    /// Gives each session the present picture. Until every device has been
-    /// tried once nothing is announced: a partial set of children would make
-    /// the cloud remove the others.
-    fn publish(&mut self) {
-        if self.devices.values().any(|entry| entry.pending) {
-            return;
-        }
-        let config = &self.config;
-        for (name, session) in &mut self.sessions {
-            let own: Vec<(DeviceId, &DeviceEntry)> = self
-                .devices
-                .iter()
-                .filter(|(_, entry)| config.session_of(&entry.config) == Some(name))
-                .map(|(id, entry)| (DeviceId::new(id), entry))
-                .collect();
-            let children = own.iter().filter_map(|(id, entry)| {
-                let kind = entry.config.kind.clone().or_else(|| self.memory.kind(id.as_str()));
-                if kind.is_none() {
-                    tracing::warn!(
-                        device = id.as_str(),
-                        "is not announced: its driver was never loaded and no type is configured"
-                    );
-                }
-                Some((id.clone(), kind?))
-            });
-            let picture = Picture {
-                table: Table::new(&*session.cloud, own.iter().map(|(id, _)| id)),
-                greeting: Greeting { time: now(), properties: gateway::properties(), children: children.collect() },
-                devices: own
-                    .iter()
-                    .filter_map(|(id, entry)| Some((id.clone(), entry.handle.clone()?)))
-                    .collect::<HashMap<_, _>>(),
-            };
-            session.picture.send_replace(Arc::new(picture));
-            if let Some(waiting) = session.waiting.take() {
-                tokio::spawn(waiting.run());
-            }
-        }
+    fn gateway_outlet(&self, name: &str, entry: &SessionEntry) -> Outlet {
+        let route = entry.cloud.gateway().map(|channel| entry.route(name, channel));
+        Outlet { device: DeviceId::new(GATEWAY), routes: route.into_iter().collect() }
     }
 
     fn settle(&mut self) {
@@ -362,16 +336,15 @@ impl Supervisor {
     /// What does not change while a device runs.
     fn specification(&self, id: &str, device: &config::Device, statistics: &Arc<Statistics>) -> Specification {
         let device_id = DeviceId::new(id);
-        let session = self.config.session_of(device).and_then(|name| self.sessions.get(name));
-        let routes = session.map(|entry| Route {
-            channel: entry.cloud.channel(&device_id),
-            cloud: Arc::clone(&entry.cloud),
-            outbox: Arc::clone(&entry.outbox),
+        let routes = self.config.sessions_of(device).into_iter().filter_map(|name| {
+            let entry = self.sessions.get(name)?;
+            let channel = entry.cloud.device(&device_id, device.endpoints.get(name))?;
+            Some(entry.route(name, channel))
         });
         let buses =
             device.grants.modbus.iter().filter_map(|(name, bus)| Some((name.clone(), self.buses.get(bus)?.clone())));
         Specification {
-            outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.into_iter().collect() }),
+            outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
             statistics: Arc::clone(statistics),
             storage: Some(self.storage.device(&device_id)),
             tcp: device.grants.tcp.clone(),
@@ -384,14 +357,26 @@ impl Supervisor {
         }
     }
 
-    /// Notes which driver each device runs, for the next start.
-    fn remember_running(&mut self) {
+    /// What is looked after every second.
+    fn look_after(&mut self) {
+        // Clouds want to know the version that runs.
+        if self.remember_running() {
+            self.publish();
+        }
+        self.judge_trials();
+    }
+
+    /// Notes which driver each device runs, for the next start; whether it is
+    /// another one than before.
+    fn remember_running(&mut self) -> bool {
+        let mut changed = false;
         for (id, entry) in &self.devices {
             if let Some(handle) = &entry.handle {
-                self.memory.running(id, &handle.status.borrow().driver);
+                changed |= self.memory.running(id, &handle.status.borrow().driver);
             }
         }
         self.memory.save();
+        changed
     }
 
     async fn stop(&mut self) {
@@ -413,6 +398,19 @@ impl Supervisor {
         };
         if tokio::time::timeout(FLUSH, delivered).await.is_err() {
             tracing::warn!("stopping with undelivered messages");
+        }
+    }
+}
+
+impl SessionEntry {
+    /// The way of one channel.
+    fn route(&self, name: &str, channel: crate::cloud::Channel) -> Route {
+        Route {
+            session: name.into(),
+            channel,
+            outbox: Arc::clone(&self.outbox),
+            questions: self.questions.clone(),
+            binary_data: self.binary_data.clone(),
         }
     }
 }

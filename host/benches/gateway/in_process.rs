@@ -98,7 +98,8 @@ pub async fn memory() {
 
 async fn ping(handle: &DeviceHandle, id: &str) {
     let (reply, done) = oneshot::channel();
-    let request = CommandRequest { id: id.to_owned(), name: "ping".into(), arguments: serde_json::Map::new() };
+    let request =
+        CommandRequest { id: id.to_owned(), session: None, name: "ping".into(), arguments: serde_json::Map::new() };
     handle.command(request, Some(reply)).unwrap();
     done.await.unwrap().unwrap();
 }
@@ -128,7 +129,7 @@ pub async fn swaps() {
     let seconds = begin.elapsed().as_secs_f64();
     handle.ask(Input::Stop).await.unwrap();
     let mut counts = Vec::new();
-    while let Some((sequence, publication)) = outbox.next() {
+    while let Some((sequence, publication)) = outbox.take(Instant::now()).and_then(|mut parcel| parcel.parts.pop()) {
         let sample: serde_json::Value = serde_json::from_slice(&publication.payload).unwrap();
         counts.extend(sample["count"].as_u64());
         outbox.acknowledge(sequence);
@@ -167,8 +168,12 @@ pub async fn restart_after_trap() {
     let mut times = Vec::new();
     for number in 0..TRAPS {
         let (reply, done) = oneshot::channel();
-        let request =
-            CommandRequest { id: format!("c{number}"), name: "act".into(), arguments: serde_json::Map::new() };
+        let request = CommandRequest {
+            id: format!("c{number}"),
+            session: None,
+            name: "act".into(),
+            arguments: serde_json::Map::new(),
+        };
         let begin = Instant::now();
         handle.command(request, Some(reply)).unwrap();
         // The answer comes after the fresh start.

@@ -54,23 +54,24 @@ pub fn sandbox() -> Sandbox {
     Sandbox::new(Compiler::InProcess, None).unwrap()
 }
 
-pub fn cloud() -> Arc<dyn Cloud> {
-    Arc::new(Enapter {
+pub fn cloud() -> Enapter {
+    Enapter {
         hardware_id: "S01".into(),
         channel_id: "s".into(),
         properties_topic: PropertiesTopic::Properties,
         needs_ucm: false,
-    })
+    }
 }
 
 pub fn outbox(bytes: usize) -> Arc<Outbox> {
-    Arc::new(Outbox::new(Bounds { bytes, age: Duration::from_secs(3600) }))
+    Arc::new(Outbox::new(Bounds { bytes, age: Duration::from_secs(3600), ..Bounds::default() }))
 }
 
 pub fn specification(id: &str, outbox: &Arc<Outbox>) -> Arc<Specification> {
     let device = DeviceId::new(id);
-    let cloud = cloud();
-    let route = Route { channel: cloud.channel(&device), cloud, outbox: Arc::clone(outbox) };
+    let channel = cloud().device(&device, None).unwrap();
+    let route =
+        Route { session: "bench".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None };
     let rate = Some(Rate { per_second: 1e9, burst: 1e9 });
     Arc::new(Specification {
         id: device.clone(),

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
-use sandgate::cloud::Greeting;
-use sandgate::config::{Communication, Credentials};
+use sandgate::cloud::{Cloud, Greeting};
+use sandgate::config::{Broker, Credentials};
 use sandgate::device::{DeviceHandle, Input};
-use sandgate::message::{DeviceId, now};
+use sandgate::message::now;
 use sandgate::outbox::Outbox;
-use sandgate::router::Table;
+use sandgate::router::{Recipient, Table};
 use sandgate::sandbox::Driver;
+use sandgate::session::enapter::EnapterDialogue;
 use sandgate::session::{Picture, Session, SessionStatus};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -59,31 +60,31 @@ fn options(name: &str, port: u16) -> MqttOptions {
 /// Starts a session and waits until it is connected.
 async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> watch::Sender<Arc<Picture>> {
     let cloud = cloud();
-    let ids: Vec<DeviceId> = handles.iter().map(|handle| handle.spec.id.clone()).collect();
+    let channels = handles.iter().map(|handle| {
+        let device = handle.spec.id.clone();
+        let channel = cloud.device(&device, None).unwrap();
+        (Recipient::Device(device), channel)
+    });
     let devices: HashMap<_, _> = handles.iter().map(|handle| (handle.spec.id.clone(), (*handle).clone())).collect();
-    let picture = Picture { table: Table::new(&*cloud, ids.iter()), greeting: Greeting::default(), devices };
+    let picture =
+        Picture { table: Table::new(channels), greeting: Greeting::default(), devices, facts: HashMap::new() };
     let (sender, pictures) = watch::channel(Arc::new(picture));
     let (status, mut states) = watch::channel(SessionStatus::default());
     let (gateway, _) = mpsc::channel(1);
-    let communication = Communication {
-        host: "127.0.0.1".into(),
-        port,
-        hardware_id: "S01".into(),
-        channel_id: "s".into(),
-        credentials: Credentials::None,
-        tls: None,
-        needs_ucm: false,
-    };
+    let broker = Broker { host: "127.0.0.1".into(), port, credentials: Credentials::None, tls: None };
+    let (_, questions) = mpsc::channel(1);
     let session = Session {
         name: "bench".into(),
-        cloud,
-        communication,
+        dialogue: Box::new(EnapterDialogue::new("bench", cloud.clone(), Arc::clone(outbox))),
+        cloud: Arc::new(cloud),
+        broker,
         client_id: "bench".into(),
         qos: 1,
         keep_alive: Duration::from_secs(60),
         outbox: Arc::clone(outbox),
         picture: pictures,
         gateway,
+        questions,
         status,
         refused: Arc::default(),
     };

@@ -61,6 +61,19 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Fails for a device that the gateway does not have.
+    async fn expect_device(&self, device: &str) -> Result<()> {
+        let status: Json = self.ask(Method::GET, "/v1/status", None).await?;
+        let devices = status.get("devices").and_then(Json::as_array).into_iter().flatten();
+        let known: Vec<&str> = devices.filter_map(|device| device.get("id")?.as_str()).collect();
+        if !known.contains(&device) {
+            bail!("no device {device:?}; expected one of: {}", known.join(", "));
+        }
+        Ok(())
+    }
+}
+
 fn folder(socket: &Path) -> &Path {
     socket.parent().unwrap_or(socket)
 }
@@ -149,7 +162,13 @@ fn print_receipt(receipt: &Receipt, json: bool) -> Result<Outcome> {
 
 /// `sandgate swaps`
 pub(super) async fn swaps(gateway: &Gateway, device: Option<&str>, json: bool) -> Result<Outcome> {
-    let mut receipts: Vec<Receipt> = Client::new(gateway)?.ask(Method::GET, "/v1/swaps", None).await?;
+    let client = Client::new(gateway)?;
+    let mut receipts: Vec<Receipt> = client.ask(Method::GET, "/v1/swaps", None).await?;
+    if let Some(device) = device
+        && !receipts.iter().any(|receipt| receipt.device == device)
+    {
+        client.expect_device(device).await?;
+    }
     receipts.retain(|receipt| device.is_none_or(|device| device == receipt.device));
     if json {
         println!("{}", serde_json::to_string_pretty(&receipts)?);
@@ -173,15 +192,16 @@ pub(super) async fn restart(gateway: &Gateway, device: &str, json: bool) -> Resu
 
 /// `sandgate logs`
 pub(super) async fn logs(gateway: &Gateway, device: Option<String>, follow: bool, json: bool) -> Result<Outcome> {
+    let client = Client::new(gateway)?;
     let device = match device {
         Some(device) => {
-            device_path(&device, "logs")?;
+            client.expect_device(&device).await?;
             format!("&device={device}")
         }
         None => String::new(),
     };
     let path = format!("/v1/logs?follow={follow}{device}");
-    let response = Client::new(gateway)?.send(Method::GET, &path, None).await?;
+    let response = client.send(Method::GET, &path, None).await?;
     let mut parts = response.bytes_stream();
     let mut buffer = Vec::new();
     while let Some(part) = parts.next().await {
@@ -207,10 +227,10 @@ pub(super) async fn command(
     gateway: &Gateway,
     device: &str,
     name: &str,
-    arguments: &[String],
+    arguments: Vec<Argument>,
     json: bool,
 ) -> Result<Outcome> {
-    let arguments = parse_arguments(arguments)?;
+    let arguments: Map<String, Json> = arguments.into_iter().collect();
     if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         bail!("{name:?} is no command name");
     }
@@ -227,15 +247,13 @@ pub(super) async fn command(
     Ok(Outcome::Done)
 }
 
-/// Reads `key=value` pairs; values that are no JSON are texts.
-fn parse_arguments(arguments: &[String]) -> Result<Map<String, Json>> {
-    let mut parsed = Map::new();
-    for argument in arguments {
-        let (key, value) = argument.split_once('=').ok_or_else(|| anyhow!("expected key=value, found {argument:?}"))?;
-        let value = serde_json::from_str(value).unwrap_or_else(|_| Json::from(value));
-        parsed.insert(key.to_owned(), value);
-    }
-    Ok(parsed)
+/// The name and the value of an argument.
+pub(super) type Argument = (String, Json);
+
+/// Reads `key=value`; a value that is no JSON is a text.
+pub(super) fn argument(text: &str) -> Result<Argument, String> {
+    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("expected key=value")?;
+    Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Json::from(value))))
 }
 
 #[cfg(test)]
@@ -244,9 +262,10 @@ mod tests {
 
     #[test]
     fn arguments_are_json_where_they_can_be_and_texts_elsewhere() {
-        let words = ["a=1", "b=true", "c=hello", "d=\"1\"", "e={\"x\":[1]}", "f=x=y"].map(str::to_owned);
-        let parsed = Json::Object(parse_arguments(&words).unwrap());
+        let words = ["a=1", "b=true", "c=hello", "d=\"1\"", "e={\"x\":[1]}", "f=x=y"];
+        let parsed: Map<String, Json> = words.into_iter().map(|word| argument(word).unwrap()).collect();
+        let parsed = Json::Object(parsed);
         assert_eq!(parsed, json!({"a": 1, "b": true, "c": "hello", "d": "1", "e": {"x": [1]}, "f": "x=y"}));
-        assert!(parse_arguments(&["a".to_owned()]).is_err());
+        assert!(argument("a").is_err() && argument("=1").is_err());
     }
 }

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
-use crate::config::Config;
+use crate::config::{Communication, Config, Session};
 use crate::logs::{self, LogTap};
 use crate::sandbox::{Compiler, Sandbox};
 use crate::supervisor::Supervisor;
@@ -15,7 +16,7 @@ use crate::supervisor::Supervisor;
 pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Outcome> {
     let config = Config::load(path)?;
     if check_only {
-        return check(&config).await;
+        return check(&config, json).await;
     }
     let tap = LogTap::default();
     logs::start(&tap, json, true);
@@ -49,34 +50,43 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
 }
 
 /// Loads every driver and holds each device's configuration against it.
-async fn check(config: &Config) -> Result<Outcome> {
+async fn check(config: &Config, json: bool) -> Result<Outcome> {
     let sandbox = Sandbox::new(Compiler::InProcess, None)?;
-    let mut outcome = Outcome::Done;
+    let mut findings: Vec<(String, Result<String, String>)> = Vec::new();
     for (name, session) in &config.sessions {
-        let crate::config::Session::Enapter(session) = session;
-        if let Err(error) = crate::config::Communication::load(session, &config.folder) {
-            outcome = Outcome::Failed;
-            println!("sessions.{name}: {error:#}");
-        }
+        let result = match session {
+            Session::Enapter(session) => Communication::load(session, &config.folder).map(drop),
+            Session::Kaa(session) => {
+                session.broker(&config.folder).and_then(|_| session.gateway_token(&config.folder)).map(drop)
+            }
+        };
+        let result = result.map(|()| "is fine".to_owned()).map_err(|error| format!("{error:#}"));
+        findings.push((format!("sessions.{name}"), result));
     }
     for (id, device) in &config.devices {
-        match sandbox.load(&config.driver_path(device)).await {
-            Err(error) => {
-                outcome = Outcome::Failed;
-                println!("{id}: {error:#}");
-            }
+        let result = match sandbox.load(&config.driver_path(device)).await {
+            Err(error) => Err(format!("{error:#}")),
             Ok(driver) => {
                 let given = serde_json::to_value(&device.configuration).unwrap_or_default();
-                let given = given.as_object().cloned().unwrap_or_default();
-                match driver.manifest.check_configuration(given) {
-                    Ok(_) => println!("{id}: {} is fine", driver.manifest.label()),
-                    Err(problem) => {
-                        outcome = Outcome::Failed;
-                        println!("{id}: devices.{id}.configuration.{problem}");
-                    }
-                }
+                let checked = driver.manifest.check_configuration(given.as_object().cloned().unwrap_or_default());
+                let problem = |problem| format!("devices.{id}.configuration.{problem}");
+                checked.map(|_| format!("{} is fine", driver.manifest.label())).map_err(problem)
             }
+        };
+        findings.push((id.clone(), result));
+    }
+    for (place, result) in &findings {
+        match result {
+            _ if json => {}
+            Ok(text) | Err(text) => println!("{place}: {text}"),
         }
     }
-    Ok(outcome)
+    if json {
+        let finding = |(place, result): &(String, Result<String, String>)| match result {
+            Ok(text) => json!({"place": place, "ok": true, "text": text}),
+            Err(text) => json!({"place": place, "ok": false, "text": text}),
+        };
+        println!("{}", serde_json::Value::from(findings.iter().map(finding).collect::<Vec<_>>()));
+    }
+    Ok(if findings.iter().all(|(_, result)| result.is_ok()) { Outcome::Done } else { Outcome::Failed })
 }

@@ -4,13 +4,15 @@
 //! Source of every rule: the public page "MQTT API" and, for logs, alerts and
 //! command payloads, the behaviour of Enapter's Python SDK 0.24.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value as Json, json};
 
-use super::{Cloud, DecodeError, Greeting};
-use crate::config::PropertiesTopic;
+use super::{Channel, Cloud, DecodeError, Encode, Greeting, kind_of, write_alerts};
+use crate::config::{Endpoint, PropertiesTopic};
 use crate::message::{
-    Alerts, Attribute, CommandRequest, DeviceId, Downlink, Publication, Time, Uplink, error_code, error_text,
-    json_object, write_json, write_json_text,
+    Attribute, CommandRequest, DeviceId, Publication, Time, Uplink, error_code, error_text, json_object, write_json,
+    write_json_text,
 };
 
 /// Larger requests are refused: arguments are a few numbers and texts.
@@ -43,82 +45,37 @@ impl Enapter {
         }
     }
 
-    fn response(&self, channel: &str, body: &Json) -> Publication {
-        Publication { topic: self.topic(channel, "v1/command/responses"), payload: body.to_string().into() }
-    }
-}
-
-impl Cloud for Enapter {
-    fn channel(&self, device: &DeviceId) -> String {
-        format!("{}--{device}", self.channel_id)
-    }
-
-    fn gateway_channel(&self) -> String {
-        self.channel_id.clone()
-    }
-
-    fn subscriptions(&self, channel: &str) -> Vec<String> {
-        vec![format!("v1/to/{}/{channel}/v1/command/requests", self.hardware_id)]
+    fn channel(&self, name: String) -> Channel {
+        Channel { encoder: Arc::new(Encoder { cloud: self.clone(), channel: name.clone() }), name }
     }
 
     /// The whole set of children, always: each message replaces the one before.
-    fn greet(&self, greeting: &Greeting) -> Vec<Publication> {
-        let mut body = start(greeting.time, &greeting.properties);
+    pub fn greet(&self, time: Time, greeting: &Greeting) -> Vec<Publication> {
+        let mut body = start(time, &greeting.properties);
         let children: Map<String, Json> =
             greeting.children.iter().map(|(id, kind)| (id.to_string(), json!({ "type": kind }))).collect();
         body.extend_from_slice(b",\"children\":");
         body.extend_from_slice(Json::Object(children).to_string().as_bytes());
         body.push(b'}');
-        let mut all = vec![Publication { topic: self.properties(&self.channel_id), payload: body.into() }];
+        let mut all = vec![publication(self.properties(&self.channel_id), body)];
         if self.needs_ucm {
-            let payload = json!({"timestamp": greeting.time / 1000, "virtual": true, "lua_api_ver": 1});
-            all.push(Publication { topic: self.properties("ucm"), payload: payload.to_string().into() });
+            let payload = json!({"timestamp": time / 1000, "virtual": true, "lua_api_ver": 1});
+            all.push(publication(self.properties("ucm"), payload.to_string()));
         }
         all
     }
 
-    fn keep_alive(&self, time: Time) -> Vec<Publication> {
+    /// What is published every second: a v1 UCM must be heard.
+    pub fn keep_alive(&self, time: Time) -> Vec<Publication> {
         if !self.needs_ucm {
             return Vec::new();
         }
-        let payload = json!({ "timestamp": time / 1000 }).to_string().into();
-        vec![Publication { topic: self.topic("ucm", "v1/telemetry"), payload }]
+        let payload = json!({ "timestamp": time / 1000 }).to_string();
+        vec![publication(self.topic("ucm", "v1/telemetry"), payload)]
     }
 
-    fn encode(&self, channel: &str, uplink: &Uplink<'_>) -> Publication {
-        match uplink {
-            Uplink::Telemetry { time, attributes, alerts } => {
-                let mut payload = start(*time, attributes);
-                write_alerts(&mut payload, alerts);
-                payload.push(b'}');
-                Publication { topic: self.topic(channel, "v1/telemetry"), payload: payload.into() }
-            }
-            Uplink::Properties { time, attributes } => {
-                let mut payload = start(*time, attributes);
-                payload.push(b'}');
-                Publication { topic: self.properties(channel), payload: payload.into() }
-            }
-            Uplink::Log { time, severity, text, persist } => {
-                let body = json!({
-                    "timestamp": time / 1000, "message": text, "severity": severity.name(), "persist": persist,
-                });
-                Publication { topic: self.topic(channel, "v3/logs"), payload: body.to_string().into() }
-            }
-            Uplink::CommandLog { command, text } => {
-                self.response(channel, &json!({"id": command, "state": "log", "payload": {"message": text}}))
-            }
-            Uplink::CommandResult { command, result: Ok(attributes) } => {
-                let payload = Json::Object(json_object(attributes));
-                self.response(channel, &json!({"id": command, "state": "completed", "payload": payload}))
-            }
-            Uplink::CommandResult { command, result: Err(error) } => {
-                let payload = json!({"message": error_text(error), "code": error_code(error)});
-                self.response(channel, &json!({"id": command, "state": "error", "payload": payload}))
-            }
-        }
-    }
-
-    fn decode(&self, topic: &str, payload: &[u8]) -> Result<Downlink, DecodeError> {
+    /// Reads a command: its channel and what it asks for.
+    pub fn decode(&self, topic: &str, payload: &[u8]) -> Result<(String, CommandRequest), DecodeError> {
         let fail = |problem: String, reply_to| Err(DecodeError { topic: shorten(topic), problem, reply_to });
         let prefix = format!("v1/to/{}/", self.hardware_id);
         let channel = topic
@@ -157,8 +114,77 @@ impl Cloud for Enapter {
             }
         };
         // Further keys are ignored: the cloud may add some.
-        Ok(Downlink::Command { channel: channel.to_owned(), request: CommandRequest { id, name, arguments } })
+        Ok((channel.to_owned(), CommandRequest { id, session: None, name, arguments }))
     }
+}
+
+impl Cloud for Enapter {
+    fn device(&self, device: &DeviceId, _: Option<&Endpoint>) -> Option<Channel> {
+        Some(self.channel(format!("{}--{device}", self.channel_id)))
+    }
+
+    fn gateway(&self) -> Option<Channel> {
+        Some(self.channel(self.channel_id.clone()))
+    }
+
+    fn subscriptions(&self, channel: &str) -> Vec<String> {
+        vec![format!("v1/to/{}/{channel}/v1/command/requests", self.hardware_id)]
+    }
+}
+
+/// Writes to one channel.
+struct Encoder {
+    cloud: Enapter,
+    channel: String,
+}
+
+impl Encoder {
+    fn response(&self, body: &Json) -> Publication {
+        publication(self.cloud.topic(&self.channel, "v1/command/responses"), body.to_string())
+    }
+}
+
+impl Encode for Encoder {
+    fn encode(&self, uplink: &Uplink<'_>) -> Vec<Publication> {
+        let (cloud, channel) = (&self.cloud, &self.channel);
+        let publication = match uplink {
+            Uplink::Telemetry { time, attributes, alerts } => {
+                let mut payload = start(*time, attributes);
+                write_alerts(&mut payload, alerts);
+                payload.push(b'}');
+                publication(cloud.topic(channel, "v1/telemetry"), payload)
+            }
+            Uplink::Properties { time, attributes } => {
+                let mut payload = start(*time, attributes);
+                payload.push(b'}');
+                publication(cloud.properties(channel), payload)
+            }
+            Uplink::Log { time, severity, text, persist } => {
+                let body = json!({
+                    "timestamp": time / 1000, "message": text, "severity": severity.name(), "persist": persist,
+                });
+                publication(cloud.topic(channel, "v3/logs"), body.to_string())
+            }
+            Uplink::CommandLog { command, text } => {
+                self.response(&json!({"id": command, "state": "log", "payload": {"message": text}}))
+            }
+            Uplink::CommandResult { command, result: Ok(attributes) } => {
+                let payload = Json::Object(json_object(attributes));
+                self.response(&json!({"id": command, "state": "completed", "payload": payload}))
+            }
+            Uplink::CommandResult { command, result: Err(error) } => {
+                let payload = json!({"message": error_text(error), "code": error_code(error)});
+                self.response(&json!({"id": command, "state": "error", "payload": payload}))
+            }
+            // It offers nothing but commands.
+            Uplink::Applied { .. } => return Vec::new(),
+        };
+        vec![publication]
+    }
+}
+
+fn publication(topic: String, payload: impl Into<bytes::Bytes>) -> Publication {
+    Publication { topic, payload: payload.into(), joins: false }
 }
 
 /// `{"timestamp":<seconds>,"name":value,…` without the closing brace.
@@ -173,35 +199,6 @@ fn start(time: Time, attributes: &[Attribute]) -> Vec<u8> {
         write_json(&mut body, &attribute.value);
     }
     body
-}
-
-/// `[]` says that all is well, null that nothing is known.
-fn write_alerts(body: &mut Vec<u8>, alerts: &Alerts) {
-    let active = match alerts {
-        Alerts::None => return,
-        Alerts::Unknown => return body.extend_from_slice(b",\"alerts\":null"),
-        Alerts::Active(active) => active,
-    };
-    let ids: Vec<&str> = active.iter().map(|(id, _)| id.as_str()).collect();
-    body.extend_from_slice(b",\"alerts\":");
-    drop(serde_json::to_writer(&mut *body, &ids));
-    let details: Map<String, Json> =
-        active.iter().filter_map(|(id, details)| Some((id.clone(), json!({ "errmsg": details.as_ref()? })))).collect();
-    if !details.is_empty() {
-        body.extend_from_slice(b",\"alert_details\":");
-        body.extend_from_slice(Json::Object(details).to_string().as_bytes());
-    }
-}
-
-fn kind_of(value: &Json) -> &'static str {
-    match value {
-        Json::Null => "null",
-        Json::Bool(_) => "a boolean",
-        Json::Number(_) => "a number",
-        Json::String(_) => "a text",
-        Json::Array(_) => "an array",
-        Json::Object(_) => "an object",
-    }
 }
 
 fn describe(value: Option<&Json>) -> &'static str {
@@ -219,7 +216,7 @@ fn shorten(topic: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{CommandError, Severity, Value};
+    use crate::message::{Alerts, CommandError, Severity, Value};
 
     fn cloud() -> Enapter {
         Enapter {
@@ -235,7 +232,7 @@ mod tests {
     }
 
     fn check(uplink: &Uplink<'_>, topic: &str, body: &Json) {
-        let publication = cloud().encode("s--meter", uplink);
+        let publication = cloud().channel("s--meter".into()).encoder.encode(uplink).remove(0);
         assert_eq!(publication.topic, topic);
         assert_eq!(&serde_json::from_slice::<Json>(&publication.payload).unwrap(), body);
     }
@@ -295,9 +292,9 @@ mod tests {
     #[test]
     fn the_greeting_names_all_children_even_when_there_are_none() {
         let mut greeting =
-            Greeting { time: 5000, properties: vec![attribute("version", Value::Text("1".into()))], children: vec![] };
+            Greeting { properties: vec![attribute("version", Value::Text("1".into()))], children: vec![] };
         let body = |greeting: &Greeting| {
-            let all = cloud().greet(greeting);
+            let all = cloud().greet(5000, greeting);
             assert_eq!(all[0].topic, "v1/from/S01/s/v1/properties");
             serde_json::from_slice::<Json>(&all[0].payload).unwrap()
         };
@@ -312,7 +309,7 @@ mod tests {
     #[test]
     fn the_older_properties_topic_and_the_ucm_channel_are_settings() {
         let cloud = Enapter { properties_topic: PropertiesTopic::Register, needs_ucm: true, ..cloud() };
-        let all = cloud.greet(&Greeting { time: 5000, ..Greeting::default() });
+        let all = cloud.greet(5000, &Greeting::default());
         assert_eq!(all[0].topic, "v1/from/S01/s/v1/register");
         assert_eq!(all[1].topic, "v1/from/S01/ucm/v1/register");
         assert_eq!(cloud.keep_alive(7000)[0].topic, "v1/from/S01/ucm/v1/telemetry");
@@ -326,7 +323,7 @@ mod tests {
             (json!({"id": "1", "name": "go", "arguments": null, "future": 1}), json!({})),
             (json!({"id": "1", "name": "go"}), json!({})),
         ] {
-            let Downlink::Command { channel, request } = cloud().decode(topic, payload.to_string().as_bytes()).unwrap();
+            let (channel, request) = cloud().decode(topic, payload.to_string().as_bytes()).unwrap();
             assert_eq!((channel.as_str(), request.id.as_str(), request.name.as_str()), ("s--meter", "1", "go"));
             assert_eq!(Json::Object(request.arguments), arguments);
         }

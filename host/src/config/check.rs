@@ -15,8 +15,13 @@ pub(super) fn check(config: &Config, text: &str) -> Result<(), String> {
 impl Config {
     fn check(&self) -> Result<(), Problem> {
         for (name, session) in &self.sessions {
-            let Session::Enapter(session) = session;
-            check_enapter(session).map_err(|(key, text)| Problem::new(&["sessions", name, "enapter", key], text))?;
+            let (kind, problem) = match session {
+                Session::Enapter(session) => ("enapter", check_enapter(session).err()),
+                Session::Kaa(session) => ("kaa", session.problem().map(|(key, text)| (key, text.to_owned()))),
+            };
+            if let Some((key, text)) = problem {
+                return Err(Problem::new(&["sessions", name, kind, key], text));
+            }
         }
         for (name, bus) in &self.buses {
             if let Bus::ModbusRtu(line) = bus
@@ -34,7 +39,7 @@ impl Config {
         for (id, device) in &self.devices {
             self.check_device(id, device)?;
         }
-        Ok(())
+        self.check_tokens()
     }
 
     fn check_device(&self, id: &str, device: &Device) -> Result<(), Problem> {
@@ -48,17 +53,47 @@ impl Config {
                 return Err(Problem::new(&["devices", id, "grants", "modbus", name], text));
             }
         }
-        match &device.session {
-            Some(name) if !self.sessions.contains_key(name) => {
-                let text = format!("no session {name:?}; expected one of {}", names(self.sessions.keys()));
-                Err(Problem::new(&["devices", id, "session"], text))
-            }
-            None if self.sessions.len() > 1 => {
-                let text = format!("expected `session`: one of {}", names(self.sessions.keys()));
-                Err(Problem::new(&["devices", id], text))
-            }
-            _ => Ok(()),
+        if let Some(name) = &device.session
+            && !self.sessions.contains_key(name)
+        {
+            let text = format!("no session {name:?}; expected one of {}", names(self.sessions.keys()));
+            return Err(Problem::new(&["devices", id, "session"], text));
         }
+        for (name, endpoint) in &device.endpoints {
+            if !matches!(self.sessions.get(name), Some(Session::Kaa(_))) {
+                let kaa = self.sessions.iter().filter(|(_, session)| matches!(session, Session::Kaa(_)));
+                let text = format!("no Kaa session {name:?}; expected one of {}", names(kaa.map(|(name, _)| name)));
+                return Err(Problem::new(&["devices", id, "endpoints", name], text));
+            }
+            if let Some((key, text)) = endpoint.problem() {
+                return Err(Problem::new(&["devices", id, "endpoints", name, key], text.into()));
+            }
+        }
+        if device.session.is_none() && device.endpoints.is_empty() && self.sessions.len() > 1 {
+            let text = format!("expected `session`: one of {}", names(self.sessions.keys()));
+            return Err(Problem::new(&["devices", id], text));
+        }
+        for name in self.sessions_of(device) {
+            if matches!(self.sessions.get(name), Some(Session::Kaa(_))) && !device.endpoints.contains_key(name) {
+                let text = format!("expected `endpoints.{name}` with the device's `token` in this Kaa session");
+                return Err(Problem::new(&["devices", id], text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Two devices with one token would be one endpoint in the cloud.
+    fn check_tokens(&self) -> Result<(), Problem> {
+        let mut seen = std::collections::BTreeMap::new();
+        for (id, device) in &self.devices {
+            for (name, endpoint) in &device.endpoints {
+                if let Some(other) = seen.insert((name, &endpoint.token.0), id) {
+                    let text = format!("expected a token of its own, found that of device {other}");
+                    return Err(Problem::new(&["devices", id, "endpoints", name, "token"], text));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

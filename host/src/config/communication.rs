@@ -12,7 +12,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
-use super::{EnapterSession, Secret};
+use super::{EnapterSession, Secret, Source, TlsFiles};
 
 /// Padding or not: both are seen in the wild.
 const BLOB: GeneralPurpose = GeneralPurpose::new(
@@ -20,21 +20,28 @@ const BLOB: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// All that is needed to connect and to build topics.
+/// All that is needed to connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Communication {
-    /// Broker host name or address.
+pub struct Broker {
+    /// Host name or address.
     pub host: String,
-    /// Broker port.
+    /// Port.
     pub port: u16,
-    /// The parent's hardware id.
-    pub hardware_id: String,
-    /// The parent's channel id.
-    pub channel_id: String,
     /// How to authenticate.
     pub credentials: Credentials,
     /// TLS, or none for plain MQTT.
     pub tls: Option<Tls>,
+}
+
+/// All that is needed to connect to Enapter and to build topics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Communication {
+    /// Where and as whom to connect.
+    pub broker: Broker,
+    /// The parent's hardware id.
+    pub hardware_id: String,
+    /// The parent's channel id.
+    pub channel_id: String,
     /// A v1 blob: the channel `ucm` must be kept alive as well.
     pub needs_ucm: bool,
 }
@@ -51,8 +58,9 @@ pub enum Credentials {
 /// PEM texts for TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
-    /// The certificates that the server's chain must end in.
-    pub ca: String,
+    /// The certificates that the server's chain must end in; none for those
+    /// that the system trusts.
+    pub ca: Option<String>,
     /// The client's certificate chain and private key.
     pub client: Option<(String, Secret)>,
     /// Whether the server certificate must carry the host name.
@@ -116,20 +124,23 @@ impl Communication {
                 Communication::from_blob(&blob).context("parsing communication_config")?
             }
             None => Communication {
-                host: session.host.clone().unwrap_or_default(),
-                port: if session.tls.is_some() { 8883 } else { 1883 },
+                broker: Broker {
+                    host: session.host.clone().unwrap_or_default(),
+                    port: default_port(session.tls.is_some()),
+                    credentials: Credentials::None,
+                    tls: None,
+                },
                 hardware_id: session.hardware_id.clone().unwrap_or_default(),
                 channel_id: "s".into(),
-                credentials: Credentials::None,
-                tls: None,
                 needs_ucm: false,
             },
         };
+        let broker = &mut communication.broker;
         if let Some(host) = &session.host {
-            communication.host.clone_from(host);
+            broker.host.clone_from(host);
         }
         if let Some(port) = session.port {
-            communication.port = port;
+            broker.port = port;
         }
         if let Some(id) = &session.hardware_id {
             communication.hardware_id.clone_from(id);
@@ -137,22 +148,14 @@ impl Communication {
         if let Some(id) = &session.channel_id {
             communication.channel_id.clone_from(id);
         }
-        if let (Some(user), Some(password)) = (&session.username, &session.password) {
-            let password = password.read(folder).context("reading password")?;
-            communication.credentials = Credentials::Password(user.clone(), password);
+        let login = Login { username: session.username.as_ref(), password: session.password.as_ref() };
+        if let Some(credentials) = login.read(folder)? {
+            broker.credentials = credentials;
         }
         if let Some(files) = &session.tls {
-            let read = |path: &Path| {
-                let path = folder.join(path);
-                std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-            };
-            let client = match (&files.certificate, &files.key) {
-                (Some(certificate), Some(key)) => Some((read(certificate)?, Secret(read(key)?))),
-                _ => None,
-            };
-            communication.tls = Some(Tls { ca: read(&files.ca)?, client, verify_host_name: false });
+            broker.tls = Some(read_tls(files, folder)?);
         }
-        if let Some(tls) = &mut communication.tls {
+        if let Some(tls) = &mut broker.tls {
             tls.verify_host_name = session.verify_host_name;
         }
         Ok(communication)
@@ -188,17 +191,14 @@ impl Communication {
                     bail!("mqtt_credentials: expected private_key, certificate and ca_chain for protocol MQTTS");
                 };
                 let client = Some((pem(&certificate), Secret(pem(&key.0))));
-                (Credentials::None, Some(Tls { ca: pem(&ca), client, verify_host_name: false }))
+                (Credentials::None, Some(Tls { ca: Some(pem(&ca)), client, verify_host_name: false }))
             }
             _ => bail!("mqtt_protocol: expected \"MQTT\" or \"MQTTS\""),
         };
         Ok(Communication {
-            host: blob.mqtt_host,
-            port: blob.mqtt_port.number()?,
+            broker: Broker { host: blob.mqtt_host, port: blob.mqtt_port.number()?, credentials: login, tls },
             hardware_id: topic_level(blob.hardware_id, "hardware_id")?,
             channel_id: topic_level(blob.channel_id, "channel_id")?,
-            credentials: login,
-            tls,
             needs_ucm: false,
         })
     }
@@ -206,16 +206,62 @@ impl Communication {
     fn from_v1(json: serde_json::Value) -> Result<Communication> {
         let blob: BlobV1 = serde_json::from_value(json).map_err(hide_values)?;
         let client = Some((pem(&blob.mqtt_cert), Secret(pem(&blob.mqtt_private_key.0))));
+        let tls = Some(Tls { ca: Some(pem(&blob.mqtt_ca)), client, verify_host_name: false });
+        let (host, port) = (blob.mqtt_host, blob.mqtt_port.number()?);
         Ok(Communication {
-            host: blob.mqtt_host,
-            port: blob.mqtt_port.number()?,
+            broker: Broker { host, port, credentials: Credentials::None, tls },
             hardware_id: topic_level(blob.ucm_id, "ucm_id")?,
             channel_id: topic_level(blob.channel_id, "channel_id")?,
-            credentials: Credentials::None,
-            tls: Some(Tls { ca: pem(&blob.mqtt_ca), client, verify_host_name: false }),
             needs_ucm: true,
         })
     }
+}
+
+/// A user name and where its password is.
+pub(super) struct Login<'a> {
+    pub username: Option<&'a String>,
+    pub password: Option<&'a Source>,
+}
+
+impl Login<'_> {
+    fn read(&self, folder: &Path) -> Result<Option<Credentials>> {
+        let (Some(user), Some(password)) = (self.username, self.password) else { return Ok(None) };
+        let password = password.read(folder).context("reading password")?;
+        Ok(Some(Credentials::Password(user.clone(), password)))
+    }
+}
+
+/// Puts together what is needed to connect from single settings.
+pub(super) fn broker(
+    host: &str,
+    port: Option<u16>,
+    login: Login<'_>,
+    tls: Option<&TlsFiles>,
+    folder: &Path,
+) -> Result<Broker> {
+    Ok(Broker {
+        host: host.to_owned(),
+        port: port.unwrap_or_else(|| default_port(tls.is_some())),
+        credentials: login.read(folder)?.unwrap_or(Credentials::None),
+        tls: tls.map(|files| read_tls(files, folder)).transpose()?,
+    })
+}
+
+fn default_port(tls: bool) -> u16 {
+    if tls { 8883 } else { 1883 }
+}
+
+fn read_tls(files: &TlsFiles, folder: &Path) -> Result<Tls> {
+    let read = |path: &Path| {
+        let path = folder.join(path);
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let client = match (&files.certificate, &files.key) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, Secret(read(key)?))),
+        _ => None,
+    };
+    let ca = files.ca.as_deref().map(read).transpose()?;
+    Ok(Tls { ca, client, verify_host_name: true })
 }
 
 /// PEM that went through an environment variable may hold a literal `\n`.
@@ -264,8 +310,8 @@ mod tests {
     #[test]
     fn a_v3_blob_with_certificates_connects_with_mutual_tls() {
         let communication = Communication::from_blob(&blob(&v3())).unwrap();
-        assert_eq!((communication.host.as_str(), communication.port), ("mqtt.example", 8883));
-        assert_eq!(communication.tls.unwrap().client, Some(("C".into(), Secret("K\nK".into()))));
+        assert_eq!((communication.broker.host.as_str(), communication.broker.port), ("mqtt.example", 8883));
+        assert_eq!(communication.broker.tls.unwrap().client, Some(("C".into(), Secret("K\nK".into()))));
         assert!(!communication.needs_ucm);
     }
 
@@ -275,8 +321,8 @@ mod tests {
         json["mqtt_credentials"] = json!({"username": "u", "password": "p", "protocol": "mqtt"});
         json.as_object_mut().unwrap().remove("mqtt_protocol");
         let communication = Communication::from_blob(&blob(&json)).unwrap();
-        assert_eq!(communication.credentials, Credentials::Password("u".into(), Secret("p".into())));
-        assert_eq!(communication.tls, None);
+        assert_eq!(communication.broker.credentials, Credentials::Password("u".into(), Secret("p".into())));
+        assert_eq!(communication.broker.tls, None);
     }
 
     #[test]

@@ -16,12 +16,12 @@ impl Device {
         let result = match self.driver.manifest.check_command(&request.name, request.arguments.clone()) {
             Err(error @ ArgumentError::UnknownCommand(..)) => Err(CommandError::Unsupported(error.to_string())),
             Err(error) => Err(CommandError::InvalidArgument(error.to_string())),
-            Ok(arguments) => match self.journal.begin(&id, &self.spec.id, now()) {
+            Ok(arguments) => match self.journal.begin(&request, &self.spec.id, now()) {
                 Err(error) => Err(CommandError::Failed(format!("{error:#}"))),
                 Ok(Seen::Running) => return None,
                 Ok(Seen::Answered(Some(result))) => result,
                 Ok(Seen::Interrupted) => Err(interrupted()),
-                // Answered before a restart: the cloud has the answer.
+                // Answered by an older version of this program: the cloud has the answer.
                 Ok(Seen::Answered(None)) => return None,
                 Ok(Seen::Never) => {
                     let result = self.carry_out(&request, arguments).await;
@@ -34,7 +34,11 @@ impl Device {
             let text = crate::message::error_text(error);
             self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
         }
-        self.spec.outlet.send(now(), &Uplink::CommandResult { command: &id, result: &result });
+        self.spec.outlet.answer(
+            request.session.as_deref(),
+            now(),
+            &Uplink::CommandResult { command: &id, result: &result },
+        );
         Some(result)
     }
 
@@ -51,7 +55,7 @@ impl Device {
             arguments: self.driver.manifest.typed_arguments(&request.name, &arguments),
             raw: Json::Object(arguments).to_string(),
         };
-        match instance.handle_command(command).await {
+        match instance.handle_command(command, request.session.clone()).await {
             // A refused command is no fault of the driver.
             Ok(result) => within_size(result),
             Err(error) => {

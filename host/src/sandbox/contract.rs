@@ -13,6 +13,8 @@ wasmtime::component::bindgen!({
         "sandgate:driver/modbus.[method]unit.set-pause": trappable,
         "sandgate:driver/modbus": async | trappable,
         "sandgate:driver/storage": async,
+        "sandgate:driver/metadata": async,
+        "sandgate:driver/blobs": async,
     },
     exports: { default: async },
     with: {

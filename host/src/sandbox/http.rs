@@ -14,6 +14,7 @@ use super::contract::sandgate::driver::http::{self, Header, HttpError, Request, 
 use super::net::timeout;
 use super::state::State;
 use crate::network::Access;
+use crate::web;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Devices answer with some kilobytes; a guest has to hold the body as well.
@@ -45,7 +46,7 @@ impl Client {
             .pool_idle_timeout(Duration::from_secs(90))
             .user_agent(concat!("sandgate/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| HttpError::Failed(chain(&error)))?;
+            .map_err(|error| HttpError::Failed(web::describe(&error)))?;
         self.client = Some(client.clone());
         Ok(client)
     }
@@ -101,8 +102,8 @@ impl State {
             if !request.body.is_empty() {
                 builder = builder.body(request.body);
             }
-            let request = builder.build().map_err(|error| HttpError::InvalidRequest(chain(&error)))?;
-            let response = client.execute(request).await.map_err(|error| HttpError::Failed(chain(&error)))?;
+            let request = builder.build().map_err(|error| HttpError::InvalidRequest(web::describe(&error)))?;
+            let response = client.execute(request).await.map_err(|error| HttpError::Failed(web::describe(&error)))?;
             read(response).await
         };
         tokio::time::timeout(limit, exchange).await.unwrap_or(Err(HttpError::TimedOut))
@@ -135,26 +136,11 @@ async fn read(response: reqwest::Response) -> Result<Response, HttpError> {
     let mut body = Vec::new();
     let mut parts = response.bytes_stream();
     while let Some(part) = parts.next().await {
-        let part = part.map_err(|error| HttpError::Failed(chain(&error)))?;
+        let part = part.map_err(|error| HttpError::Failed(web::describe(&error)))?;
         if body.len() + part.len() > MAX_BODY {
             return Err(HttpError::TooLarge(u32::try_from(MAX_BODY).unwrap_or(u32::MAX)));
         }
         body.extend_from_slice(&part);
     }
     Ok(Response { status, headers, body })
-}
-
-/// An error with its causes, without the URL: it may hold a password.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = match (error.is_connect(), error.is_builder()) {
-        (true, _) => "cannot connect".to_owned(),
-        (_, true) => "malformed request".to_owned(),
-        _ => "exchange failed".to_owned(),
-    };
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

@@ -78,7 +78,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
         Some(version) => inspection.wit_version = version.to_owned(),
         None => {
             let exports = if inspection.exports.is_empty() { "nothing".into() } else { inspection.exports.join(", ") };
-            bail!("not a Sandgate driver: expected the export {DRIVER_INTERFACE}0.1.0, found {exports}");
+            bail!("not a Sandgate driver: expected the export {DRIVER_INTERFACE}0.1.1, found {exports}");
         }
     }
     if !matches!(inspection.wit_version.split('.').collect::<Vec<_>>().as_slice(), ["0", "1", _]) {
@@ -115,7 +115,7 @@ mod tests {
             (b"\0asm\x0d\0\x01\0\x07\xff", "expected a whole WebAssembly component; it is damaged or cut off"),
             (
                 EMPTY_COMPONENT,
-                "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.0, found nothing",
+                "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.1, found nothing",
             ),
         ] {
             assert_eq!(inspect(bytes).unwrap_err().to_string(), expected);

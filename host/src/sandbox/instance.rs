@@ -3,6 +3,7 @@
 //! Owned by one device task. After a trap, a used-up budget or a time-out the
 //! instance is dead and must be dropped.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wasmtime::Store;
@@ -70,7 +71,7 @@ struct Migration {
     restore: TypedFunc<(Vec<u8>,), (Result<(), String>,)>,
 }
 
-const MIGRATION: &str = "sandgate:driver/migration@0.1.0";
+const MIGRATION: &str = "sandgate:driver/migration@0.1.1";
 /// A sample is at most 128 KiB, a body of HTTP 1 MiB.
 const HOSTCALL_FUEL: usize = 8 << 20;
 /// Longer texts of a guest are cut before they go anywhere.
@@ -127,12 +128,13 @@ impl Instance {
         .map(shorten)
     }
 
-    /// Calls `handle-command`.
+    /// Calls `handle-command`; the session gets its progress.
     pub async fn handle_command(
         &mut self,
         command: Command,
+        session: Option<Arc<str>>,
     ) -> Result<Result<Vec<Attribute>, CommandError>, CallError> {
-        self.store.data_mut().command = Some(command.id.clone());
+        self.store.data_mut().command = Some((command.id.clone(), session));
         let result = self
             .call("handle-command", async |bindings, store| {
                 bindings.sandgate_driver_device_driver().call_handle_command(store, &command).await

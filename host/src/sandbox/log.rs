@@ -110,11 +110,11 @@ impl logging::Host for State {
 
 impl command_log::Host for State {
     fn write(&mut self, text: String) {
-        let Some(command) = &self.command else {
+        let Some((command, Some(session))) = &self.command else {
             return self.log.write(Severity::Info, &text);
         };
         if self.log.allow() {
-            self.outlet.send(now(), &Uplink::CommandLog { command, text: cut(&text) });
+            self.outlet.answer(Some(session), now(), &Uplink::CommandLog { command, text: cut(&text) });
         }
     }
 }

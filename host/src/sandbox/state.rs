@@ -37,8 +37,8 @@ pub struct State {
     pub(super) telemetry: Telemetry,
     pub(super) alerts: AlertState,
     pub(super) log: Arc<DeviceLog>,
-    /// The id of the command that is being handled.
-    pub(super) command: Option<String>,
+    /// The command that is being handled: its id and the session it came by.
+    pub(super) command: Option<(String, Option<Arc<str>>)>,
     pub(super) timers: Timers,
     pub(super) storage: Option<DeviceStorage>,
     pub(super) storage_limit: usize,

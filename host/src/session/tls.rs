@@ -17,8 +17,19 @@ use crate::config::Tls;
 pub(super) fn client_config(tls: &Tls) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(&tls.ca, "the CA chain")? {
-        roots.add(certificate).context("the CA chain holds a certificate that cannot be used")?;
+    match &tls.ca {
+        Some(ca) => {
+            for certificate in certificates(ca, "the CA chain")? {
+                roots.add(certificate).context("the CA chain holds a certificate that cannot be used")?;
+            }
+        }
+        None => {
+            let system = rustls_native_certs::load_native_certs();
+            let (added, _) = roots.add_parsable_certificates(system.certs);
+            if added == 0 {
+                bail!("the system trusts no certificates; expected `ca` under `tls`, or the package ca-certificates");
+            }
+        }
     }
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()

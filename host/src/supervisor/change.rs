@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::start::configuration_of;
 use super::{Report, Supervisor};
 use crate::bus;
 use crate::config::{Change, Config, diff};
@@ -79,8 +78,8 @@ impl Supervisor {
             return Err("it has no devices; stop the gateway to stop them all".into());
         }
         for (id, device) in &new.devices {
-            let session = new.session_of(device);
-            let missing = session.filter(|name| !self.sessions.contains_key(*name));
+            let sessions = new.sessions_of(device);
+            let missing = sessions.into_iter().find(|name| !self.sessions.contains_key(*name));
             if let Some(name) = missing {
                 return Err(format!(
                     "devices.{id}.session: session {name:?} starts with the next start of the gateway"
@@ -102,7 +101,7 @@ impl Supervisor {
             }
             let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
             manifest
-                .check_configuration(configuration_of(device))
+                .check_configuration(self.configuration(id, device))
                 .map_err(|problem| format!("devices.{id}.configuration.{problem}"))?;
         }
         Ok(())
@@ -158,7 +157,7 @@ impl Supervisor {
             return self.start_device(id, &config);
         };
         let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
-        let Ok(configuration) = manifest.check_configuration(configuration_of(&entry.config)) else { return };
+        let Ok(configuration) = manifest.check_configuration(self.configuration(id, &entry.config)) else { return };
         let text = serde_json::Value::Object(configuration).to_string();
         let id = id.to_owned();
         tokio::spawn(async move {
@@ -176,9 +175,22 @@ impl Supervisor {
         asked_by: &str,
         reply: Option<oneshot::Sender<Result<Receipt, String>>>,
     ) {
+        self.swap_checked(id, origin, asked_by, reply, None);
+    }
+
+    /// The same; with a version, the new driver must be that version of the
+    /// one that runs.
+    pub(super) fn swap_checked(
+        &mut self,
+        id: &str,
+        origin: Origin,
+        asked_by: &str,
+        reply: Option<oneshot::Sender<Result<Receipt, String>>>,
+        version: Option<String>,
+    ) {
         let Some(entry) = self.devices.get(id) else { return };
         let Some(handle) = entry.handle.clone() else { return };
-        let given = configuration_of(&entry.config);
+        let given = self.configuration(id, &entry.config);
         let base = self.config.driver_path(&entry.config);
         let registry = Arc::clone(&self.registry);
         let receipts = Arc::clone(&self.receipts);
@@ -196,7 +208,11 @@ impl Supervisor {
                     return;
                 }
             }
-            let result = match registry.load(&origin).await {
+            let loaded = registry.load(&origin).await.and_then(|driver| match &version {
+                Some(version) => is_version(&driver, version, &handle).map(|()| driver),
+                None => Ok(driver),
+            });
+            let result = match loaded {
                 Err(error) => Err(reject(&handle, &receipts, &asked_by, &format!("{error:#}"))),
                 Ok(driver) => match device::prepare(&handle.spec, Arc::clone(&driver), given).await {
                     Err(problem) => {
@@ -216,6 +232,14 @@ impl Supervisor {
             }
         });
     }
+}
+
+/// Whether a driver is another version of the running one, and this version.
+fn is_version(driver: &Driver, version: &str, handle: &DeviceHandle) -> anyhow::Result<()> {
+    let (new, running) = (&driver.manifest.driver, &handle.status.borrow().driver.manifest.driver.name.clone());
+    anyhow::ensure!(new.name == *running, "expected the driver {running}, found {}", new.name);
+    anyhow::ensure!(new.version == version, "expected version {version}, found {}", new.version);
+    Ok(())
 }
 
 /// Whether a driver that took a while to compile is still the one in the file,

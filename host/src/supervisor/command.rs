@@ -2,8 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::start::configuration_of;
-use super::{GATEWAY, Request, Supervisor};
+use super::{Request, Supervisor};
 use crate::device::{DeviceHandle, Input};
 use crate::gateway;
 use crate::journal::Seen;
@@ -11,7 +10,7 @@ use crate::manifest::ArgumentError;
 use crate::message::{Attribute, CommandError, CommandRequest, CommandResult, DeviceId, Uplink, Value, now};
 use crate::receipt::Outcome;
 use crate::registry::Origin;
-use crate::session::GatewayCommand;
+use crate::router::GATEWAY;
 
 impl Supervisor {
     /// Answers a request. A reply that nobody waits for any more is no error.
@@ -42,7 +41,7 @@ impl Supervisor {
                     Some(handle) => {
                         // What is configured now, also if the driver refused to take it while it ran.
                         let manifest = std::sync::Arc::clone(&handle.status.borrow().driver.manifest);
-                        let wanted = manifest.check_configuration(configuration_of(&entry.config)).ok();
+                        let wanted = manifest.check_configuration(self.configuration(&device, &entry.config)).ok();
                         let wanted = wanted.map(|wanted| serde_json::Value::Object(wanted).to_string());
                         tokio::spawn(async move {
                             let done = handle.ask(|reply| Input::Restart(wanted, reply)).await;
@@ -61,7 +60,7 @@ impl Supervisor {
                 Ok(handle) => {
                     let id = format!("local-{:016x}", fastrand::u64(..));
                     let (sender, result) = oneshot::channel();
-                    match handle.command(CommandRequest { id, name, arguments }, Some(sender)) {
+                    match handle.command(CommandRequest { id, session: None, name, arguments }, Some(sender)) {
                         Err(error) => drop(reply.send(Ok(Err(error)))),
                         Ok(()) => {
                             tokio::spawn(async move {
@@ -127,10 +126,10 @@ impl Supervisor {
     }
 
     /// Carries out a command for the gateway itself, once.
-    pub(super) fn gateway_command(&mut self, command: GatewayCommand) {
-        let GatewayCommand { session, request } = command;
-        let Some(entry) = self.sessions.get(&session) else { return };
-        let outlet = self.gateway_outlet(entry);
+    pub(super) fn gateway_command(&mut self, request: CommandRequest) {
+        let Some(session) = request.session.clone() else { return };
+        let Some(entry) = self.sessions.get(&*session) else { return };
+        let outlet = self.gateway_outlet(&session, entry);
         let journal = std::sync::Arc::clone(&self.journal);
         let gateway = DeviceId::new(GATEWAY);
         let id = request.id.clone();
@@ -140,14 +139,14 @@ impl Supervisor {
             }
             outlet.send(now(), &Uplink::CommandResult { command: &id, result: &result });
         };
-        let arguments = match self.manifest.check_command(&request.name, request.arguments) {
+        let arguments = match self.manifest.check_command(&request.name, request.arguments.clone()) {
             Err(error @ ArgumentError::UnknownCommand(..)) => {
                 return respond(Err(CommandError::Unsupported(error.to_string())), false);
             }
             Err(error) => return respond(Err(CommandError::InvalidArgument(error.to_string())), false),
             Ok(arguments) => arguments,
         };
-        match self.journal.begin(&request.id, &gateway, now()) {
+        match self.journal.begin(&request, &gateway, now()) {
             Err(error) => return respond(Err(CommandError::Failed(format!("{error:#}"))), false),
             Ok(Seen::Running | Seen::Answered(None)) => return,
             Ok(Seen::Answered(Some(result))) => return respond(result, false),

@@ -1,5 +1,5 @@
-//! What the supervisor keeps over restarts: which driver each device ran, and
-//! as which child type it was announced.
+//! What the supervisor keeps over restarts: which driver each device ran, as
+//! which child type it was announced, and what clouds offered to it.
 //!
 //! A device that was swapped or rolled back by hand starts with that driver
 //! again, as long as its configured file is the one from then.
@@ -9,7 +9,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
+use crate::message::{Offer, OfferKind};
 use crate::sandbox::Driver;
 
 /// See the module documentation.
@@ -28,6 +30,31 @@ struct Entry {
     base: Option<String>,
     /// The child type, from the driver's name.
     kind: Option<String>,
+    /// Configurations of clouds that the device has taken, by session and name;
+    /// the default one has the empty name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    applied: BTreeMap<String, BTreeMap<String, Applied>>,
+    /// Software of clouds that was refused or rolled back, by session.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    refused: BTreeMap<String, Refused>,
+}
+
+/// A configuration of a cloud.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Applied {
+    id: String,
+    document: Json,
+}
+
+/// Software that was not taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Refused {
+    /// Its version.
+    pub version: String,
+    /// How it was described: the same version may be offered mended.
+    pub specification: Json,
+    /// Why.
+    pub reason: String,
 }
 
 impl Memory {
@@ -68,19 +95,57 @@ impl Memory {
         self.update(device, |entry| entry.base = Some(digest.to_owned()));
     }
 
-    /// Notes which driver a device runs.
-    pub(super) fn running(&mut self, device: &str, driver: &Driver) {
+    /// Notes which driver a device runs; whether it is another one than before.
+    pub(super) fn running(&mut self, device: &str, driver: &Driver) -> bool {
         self.update(device, |entry| {
             entry.running = Some(driver.digest.to_string());
             entry.kind = Some(driver.manifest.driver.name.replace('-', "_"));
+        })
+    }
+
+    /// The ids of a session's configurations that a device has taken.
+    pub(super) fn applied(&self, device: &str, session: &str) -> BTreeMap<OfferKind, String> {
+        let applied = self.devices.get(device).and_then(|entry| entry.applied.get(session));
+        applied.into_iter().flatten().map(|(name, applied)| (configuration(name), applied.id.clone())).collect()
+    }
+
+    /// All configurations of clouds that a device has taken: session, name,
+    /// document.
+    pub(super) fn documents(&self, device: &str) -> impl Iterator<Item = (&String, OfferKind, &Json)> {
+        let applied = self.devices.get(device).into_iter().flat_map(|entry| &entry.applied);
+        applied.flat_map(|(session, all)| {
+            all.iter().map(move |(name, applied)| (session, configuration(name), &applied.document))
+        })
+    }
+
+    /// Notes a configuration that a device has taken.
+    pub(super) fn apply(&mut self, device: &str, session: &str, offer: &Offer, document: Json) {
+        let OfferKind::Configuration(name) = &offer.kind else { return };
+        let (name, applied) = (name.clone().unwrap_or_default(), Applied { id: offer.id.clone(), document });
+        self.update(device, |entry| {
+            entry.applied.entry(session.to_owned()).or_default().insert(name, applied);
         });
     }
 
-    fn update(&mut self, device: &str, change: impl FnOnce(&mut Entry)) {
+    /// The software of a session that a device did not take.
+    pub(super) fn refused(&self, device: &str, session: &str) -> Option<&Refused> {
+        self.devices.get(device)?.refused.get(session)
+    }
+
+    /// Notes software that a device did not take.
+    pub(super) fn refuse(&mut self, device: &str, session: &str, refused: Refused) {
+        self.update(device, |entry| {
+            entry.refused.insert(session.to_owned(), refused);
+        });
+    }
+
+    fn update(&mut self, device: &str, change: impl FnOnce(&mut Entry)) -> bool {
         let entry = self.devices.entry(device.to_owned()).or_default();
         let before = entry.clone();
         change(entry);
-        self.changed |= *entry != before;
+        let changed = *entry != before;
+        self.changed |= changed;
+        changed
     }
 
     /// Writes the file if something changed.
@@ -99,4 +164,8 @@ impl Memory {
             tracing::error!("writing {}: {error:#}", self.path.display());
         }
     }
+}
+
+fn configuration(name: &str) -> OfferKind {
+    OfferKind::Configuration(Some(name.to_owned()).filter(|name| !name.is_empty()))
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::{mpsc, watch};
@@ -9,49 +10,134 @@ use tokio::sync::{mpsc, watch};
 use super::{DeviceEntry, Report, SessionEntry, Supervisor};
 use crate::cloud::Cloud;
 use crate::cloud::enapter::Enapter;
-use crate::config::{self, Communication, Config};
+use crate::cloud::kaa::Kaa;
+use crate::config::{self, Broker, Communication, Config};
 use crate::device::{self, Counter, DeviceHandle, Input, Prepared, Specification};
-use crate::message::DeviceId;
-use crate::outbox::{Bounds, Outbox};
+use crate::journal::Interrupted;
+use crate::outbox::{Batching, Bounds, Outbox};
 use crate::registry::{Origin, Registry};
-use crate::session::{GatewayCommand, Picture, Session, SessionStatus};
+use crate::router::GATEWAY;
+use crate::session::enapter::EnapterDialogue;
+use crate::session::kaa::{KaaDialogue, Manner};
+use crate::session::{BinaryData, Dialogue, Order, Picture, Session, SessionStatus};
+
+/// Questions of drivers to a cloud that may wait.
+const QUESTIONS: usize = 64;
+
+/// What is different between the clouds' sessions.
+struct Parts {
+    cloud: Arc<dyn Cloud>,
+    dialogue: Box<dyn Dialogue>,
+    broker: Broker,
+    outbox: Arc<Outbox>,
+    client_id: String,
+    qos: u8,
+    keep_alive: Duration,
+    answers: bool,
+    binary_data: Option<Arc<BinaryData>>,
+    max_software: u64,
+}
 
 /// Makes a session that waits for the first picture.
 pub(super) fn session(
     name: &str,
     session: &config::Session,
     config: &Config,
-    gateway: &mpsc::Sender<GatewayCommand>,
+    gateway: &mpsc::Sender<Order>,
 ) -> Result<SessionEntry> {
-    let config::Session::Enapter(session) = session;
-    let communication = Communication::load(session, &config.folder)?;
-    let cloud: Arc<dyn Cloud> = Arc::new(Enapter {
-        hardware_id: communication.hardware_id.clone(),
-        channel_id: communication.channel_id.clone(),
-        properties_topic: session.properties_topic,
-        needs_ucm: communication.needs_ucm,
-    });
-    let bounds = Bounds { bytes: session.outbox.max_size.bytes(), age: session.outbox.max_age.0 };
-    let outbox = Arc::new(Outbox::new(bounds));
+    let parts = match session {
+        config::Session::Enapter(session) => enapter(name, session, config)?,
+        config::Session::Kaa(session) => kaa(name, session, config)?,
+    };
     let (picture, pictures) = watch::channel(Arc::new(Picture::default()));
     let (publisher, status) = watch::channel(SessionStatus::default());
+    let (question, questions) = mpsc::channel(QUESTIONS);
     let refused = Arc::new(Counter::default());
-    let address = format!("{}:{}", communication.host, communication.port);
-    let client_id = session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id));
+    let address = format!("{}:{}", parts.broker.host, parts.broker.port);
     let waiting = Session {
         name: name.to_owned(),
-        cloud: Arc::clone(&cloud),
-        communication,
-        client_id,
-        qos: session.qos,
-        keep_alive: session.keep_alive.0,
-        outbox: Arc::clone(&outbox),
+        cloud: Arc::clone(&parts.cloud),
+        dialogue: parts.dialogue,
+        broker: parts.broker,
+        client_id: parts.client_id,
+        qos: parts.qos,
+        keep_alive: parts.keep_alive,
+        outbox: Arc::clone(&parts.outbox),
         picture: pictures,
         gateway: gateway.clone(),
+        questions,
         status: publisher,
         refused: Arc::clone(&refused),
     };
-    Ok(SessionEntry { cloud, outbox, address, picture, status, refused, waiting: Some(waiting) })
+    Ok(SessionEntry {
+        cloud: parts.cloud,
+        outbox: parts.outbox,
+        address,
+        picture,
+        status,
+        refused,
+        questions: parts.answers.then_some(question),
+        binary_data: parts.binary_data,
+        max_software: parts.max_software,
+        waiting: Some(waiting),
+    })
+}
+
+fn enapter(name: &str, session: &config::EnapterSession, config: &Config) -> Result<Parts> {
+    let communication = Communication::load(session, &config.folder)?;
+    let cloud = Enapter {
+        hardware_id: communication.hardware_id.clone(),
+        channel_id: communication.channel_id,
+        properties_topic: session.properties_topic,
+        needs_ucm: communication.needs_ucm,
+    };
+    let outbox = Arc::new(Outbox::new(bounds(&session.outbox, Batching::default())));
+    Ok(Parts {
+        dialogue: Box::new(EnapterDialogue::new(name, cloud.clone(), Arc::clone(&outbox))),
+        cloud: Arc::new(cloud),
+        broker: communication.broker,
+        outbox,
+        client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id)),
+        qos: session.qos,
+        keep_alive: session.keep_alive.0,
+        answers: false,
+        binary_data: None,
+        max_software: 0,
+    })
+}
+
+fn kaa(name: &str, session: &config::KaaSession, config: &Config) -> Result<Parts> {
+    let cloud = Kaa {
+        app_version: session.app_version.clone(),
+        token: session.gateway_token(&config.folder)?,
+        timestamp_field: session.timestamp.field.as_str().into(),
+        timestamp_format: session.timestamp.format,
+    };
+    let outbox = Arc::new(Outbox::new(bounds(&session.outbox, session.batch.batching())));
+    let manner = Manner {
+        reply_timeout: session.reply_timeout.0,
+        configurations: session.configurations.clone(),
+        software: session.software,
+        request_status: session.request_status,
+        check_time: session.check_time,
+    };
+    let random = || std::iter::repeat_with(fastrand::alphanumeric).take(8).collect::<String>();
+    Ok(Parts {
+        cloud: Arc::new(cloud),
+        dialogue: Box::new(KaaDialogue::new(name, manner, Arc::clone(&outbox))),
+        broker: session.broker(&config.folder)?,
+        outbox,
+        client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", random())),
+        qos: session.qos,
+        keep_alive: session.keep_alive.0,
+        answers: true,
+        binary_data: Some(Arc::new(BinaryData::new(&session.binary_data_url())?)),
+        max_software: session.max_software_size.0,
+    })
+}
+
+fn bounds(settings: &config::Outbox, batching: Batching) -> Bounds {
+    Bounds { bytes: settings.max_size.bytes(), age: settings.max_age.0, batching }
 }
 
 impl Supervisor {
@@ -84,7 +170,7 @@ impl Supervisor {
         let registry = Arc::clone(&self.registry);
         let path = self.config.driver_path(device);
         let (last_base, last_good) = (self.memory.base_of(id), self.memory.last_good(id));
-        let given = configuration_of(device);
+        let given = self.configuration(id, device);
         let report = self.report.clone();
         let id = id.to_owned();
         tokio::spawn(async move {
@@ -115,6 +201,8 @@ impl Supervisor {
                 self.prepared(&device, generation, result);
             }
             Report::Base { device, digest } => self.memory.base(&device, &digest),
+            Report::Taken(taken) => self.taken(taken),
+            Report::Downloaded(download) => self.downloaded(download),
         }
     }
 
@@ -151,20 +239,22 @@ impl Supervisor {
     }
 
     /// Answers commands that a crash of the gateway interrupted.
-    pub(super) fn answer_interrupted(&self, interrupted: &[(DeviceId, String)]) {
+    pub(super) fn answer_interrupted(&self, interrupted: &[Interrupted]) {
         use crate::message::{Uplink, now};
-        for (device, command) in interrupted {
+        for Interrupted { device, command, session } in interrupted {
             let result = Err(device::interrupted());
             let uplink = Uplink::CommandResult { command, result: &result };
             tracing::warn!(device = device.as_str(), "command {command} was interrupted by a restart of the gateway");
-            match self.config.devices.get(device.as_str()) {
-                Some(config) => {
-                    let outlet = self.specification(device.as_str(), config, &Arc::default()).outlet;
-                    outlet.send(now(), &uplink);
+            let outlet = match self.config.devices.get(device.as_str()) {
+                Some(config) => self.specification(device.as_str(), config, &Arc::default()).outlet,
+                None if device.as_str() == GATEWAY => {
+                    let entry = session.as_deref().and_then(|name| Some((name, self.sessions.get(name)?)));
+                    let Some((name, entry)) = entry else { continue };
+                    Arc::new(self.gateway_outlet(name, entry))
                 }
-                None if device.as_str() == super::GATEWAY => self.send_as_gateway(&uplink),
-                None => {}
-            }
+                None => continue,
+            };
+            outlet.answer(session.as_deref(), now(), &uplink);
         }
     }
 }

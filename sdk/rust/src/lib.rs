@@ -89,6 +89,16 @@ pub mod command_log {
     pub use crate::bindings::sandgate::driver::command_log::write;
 }
 
+/// Key-values of the device that the cloud holds.
+pub mod metadata {
+    pub use crate::bindings::sandgate::driver::metadata::{MetadataError, delete, get, keys, merge, replace};
+}
+
+/// Files for the cloud.
+pub mod blobs {
+    pub use crate::bindings::sandgate::driver::blobs::{BlobError, upload};
+}
+
 #[doc(hidden)]
 pub mod logging {
     pub use crate::bindings::sandgate::driver::logging::{Level, log};

@@ -1,0 +1,341 @@
+//! What waits in an outbox: entries, each device's share of them, and whose
+//! turn it is. Plain state behind the outbox's lock; time comes in.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::time::{Duration, Instant};
+
+use super::{Batching, Bounds, Class, Parcel, Sequence, Stats};
+use crate::message::{DeviceId, Publication, Time};
+
+/// What an entry costs beside its texts.
+pub(super) const OVERHEAD: usize = 96;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) entries: Entries,
+    /// What each device has here; devices with nothing have no share.
+    pub(super) shares: HashMap<DeviceId, Share>,
+    /// Devices with something to send now, in turn.
+    turns: VecDeque<DeviceId>,
+    /// Devices whose next message has to wait: for company, or for a pause to end.
+    waiting: BTreeSet<(Instant, DeviceId)>,
+    next: Sequence,
+    pub(super) stats: Stats,
+    bounds: Bounds,
+}
+
+/// Entries by number. Every message is looked up some times, so the numbers
+/// are spread by one multiplication instead of a hash that withstands attacks:
+/// nobody outside chooses them.
+pub(super) type Entries = HashMap<Sequence, Entry, BuildHasherDefault<Spread>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The odd number next to 2^64 divided by the golden ratio.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+/// One device's part. Both lists are in order and may hold entries that are
+/// gone, but never at their front.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    pub(super) unsent: VecDeque<Sequence>,
+    pub(super) streams: VecDeque<Sequence>,
+    bytes: usize,
+    /// Size of what is unsent.
+    unsent_bytes: usize,
+    turn: Turn,
+    /// Nothing is sent before.
+    paused_until: Option<Instant>,
+    /// Up to this entry nothing waits for company: someone waits for it.
+    urgent: Option<Sequence>,
+}
+
+/// Where a device stands in the order of sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Turn {
+    /// It has nothing to send.
+    #[default]
+    None,
+    /// It is in the list of turns.
+    Now,
+    /// It waits until then.
+    At(Instant),
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) device: DeviceId,
+    pub(super) class: Class,
+    pub(super) time: Time,
+    pub(super) sent: bool,
+    /// Goes without company: with it, it was refused.
+    pub(super) alone: bool,
+    pub(super) publication: Publication,
+}
+
+impl Entry {
+    fn cost(&self) -> usize {
+        OVERHEAD + self.publication.topic.len() + self.publication.payload.len()
+    }
+
+    /// Whether `other` may travel in the same message.
+    fn takes(&self, other: &Entry) -> bool {
+        self.publication.joins
+            && other.publication.joins
+            && !(self.alone || other.alone)
+            && self.publication.topic == other.publication.topic
+    }
+}
+
+impl Queue {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Queue { bounds, ..Queue::default() }
+    }
+
+    pub(super) fn append(&mut self, entry: Entry) {
+        let sequence = self.next;
+        self.next += 1;
+        self.stats.appended += 1;
+        self.stats.waiting += 1;
+        let cost = entry.cost();
+        self.stats.bytes += cost;
+        let device = entry.device.clone();
+        let share = self.shares.entry(device.clone()).or_default();
+        share.bytes += cost;
+        share.unsent_bytes += cost;
+        match entry.class {
+            Class::Stream => share.streams.push_back(sequence),
+            Class::Keep => share.urgent = Some(sequence),
+        }
+        share.unsent.push_back(sequence);
+        self.entries.insert(sequence, entry);
+        self.schedule(&device);
+    }
+
+    /// Takes the next message: of the device whose turn it is, with as much
+    /// company as its topic and the bounds allow.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Parcel> {
+        self.wake(now);
+        while let Some(device) = self.turns.pop_front() {
+            // A device whose entries were all dropped has no share any more.
+            let Some(share) = self.shares.get_mut(&device) else { continue };
+            share.turn = Turn::None;
+            let parts = share.take(&mut self.entries, self.bounds.batching);
+            if !share.unsent.is_empty() {
+                self.schedule(&device);
+            }
+            if !parts.is_empty() {
+                return Some(Parcel { device, parts });
+            }
+        }
+        None
+    }
+
+    /// When the first waiting device may send.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.waiting.first().map(|(time, _)| *time)
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while self.next_wake().is_some_and(|time| time <= now) {
+            let Some((_, device)) = self.waiting.pop_first() else { return };
+            if let Some(share) = self.shares.get_mut(&device) {
+                share.paused_until = share.paused_until.filter(|until| *until > now);
+                share.turn = Turn::Now;
+                self.turns.push_back(device);
+            }
+        }
+    }
+
+    /// Decides when a device with unsent entries sends the next one.
+    fn schedule(&mut self, device: &DeviceId) {
+        let Some(share) = self.shares.get_mut(device) else { return };
+        let before = share.turn;
+        // Most often it is in turn already.
+        if before == Turn::Now {
+            return;
+        }
+        let company = share.waits_for_company(&self.entries, self.bounds.batching, before);
+        share.turn = match company.max(share.paused_until) {
+            _ if share.unsent.is_empty() => Turn::None,
+            None => Turn::Now,
+            Some(time) => Turn::At(time),
+        };
+        let after = share.turn;
+        if before == after {
+            return;
+        }
+        if let Turn::At(time) = before {
+            self.waiting.remove(&(time, device.clone()));
+        }
+        match after {
+            Turn::None => {}
+            Turn::Now => self.turns.push_back(device.clone()),
+            Turn::At(time) => drop(self.waiting.insert((time, device.clone()))),
+        }
+    }
+
+    pub(super) fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
+        let entry = self.entries.remove(&sequence)?;
+        self.stats.waiting -= 1;
+        self.stats.bytes -= entry.cost();
+        if let Some(share) = self.shares.get_mut(&entry.device) {
+            share.bytes -= entry.cost();
+            if !entry.sent {
+                share.unsent_bytes -= entry.cost();
+            }
+            trim(&mut share.unsent, &self.entries);
+            trim(&mut share.streams, &self.entries);
+            if share.bytes == 0 {
+                if let Turn::At(time) = share.turn {
+                    self.waiting.remove(&(time, entry.device.clone()));
+                }
+                self.shares.remove(&entry.device);
+            }
+        }
+        Some(entry)
+    }
+
+    fn drop_entry(&mut self, sequence: Sequence) {
+        if self.remove(sequence).is_some() {
+            self.stats.dropped += 1;
+        }
+    }
+
+    /// Drops what is too old of one device: the one that just sent something.
+    pub(super) fn drop_old(&mut self, device: &DeviceId, now: Time) {
+        let age = Time::try_from(self.bounds.age.as_millis()).unwrap_or(Time::MAX);
+        while let Some(first) = self.shares.get(device).and_then(|share| share.streams.front()).copied() {
+            match self.entries.get(&first) {
+                Some(entry) if now.saturating_sub(entry.time) > age => self.drop_entry(first),
+                _ => break,
+            }
+        }
+    }
+
+    /// Makes room at the expense of the device that holds the most, so that one
+    /// that floods the outbox does not push the others out.
+    pub(super) fn drop_for_room(&mut self) {
+        while self.stats.bytes > self.bounds.bytes {
+            let largest = self.shares.values().max_by_key(|share| share.bytes);
+            let oldest = largest.and_then(|share| share.streams.front().or(share.unsent.front()).copied());
+            let oldest = oldest.or_else(|| self.entries.keys().min().copied());
+            let Some(oldest) = oldest else { break };
+            self.drop_entry(oldest);
+        }
+    }
+
+    /// Makes sent entries unsent, before what else their device has unsent.
+    pub(super) fn send_again(&mut self, sequences: impl Iterator<Item = Sequence>, alone: bool) {
+        let mut devices = BTreeSet::new();
+        for sequence in sequences {
+            let Some(entry) = self.entries.get_mut(&sequence) else { continue };
+            entry.alone |= alone;
+            if !std::mem::replace(&mut entry.sent, false) {
+                continue;
+            }
+            if let Some(share) = self.shares.get_mut(&entry.device) {
+                share.unsent_bytes += entry.cost();
+                share.unsent.push_back(sequence);
+                devices.insert(entry.device.clone());
+            }
+        }
+        for device in devices {
+            if let Some(share) = self.shares.get_mut(&device) {
+                share.unsent.make_contiguous().sort_unstable();
+                trim(&mut share.unsent, &self.entries);
+            }
+            self.schedule(&device);
+        }
+    }
+
+    /// Makes all sent entries unsent.
+    pub(super) fn rewind(&mut self) {
+        let sent = self.entries.iter().filter(|(_, entry)| entry.sent).map(|(sequence, _)| *sequence);
+        let mut sent: Vec<Sequence> = sent.collect();
+        sent.sort_unstable();
+        self.send_again(sent.into_iter(), false);
+    }
+
+    /// Sends nothing of a device until then.
+    pub(super) fn pause(&mut self, device: &DeviceId, until: Instant) {
+        let Some(share) = self.shares.get_mut(device) else { return };
+        share.paused_until = Some(until);
+        if share.turn == Turn::Now {
+            share.turn = Turn::None;
+            self.turns.retain(|other| other != device);
+        }
+        self.schedule(device);
+    }
+}
+
+impl Share {
+    /// The first unsent entry and those that may go with it, now sent.
+    fn take(&mut self, entries: &mut Entries, batching: Batching) -> Vec<(Sequence, Publication)> {
+        let mut parts: Vec<(Sequence, Publication)> = Vec::new();
+        let mut bytes = 0;
+        while let Some(sequence) = self.unsent.front().copied() {
+            let Some(entry) = entries.get(&sequence) else {
+                self.unsent.pop_front();
+                continue;
+            };
+            bytes += entry.publication.payload.len() + 1;
+            if let Some((first, _)) = parts.first() {
+                let fits = entries.get(first).is_some_and(|first| first.takes(entry));
+                if !fits || parts.len() >= batching.count || bytes > batching.bytes {
+                    break;
+                }
+            }
+            self.unsent.pop_front();
+            let Some(entry) = entries.get_mut(&sequence) else { continue };
+            entry.sent = true;
+            self.unsent_bytes -= entry.cost();
+            parts.push((sequence, entry.publication.clone()));
+            if batching.count <= 1 {
+                break;
+            }
+        }
+        trim(&mut self.unsent, entries);
+        parts
+    }
+
+    /// Until when the next message waits for more that can go with it. What
+    /// waits already goes on waiting for the same time.
+    fn waits_for_company(&self, entries: &Entries, batching: Batching, turn: Turn) -> Option<Instant> {
+        if batching.age == Duration::ZERO || self.unsent.len() >= batching.count {
+            return None;
+        }
+        let front = *self.unsent.front()?;
+        let first = entries.get(&front)?;
+        let hurry = self.urgent.is_some_and(|urgent| front <= urgent) || self.unsent_bytes >= batching.bytes;
+        if hurry || first.alone || !first.publication.joins {
+            return None;
+        }
+        match turn {
+            Turn::At(time) if self.paused_until != Some(time) => Some(time),
+            _ => Some(Instant::now() + batching.age),
+        }
+    }
+}
+
+/// Takes entries that are gone off the front.
+fn trim(list: &mut VecDeque<Sequence>, entries: &Entries) {
+    while list.front().is_some_and(|first| !entries.contains_key(first)) {
+        list.pop_front();
+    }
+}

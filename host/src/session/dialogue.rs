@@ -1,0 +1,114 @@
+//! How a cloud talks over one connection: what is said after a connect, when
+//! a message counts as delivered, what an arriving message means.
+//!
+//! No IO: the session publishes what a dialogue gives and hands it what
+//! arrives. Time comes in as an argument.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde_json::Value as Json;
+use tokio::sync::oneshot;
+
+use super::Picture;
+use crate::message::{CommandRequest, DeviceId, Offer, Publication, Time};
+use crate::outbox::Sequence;
+use crate::router::Recipient;
+
+/// See the module documentation.
+pub trait Dialogue: Send + Sync {
+    /// A connection stands: forgets the one before and prepares what is said first.
+    fn connected(&mut self, picture: &Picture, now: Time);
+
+    /// Takes a new picture of the gateway, while connected.
+    fn changed(&mut self, picture: &Picture, now: Time);
+
+    /// Gives the next message to publish, if there is one.
+    fn next(&mut self, now: Instant) -> Option<Outgoing>;
+
+    /// The broker took a message whose proof is the packet.
+    fn delivered(&mut self, sequence: Sequence);
+
+    /// Takes what arrived.
+    fn receive(&mut self, topic: &str, payload: &[u8], now: Instant) -> Vec<Event>;
+
+    /// Takes a question of a driver; it is answered later.
+    fn ask(&mut self, question: Question, now: Instant);
+
+    /// When `wake` is to be called; `ready` says that there is room for a message.
+    fn next_wake(&self, ready: bool) -> Option<Instant>;
+
+    /// Does what is due.
+    fn wake(&mut self, now: Instant, time: Time);
+}
+
+/// A message on its way out.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// What is published.
+    pub publication: Publication,
+    /// The entry of the outbox that is delivered as soon as the broker has
+    /// the packet; none when the cloud answers by itself or nothing waits.
+    pub proof: Option<Sequence>,
+}
+
+/// What an arriving message means.
+#[derive(Debug)]
+pub enum Event {
+    /// Someone wants something done.
+    Command {
+        /// Who shall do it.
+        recipient: Recipient,
+        /// What.
+        request: CommandRequest,
+    },
+    /// The cloud has something to take over.
+    Offered {
+        /// For whom.
+        device: DeviceId,
+        /// What.
+        offer: Offer,
+        /// The configuration, or the description of the software.
+        document: Json,
+    },
+    /// The message cannot be used. The text has no secrets.
+    Refused(String),
+    /// A command cannot be used, and whoever gave it can be told.
+    Unusable {
+        /// Who should have done it.
+        recipient: Recipient,
+        /// The command's id.
+        command: String,
+        /// What was wrong and what was expected.
+        problem: String,
+    },
+}
+
+/// Something that a driver asks the cloud and waits for.
+#[derive(Debug)]
+pub struct Question {
+    /// The channel that asks.
+    pub channel: String,
+    /// The extension, such as `epmx`.
+    pub extension: &'static str,
+    /// The resource, such as `get/keys`.
+    pub path: String,
+    /// The payload.
+    pub payload: Bytes,
+    /// Who waits.
+    pub reply: oneshot::Sender<Result<Bytes, NoAnswer>>,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// There is no connection.
+    #[error("there is no connection to the cloud")]
+    Unavailable,
+    /// It did not answer in time.
+    #[error("the cloud did not answer in time")]
+    TimedOut,
+    /// It answered with an error.
+    #[error("the cloud refused: {0} {1}")]
+    Refused(u16, String),
+}

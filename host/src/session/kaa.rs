@@ -1,0 +1,347 @@
+//! The dialogue with Kaa: one connection, many endpoints.
+//!
+//! After a connect every endpoint is attached: its commands, configurations
+//! and software are asked for and observed. A message counts as delivered
+//! when Kaa has answered its request; without an answer it is sent again.
+
+mod attachment;
+mod delivery;
+mod intake;
+mod requests;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::Value as Json;
+use tokio::sync::oneshot;
+
+use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Question};
+use super::{Facts, Picture};
+use crate::cloud::kaa::answer::{self, Failure};
+use crate::cloud::kaa::topic::{Answer, RequestId, Topic};
+use crate::cloud::kaa::{channel_name, metadata_of};
+use crate::message::{Attribute, DeviceId, Publication, Time, now};
+use crate::outbox::{Outbox, Sequence};
+use crate::router::{Recipient, Table};
+use delivery::arrived;
+use requests::{Request, Requests};
+
+/// Messages on the way without an answer.
+const UNANSWERED: usize = 1024;
+/// Larger messages are refused: commands and configurations are small.
+const MAX_MESSAGE: usize = 256 << 10;
+/// How long an endpoint that Kaa refuses is left alone: at first, at most.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// How often missing answers are told.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+/// A clock that is further off is told.
+const CLOCK_TOLERANCE: u64 = 5_000;
+
+/// How a session speaks; from its settings.
+#[derive(Debug, Clone)]
+pub struct Manner {
+    /// How long an answer is waited for.
+    pub reply_timeout: Duration,
+    /// Named configurations to observe.
+    pub configurations: Vec<String>,
+    /// Whether software is asked for.
+    pub software: bool,
+    /// Whether to ask what became of unanswered messages.
+    pub request_status: bool,
+    /// Whether to compare clocks.
+    pub check_time: bool,
+}
+
+/// What a request is for.
+#[derive(Debug)]
+enum Purpose {
+    /// To deliver entries of the outbox, of this device; with the commands
+    /// whose results they are.
+    Deliver { device: DeviceId, sequences: Vec<Sequence>, results: Vec<(String, i64)> },
+    /// To learn whether an earlier request delivered them.
+    Ascertain { sequences: Vec<Sequence> },
+    /// To attach or to report; it is repeated until it is answered. With how
+    /// often it failed.
+    Attach { payload: Bytes, failures: u32 },
+    /// To compare clocks.
+    Time,
+    /// To answer a driver.
+    Question(oneshot::Sender<Result<Bytes, NoAnswer>>),
+}
+
+/// See the module documentation.
+pub struct KaaDialogue {
+    session: Arc<str>,
+    manner: Manner,
+    outbox: Arc<Outbox>,
+    table: Table,
+    requests: Requests<Purpose>,
+    /// What goes before the outbox, with its payload and, for a request that
+    /// must not get a new one, its number.
+    first: VecDeque<(Request<Purpose>, Bytes, Option<RequestId>)>,
+    /// Refused attachments, by the time when they are tried again.
+    later: BTreeMap<(Instant, u64), (Request<Purpose>, Bytes)>,
+    attached: HashMap<Recipient, Facts>,
+    properties: Vec<Attribute>,
+    /// Commands that were handed on and whose result has no proof yet.
+    running: HashSet<(String, String, i64)>,
+    /// How often in a row Kaa refused a device's messages.
+    refusals: HashMap<DeviceId, u32>,
+    complained: Option<Instant>,
+    counter: u64,
+}
+
+impl KaaDialogue {
+    /// A dialogue that has not begun.
+    pub fn new(session: &str, manner: Manner, outbox: Arc<Outbox>) -> Self {
+        KaaDialogue {
+            session: session.into(),
+            manner,
+            outbox,
+            table: Table::default(),
+            // Not from 1: answers to a gateway that ran before must not count.
+            requests: Requests::new(fastrand::u32(..1 << 30)),
+            first: VecDeque::new(),
+            later: BTreeMap::new(),
+            attached: HashMap::new(),
+            properties: Vec::new(),
+            running: HashSet::new(),
+            refusals: HashMap::new(),
+            complained: None,
+            counter: 0,
+        }
+    }
+
+    /// Publishes a request under its number.
+    fn send(&mut self, request: Request<Purpose>, payload: Bytes, id: Option<RequestId>, now: Instant) -> Outgoing {
+        let deadline = now + self.manner.reply_timeout;
+        let (app_version, token) = request.channel.split_once('/').unwrap_or((&request.channel, ""));
+        let end = if request.path.is_empty() { String::new() } else { format!("/{}", request.path) };
+        let topic = format!("kp1/{app_version}/{}/{token}{end}", request.extension);
+        let id = match id {
+            Some(id) => {
+                self.requests.begin_as(id, request, deadline);
+                id
+            }
+            None => self.requests.begin(request, deadline),
+        };
+        let publication = Publication { topic: format!("{topic}/{id}"), payload, joins: false };
+        Outgoing { publication, proof: None }
+    }
+
+    /// Takes the answer to a request of ours.
+    fn answered(&mut self, request: Request<Purpose>, answer: Answer, payload: &[u8], now: Instant) {
+        let outcome = match answer {
+            Answer::Status => answer::confirmation(payload),
+            Answer::Error => Err(Failure::parse(payload)),
+        };
+        let Request { channel, extension, path, purpose } = request;
+        match (purpose, outcome) {
+            (Purpose::Deliver { device, sequences, results }, Ok(())) => {
+                self.refusals.remove(&device);
+                for (kind, number) in results {
+                    self.running.remove(&(channel.clone(), kind, number));
+                }
+                sequences.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence));
+            }
+            (Purpose::Deliver { device, sequences, .. }, Err(failure)) => {
+                self.refused(&device, &sequences, &format!("{extension}/{path}"), &failure, now);
+            }
+            (Purpose::Ascertain { sequences }, outcome) => match outcome.is_ok() && arrived(payload) {
+                true => sequences.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence)),
+                false => self.outbox.send_again(&sequences, false),
+            },
+            (Purpose::Question(reply), outcome) => {
+                let result = outcome.map(|()| Bytes::copy_from_slice(payload));
+                // The driver may be gone.
+                let _ = reply.send(result.map_err(|failure| NoAnswer::Refused(failure.code, failure.reason)));
+            }
+            (Purpose::Time, Ok(())) => compare_clocks(&self.session, payload),
+            (Purpose::Attach { .. }, Ok(())) => {}
+            (Purpose::Time, Err(failure)) => tracing::warn!(session = &*self.session, "asking the time: {failure}"),
+            (Purpose::Attach { payload, failures }, Err(failure)) => {
+                let purpose = Purpose::Attach { payload: payload.clone(), failures: failures + 1 };
+                self.attach_later(Request { channel, extension, path, purpose }, payload, &failure, now);
+            }
+        }
+    }
+
+    /// The device behind a channel, for the log.
+    fn name_of(&self, channel: &str) -> String {
+        match self.table.find(channel) {
+            Some(Recipient::Device(device)) => device.to_string(),
+            Some(Recipient::Gateway) => "(gateway)".into(),
+            None => "(unknown)".into(),
+        }
+    }
+
+    /// A request had no answer in time.
+    fn expire(&mut self, id: RequestId, request: Request<Purpose>, now: Instant) {
+        let seconds = self.manner.reply_timeout.as_secs_f32();
+        if self.complained.is_none_or(|time| now - time >= COMPLAIN_EVERY) {
+            self.complained = Some(now);
+            let device = self.name_of(&request.channel);
+            let (extension, path) = (request.extension, &request.path);
+            tracing::warn!(
+                session = &*self.session,
+                device,
+                "{extension}/{path}: no answer within {seconds} s; sending again"
+            );
+        }
+        let Request { channel, extension, path, purpose } = request;
+        match purpose {
+            Purpose::Deliver { sequences, .. } => {
+                self.outbox.send_again(&sequences, false);
+                self.requests.remember_late(id, sequences);
+            }
+            Purpose::Ascertain { sequences } => self.outbox.send_again(&sequences, false),
+            Purpose::Attach { payload, failures } => {
+                let purpose = Purpose::Attach { payload: payload.clone(), failures };
+                self.first.push_back((Request { channel, extension, path, purpose }, payload, None));
+            }
+            Purpose::Time => {}
+            Purpose::Question(reply) => drop(reply.send(Err(NoAnswer::TimedOut))),
+        }
+    }
+}
+
+impl Dialogue for KaaDialogue {
+    fn connected(&mut self, picture: &Picture, now: Time) {
+        self.first.clear();
+        self.later.clear();
+        self.attached.clear();
+        self.running.clear();
+        self.properties.clear();
+        self.reconsider();
+        self.changed(picture, now);
+        if self.manner.check_time
+            && let Some(channel) = self.table.names().next()
+        {
+            let request =
+                Request { channel: channel.clone(), extension: "tsx", path: String::new(), purpose: Purpose::Time };
+            self.first.push_back((request, Bytes::new(), None));
+        }
+    }
+
+    fn changed(&mut self, picture: &Picture, _: Time) {
+        self.table = picture.table.clone();
+        self.attached.retain(|recipient, _| picture.facts.contains_key(recipient));
+        let mut recipients: Vec<_> = picture.facts.iter().collect();
+        recipients.sort_by_key(|(recipient, _)| *recipient);
+        for (recipient, facts) in recipients {
+            self.attach_recipient(recipient, facts);
+        }
+        let gateway = self.table.channel(&Recipient::Gateway).map(|channel| channel.name.clone());
+        if let Some(channel) = gateway
+            && self.properties != picture.greeting.properties
+        {
+            self.properties.clone_from(&picture.greeting.properties);
+            let metadata = Json::Object(metadata_of(&self.properties));
+            self.attach(&channel, "epmx", "update/keys".into(), &metadata);
+        }
+    }
+
+    fn next(&mut self, now: Instant) -> Option<Outgoing> {
+        if let Some((request, payload, id)) = self.first.pop_front() {
+            return Some(self.send(request, payload, id, now));
+        }
+        if self.requests.len() >= UNANSWERED {
+            return None;
+        }
+        let parcel = self.outbox.take(now)?;
+        self.deliver(parcel, now)
+    }
+
+    fn delivered(&mut self, _: Sequence) {}
+
+    fn receive(&mut self, topic: &str, payload: &[u8], now: Instant) -> Vec<Event> {
+        let topic = match Topic::parse(topic) {
+            Ok(topic) => topic,
+            Err(expected) => return vec![Event::Refused(format!("a message on a strange topic; {expected}"))],
+        };
+        // A broker in between may send back what was published.
+        let Some(answer) = topic.answer else { return Vec::new() };
+        let channel = channel_name(topic.app_version, topic.token);
+        let Some(recipient) = self.table.find(&channel).cloned() else {
+            return vec![Event::Refused("a message for an endpoint that is not configured".into())];
+        };
+        if payload.len() > MAX_MESSAGE {
+            let (extension, path, size) = (topic.extension, topic.path, payload.len());
+            let name = self.name_of(&channel);
+            return vec![Event::Refused(format!(
+                "{extension}/{path} of {name}: expected at most {MAX_MESSAGE} bytes, found {size}"
+            ))];
+        }
+        let request = topic.request.and_then(|id| self.requests.answer(id, &channel, topic.extension, topic.path));
+        match (request, topic.request) {
+            (Some(request), _) => {
+                let is_question = matches!(request.purpose, Purpose::Question(_));
+                self.answered(request, answer, payload, now);
+                if is_question {
+                    return Vec::new();
+                }
+            }
+            (None, Some(id)) => {
+                let late = self.requests.late(id);
+                if answer == Answer::Status {
+                    late.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence));
+                }
+            }
+            (None, None) if answer == Answer::Error => {
+                let failure = Failure::parse(payload);
+                let name = self.name_of(&channel);
+                return vec![Event::Refused(format!("{}/{} of {name}: {failure}", topic.extension, topic.path))];
+            }
+            (None, None) => {}
+        }
+        // Data counts whoever asked for it, and also when nobody did.
+        if answer == Answer::Status { self.take_data(&topic, &recipient, payload) } else { Vec::new() }
+    }
+
+    fn ask(&mut self, question: Question, _: Instant) {
+        let Question { channel, extension, path, payload, reply } = question;
+        self.first.push_back((Request { channel, extension, path, purpose: Purpose::Question(reply) }, payload, None));
+    }
+
+    fn next_wake(&self, ready: bool) -> Option<Instant> {
+        let later = self.later.keys().next().map(|(due, _)| *due);
+        let ripe = (ready && self.requests.len() < UNANSWERED).then(|| self.outbox.next_wake()).flatten();
+        [self.requests.next_deadline(), later, ripe].into_iter().flatten().min()
+    }
+
+    fn wake(&mut self, now: Instant, _: Time) {
+        while let Some((id, request)) = self.requests.expired(now) {
+            self.expire(id, request, now);
+        }
+        while let Some(entry) = self.later.first_entry().filter(|entry| entry.key().0 <= now) {
+            let (request, payload) = entry.remove();
+            self.first.push_back((request, payload, None));
+        }
+    }
+}
+
+/// 2 s, 4 s, 8 s, … 120 s.
+fn pause(refusals: u32) -> Duration {
+    SHORTEST_PAUSE.saturating_mul(1 << refusals.min(16)).min(LONGEST_PAUSE)
+}
+
+/// The extensions that are spoken.
+fn extension(name: &str) -> Option<&'static str> {
+    ["dcx", "epmx", "cex", "cmx", "cmx_ota"].into_iter().find(|known| *known == name)
+}
+
+fn compare_clocks(session: &str, payload: &[u8]) {
+    let body: Json = serde_json::from_slice(payload).unwrap_or_default();
+    let Some(cloud) = body.get("timestamp").and_then(Json::as_u64) else {
+        return tracing::warn!(session, "tsx: expected a `timestamp` in milliseconds");
+    };
+    let own = now();
+    if own.abs_diff(cloud) > CLOCK_TOLERANCE {
+        let seconds = own.abs_diff(cloud) / 1000;
+        let way = if own > cloud { "ahead of" } else { "behind" };
+        tracing::warn!(session, "the clock of this machine is {seconds} s {way} the cloud's");
+    }
+}

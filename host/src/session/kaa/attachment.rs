@@ -1,0 +1,73 @@
+//! Attaching endpoints: what is asked for after a connect and when a device
+//! has changed.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde_json::{Value as Json, json};
+
+use super::requests::Request;
+use super::{KaaDialogue, Purpose, pause};
+use crate::cloud::kaa::answer::{Failure, Remedy};
+use crate::message::OfferKind;
+use crate::router::Recipient;
+use crate::session::Facts;
+
+impl KaaDialogue {
+    /// Sends a request until it is answered.
+    pub(super) fn attach(&mut self, channel: &str, extension: &'static str, path: String, payload: &Json) {
+        let payload = Bytes::from(payload.to_string());
+        let purpose = Purpose::Attach { payload: payload.clone(), failures: 0 };
+        self.first.push_back((Request { channel: channel.to_owned(), extension, path, purpose }, payload, None));
+    }
+
+    /// Asks for what is new in a device's facts.
+    pub(super) fn attach_recipient(&mut self, recipient: &Recipient, facts: &Facts) {
+        let Some(channel) = self.table.channel(recipient).map(|channel| channel.name.clone()) else { return };
+        let before = self.attached.get(recipient);
+        let known = |kind: &String| before.is_some_and(|before| before.commands.contains(kind));
+        let new_commands: Vec<&String> = facts.commands.iter().filter(|kind| !known(kind)).collect();
+        let new_version =
+            facts.version.as_ref().filter(|version| before.and_then(|b| b.version.as_ref()) != Some(version));
+        let is_new = before.is_none();
+        for kind in new_commands {
+            self.attach(&channel, "cex", format!("command/{kind}"), &json!({"observe": true}));
+        }
+        if is_new && matches!(recipient, Recipient::Device(_)) {
+            let names = std::iter::once(None).chain(self.manner.configurations.clone().into_iter().map(Some));
+            for name in names.collect::<Vec<_>>() {
+                let path = name.as_ref().map_or("config/json".to_owned(), |name| format!("config/json/{name}"));
+                let applied = facts.applied.get(&OfferKind::Configuration(name));
+                let payload = match applied {
+                    Some(id) => json!({"configId": id, "observe": true}),
+                    None => json!({"observe": true}),
+                };
+                self.attach(&channel, "cmx", path, &payload);
+            }
+        }
+        if let Some(version) = new_version.filter(|_| self.manner.software) {
+            self.attach(&channel, "cmx_ota", "applied/json".into(), &json!({ "configId": version }));
+            if is_new {
+                self.attach(&channel, "cmx_ota", "config/json".into(), &json!({"observe": true}));
+            }
+        }
+        self.attached.insert(recipient.clone(), facts.clone());
+    }
+
+    /// Kaa refused an attachment.
+    pub(super) fn attach_later(&mut self, request: Request<Purpose>, payload: Bytes, failure: &Failure, now: Instant) {
+        let Purpose::Attach { failures, .. } = request.purpose else { return };
+        let (session, device) = (&*self.session, self.name_of(&request.channel));
+        let (extension, path) = (request.extension, &request.path);
+        match failure.remedy() {
+            Remedy::Drop => tracing::warn!(session, device, "{extension}/{path}: the cloud refused: {failure}"),
+            Remedy::Later => {
+                if failures == 1 {
+                    tracing::warn!(session, device, "{extension}/{path}: the cloud refused: {failure}; asking again");
+                }
+                self.counter += 1;
+                self.later.insert((now + pause(failures - 1), self.counter), (request, payload));
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Requests without an answer: their numbers, what each is for, and until when
+//! the answer is waited for. Plain state.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
+
+use crate::cloud::kaa::topic::{LAST_REQUEST, RequestId};
+use crate::outbox::Sequence;
+
+/// Numbers of requests whose answer came too late are remembered so long.
+const LATE: usize = 1024;
+
+/// What was asked, and where: an answer must come on the same resource.
+#[derive(Debug)]
+pub(super) struct Request<P> {
+    pub channel: String,
+    pub extension: &'static str,
+    pub path: String,
+    pub purpose: P,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Requests<P> {
+    last: RequestId,
+    open: HashMap<RequestId, (Request<P>, Instant)>,
+    deadlines: BTreeSet<(Instant, RequestId)>,
+    /// Requests that were given up, with what they would have proved.
+    late: VecDeque<(RequestId, Vec<Sequence>)>,
+}
+
+impl<P> Requests<P> {
+    /// Begins behind a number; any will do.
+    pub(super) fn new(last: RequestId) -> Self {
+        let last = last.min(LAST_REQUEST);
+        Requests { last, open: HashMap::new(), deadlines: BTreeSet::new(), late: VecDeque::new() }
+    }
+
+    /// How many have no answer yet.
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Takes a request and gives it a number: the next one, from 1 again after
+    /// the last, without those that have no answer yet.
+    pub(super) fn begin(&mut self, request: Request<P>, deadline: Instant) -> RequestId {
+        loop {
+            self.last = if self.last >= LAST_REQUEST { 1 } else { self.last + 1 };
+            if !self.open.contains_key(&self.last) {
+                break;
+            }
+        }
+        self.begin_as(self.last, request, deadline);
+        self.last
+    }
+
+    /// Takes a request that has a number already.
+    pub(super) fn begin_as(&mut self, id: RequestId, request: Request<P>, deadline: Instant) {
+        if let Some((_, before)) = self.open.insert(id, (request, deadline)) {
+            self.deadlines.remove(&(before, id));
+        }
+        self.deadlines.insert((deadline, id));
+    }
+
+    /// Ends a request, if one with this number waits for this resource.
+    pub(super) fn answer(&mut self, id: RequestId, channel: &str, extension: &str, path: &str) -> Option<Request<P>> {
+        let (request, _) = self.open.get(&id)?;
+        if request.channel != channel || request.extension != extension || request.path != path {
+            return None;
+        }
+        let (request, deadline) = self.open.remove(&id)?;
+        self.deadlines.remove(&(deadline, id));
+        Some(request)
+    }
+
+    /// When the first one is given up.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Takes one that has waited long enough.
+    pub(super) fn expired(&mut self, now: Instant) -> Option<(RequestId, Request<P>)> {
+        let (deadline, id) = *self.deadlines.first().filter(|(deadline, _)| *deadline <= now)?;
+        self.deadlines.remove(&(deadline, id));
+        self.open.remove(&id).map(|(request, _)| (id, request))
+    }
+
+    /// Takes all: their connection is gone.
+    pub(super) fn take(&mut self) -> Vec<(RequestId, Request<P>)> {
+        self.deadlines.clear();
+        let mut all: Vec<_> = self.open.drain().map(|(id, (request, _))| (id, request)).collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all
+    }
+
+    /// Remembers what a late answer would prove.
+    pub(super) fn remember_late(&mut self, id: RequestId, sequences: Vec<Sequence>) {
+        self.late.push_back((id, sequences));
+        if self.late.len() > LATE {
+            self.late.pop_front();
+        }
+    }
+
+    /// What a late answer proves.
+    pub(super) fn late(&mut self, id: RequestId) -> Vec<Sequence> {
+        let place = self.late.iter().position(|(other, _)| *other == id);
+        place.and_then(|place| self.late.remove(place)).map(|(_, sequences)| sequences).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn request(path: &str) -> Request<()> {
+        Request { channel: "v1/t".into(), extension: "dcx", path: path.into(), purpose: () }
+    }
+
+    #[test]
+    fn numbers_begin_anew_after_the_last_and_skip_those_in_use() {
+        let now = Instant::now();
+        let mut requests = Requests::new(LAST_REQUEST - 2);
+        assert_eq!(requests.begin(request("a"), now), LAST_REQUEST - 1);
+        assert_eq!(requests.begin(request("a"), now), LAST_REQUEST);
+        assert_eq!(requests.begin(request("a"), now), 1);
+        requests.last = LAST_REQUEST - 2;
+        assert_eq!(requests.begin(request("b"), now), 2);
+    }
+
+    #[test]
+    fn only_the_same_resource_answers_and_only_once() {
+        let mut requests = Requests::new(0);
+        let id = requests.begin(request("json"), Instant::now());
+        assert!(requests.answer(id, "v1/other", "dcx", "json").is_none());
+        assert!(requests.answer(id, "v1/t", "epmx", "json").is_none());
+        assert!(requests.answer(id, "v1/t", "dcx", "update").is_none());
+        assert!(requests.answer(id, "v1/t", "dcx", "json").is_some());
+        assert!(requests.answer(id, "v1/t", "dcx", "json").is_none());
+        assert_eq!(requests.next_deadline(), None);
+    }
+
+    #[test]
+    fn what_was_given_up_can_still_be_proved_once() {
+        let now = Instant::now();
+        let mut requests = Requests::new(0);
+        let id = requests.begin(request("json"), now + Duration::from_secs(1));
+        assert!(requests.expired(now).is_none());
+        let (expired, _) = requests.expired(now + Duration::from_secs(1)).unwrap();
+        assert_eq!(expired, id);
+        requests.remember_late(id, vec![7, 8]);
+        assert_eq!(requests.late(id), [7, 8]);
+        assert!(requests.late(id).is_empty());
+    }
+}

@@ -1,0 +1,83 @@
+//! What the sessions see of the gateway.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{DeviceEntry, Supervisor};
+use crate::cloud::Greeting;
+use crate::gateway;
+use crate::manifest::Manifest;
+use crate::message::DeviceId;
+use crate::router::{Recipient, Table};
+use crate::session::{Facts, Picture};
+
+impl Supervisor {
+    /// Gives each session the present picture. Until every device has been
+    /// tried once nothing is announced: a partial set of children would make
+    /// the cloud remove the others.
+    pub(super) fn publish(&mut self) {
+        if self.devices.values().any(|entry| entry.pending) {
+            return;
+        }
+        let names: Vec<String> = self.sessions.keys().cloned().collect();
+        for name in names {
+            let picture = self.picture(&name);
+            let Some(session) = self.sessions.get_mut(&name) else { continue };
+            session.picture.send_replace(Arc::new(picture));
+            if let Some(waiting) = session.waiting.take() {
+                tokio::spawn(waiting.run());
+            }
+        }
+    }
+
+    fn picture(&self, session: &str) -> Picture {
+        let Some(entry) = self.sessions.get(session) else { return Picture::default() };
+        let own: Vec<(DeviceId, &DeviceEntry)> = self
+            .devices
+            .iter()
+            .filter(|(_, device)| self.config.sessions_of(&device.config).contains(session))
+            .map(|(id, device)| (DeviceId::new(id), device))
+            .collect();
+        let channels = own.iter().filter_map(|(id, device)| {
+            let channel = entry.cloud.device(id, device.config.endpoints.get(session))?;
+            Some((Recipient::Device(id.clone()), channel))
+        });
+        let gateway = entry.cloud.gateway().map(|channel| (Recipient::Gateway, channel));
+        let running = own.iter().filter_map(|(id, device)| Some((id.clone(), device.handle.clone()?)));
+        Picture {
+            table: Table::new(channels.chain(gateway)),
+            greeting: Greeting { properties: gateway::properties(), children: self.children(&own) },
+            devices: running.collect::<HashMap<_, _>>(),
+            facts: self.facts(session, &own),
+        }
+    }
+
+    fn children(&self, own: &[(DeviceId, &DeviceEntry)]) -> Vec<(DeviceId, String)> {
+        let child = |(id, device): &(DeviceId, &DeviceEntry)| {
+            let kind = device.config.kind.clone().or_else(|| self.memory.kind(id.as_str()));
+            if kind.is_none() {
+                tracing::warn!(
+                    device = id.as_str(),
+                    "is not announced: its driver was never loaded and no type is configured"
+                );
+            }
+            Some((id.clone(), kind?))
+        };
+        own.iter().filter_map(child).collect()
+    }
+
+    fn facts(&self, session: &str, own: &[(DeviceId, &DeviceEntry)]) -> HashMap<Recipient, Facts> {
+        let commands = |manifest: &Manifest| manifest.blueprint.commands.keys().cloned().collect();
+        let devices = own.iter().filter_map(|(id, device)| {
+            let status = device.handle.as_ref()?.status.borrow();
+            let facts = Facts {
+                commands: commands(&status.driver.manifest),
+                version: Some(status.driver.manifest.driver.version.clone()),
+                applied: self.memory.applied(id.as_str(), session),
+            };
+            Some((Recipient::Device(id.clone()), facts))
+        });
+        let gateway = Facts { commands: commands(&self.manifest), ..Facts::default() };
+        devices.chain([(Recipient::Gateway, gateway)]).collect()
+    }
+}
