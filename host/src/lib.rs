@@ -30,3 +30,4 @@ pub mod admin;
 pub mod cli;
 pub mod demo;
 pub mod logs;
+pub mod standin;
