@@ -3,6 +3,7 @@
 mod blueprint;
 mod build;
 mod check;
+mod cloud;
 mod new;
 mod remote;
 mod run;
@@ -116,6 +117,9 @@ enum Command {
         #[command(flatten)]
         gateway: Gateway,
     },
+    /// Run a local stand-in for a cloud, or ask one.
+    #[command(subcommand)]
+    Cloud(cloud::Cloud),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -182,6 +186,7 @@ impl Cli {
             Command::Command { device, name, arguments, gateway } => {
                 remote::command(&gateway, &device, &name, arguments, json).await
             }
+            Command::Cloud(cloud) => cloud::run(cloud, json).await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "sandgate", &mut std::io::stdout());
                 Ok(Outcome::Done)

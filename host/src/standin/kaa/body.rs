@@ -79,9 +79,19 @@ pub fn kind(value: &Json) -> &'static str {
     }
 }
 
+/// A reason that a device gives, cut where it gets too long to keep.
+pub fn reason(object: &Map<String, Json>, key: &str) -> Result<Option<String>, Refusal> {
+    Ok(text(object, key)?.map(|reason| cut(&reason, 500)))
+}
+
 /// A text that is short enough for an error.
 pub fn shortened(text: &str) -> String {
-    match text.char_indices().nth(40) {
+    cut(text, 40)
+}
+
+/// The first characters of a text.
+pub fn cut(text: &str, length: usize) -> String {
+    match text.char_indices().nth(length) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }

@@ -127,7 +127,7 @@ pub fn read_applied(payload: &[u8]) -> Result<Applied, Refusal> {
     let config_id = body::text(&object, "configId")?;
     let config_id = check_id(config_id.ok_or_else(|| Refusal::malformed("configId: expected a string"))?)?;
     let status_code = body::integer(&object, "statusCode")?.unwrap_or(200);
-    Ok(Applied { config_id, status_code, reason_phrase: body::text(&object, "reasonPhrase")? })
+    Ok(Applied { config_id, status_code, reason_phrase: body::reason(&object, "reasonPhrase")? })
 }
 
 fn check_id(id: String) -> Result<String, Refusal> {

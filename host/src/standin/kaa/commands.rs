@@ -14,6 +14,9 @@ use super::{body, topic};
 /// An endpoint has at most so many commands; finished ones make room for new ones.
 pub const MAX_COMMANDS: usize = 1000;
 
+/// A result's payload has at most so many bytes.
+pub const MAX_RESULT: usize = 64 << 10;
+
 /// How long a command waits unless told otherwise: 30 days.
 pub const DEFAULT_TTL: u64 = 720 * 3_600_000;
 
@@ -211,7 +214,7 @@ fn read_results(payload: &[u8]) -> Result<Vec<(i64, CommandResult)>, Refusal> {
         }
     };
     let read = |(index, item): (usize, Json)| {
-        read_result(item).map_err(|refusal| Refusal::malformed(format!("result {index}: {}", refusal.reason)))
+        read_result(item).map_err(|refusal| Refusal::new(refusal.status, format!("result {index}: {}", refusal.reason)))
     };
     items.into_iter().enumerate().map(read).collect()
 }
@@ -226,8 +229,12 @@ fn read_result(item: Json) -> Result<(i64, CommandResult), Refusal> {
     };
     let (id, status_code) = (required("id")?, required("statusCode")?);
     let standard = || standard_phrase(u16::try_from(status_code).unwrap_or_default()).to_owned();
-    let reason_phrase = body::text(&object, "reasonPhrase")?.unwrap_or_else(standard);
-    Ok((id, CommandResult { status_code, reason_phrase, payload: object.remove("payload") }))
+    let reason_phrase = body::reason(&object, "reasonPhrase")?.unwrap_or_else(standard);
+    let payload = object.remove("payload");
+    if payload.as_ref().is_some_and(|payload| payload.to_string().len() > MAX_RESULT) {
+        return Err(Refusal::new(413, format!("payload: expected at most {MAX_RESULT} bytes")));
+    }
+    Ok((id, CommandResult { status_code, reason_phrase, payload }))
 }
 
 #[cfg(test)]

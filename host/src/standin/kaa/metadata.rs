@@ -13,7 +13,7 @@ use super::body;
 /// An endpoint has at most so many keys …
 pub const MAX_KEYS: usize = 1000;
 /// … and so many bytes of JSON.
-pub const MAX_BYTES: usize = 256 << 10;
+pub const MAX_BYTES: usize = 32 << 10;
 
 /// What devices may not do with which keys.
 #[derive(Debug, Clone, Default)]

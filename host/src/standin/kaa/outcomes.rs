@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde_json::json;
 
 use super::answer::{Answer, Outcome, Refusal, standard_phrase};
+use super::body;
 
 /// How many outcomes are kept for each endpoint and extension.
 pub const MAX_OUTCOMES: usize = 100;
@@ -19,7 +20,7 @@ impl Outcomes {
         let (status, reason) = match outcome {
             Ok(Answer::Unchanged) => (304, standard_phrase(304).to_owned()),
             Ok(_) => (200, "Ok".to_owned()),
-            Err(refusal) => (refusal.status, refusal.reason.clone()),
+            Err(refusal) => (refusal.status, body::cut(&refusal.reason, 200)),
         };
         let ring = self.0.entry(extension.to_owned()).or_default();
         ring.retain(|(id, ..)| *id != request_id);
