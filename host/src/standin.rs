@@ -4,4 +4,6 @@
 //! `sandgate cloud` runs them as programs; tests start them in their own process.
 //! Nothing of the gateway depends on them.
 
+pub mod broker;
+pub mod enapter;
 pub mod kaa;

@@ -116,6 +116,22 @@ impl Field {
             _ => Ok(()),
         }
     }
+
+    /// Checks a JSON value as it arrives at a cloud; null always fits.
+    pub fn check_json(&self, value: &Json) -> Result<(), WrongValue> {
+        if value.is_null() {
+            return Ok(());
+        }
+        if !self.kind.fits(value) {
+            return Err(format!("expected {}, found {}", self.kind.name(), short(value)));
+        }
+        match &self.allowed {
+            Some(allowed) if !allowed.contains(self.kind, &typed(self.kind, value)) => {
+                Err(format!("expected one of {}, found {}", allowed.list(self.kind), short(value)))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Parameter {

@@ -1,0 +1,103 @@
+//! Answers of one JSON object a line, which can go on while things happen.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures::stream;
+use serde::Deserialize;
+
+use super::super::Shared;
+use super::super::platform::Platform;
+use super::super::ring::Ring;
+
+/// So many lines are written at once; the platform waits meanwhile.
+const BATCH: usize = 200;
+
+/// Which items are asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Range {
+    /// At most so many of the newest; default 100.
+    limit: Option<u64>,
+    /// Whether to go on with new ones.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Some lines, and how it goes on.
+pub(super) struct Batch {
+    lines: String,
+    next: u64,
+    is_end: bool,
+}
+
+impl Batch {
+    /// Writes items from a number on. It is the end when none is left and none
+    /// is waited for.
+    pub(super) fn of<T>(ring: &Ring<T>, from: u64, follow: bool, json: impl Fn(&T) -> String) -> Batch {
+        let mut batch = Batch { lines: String::new(), next: from + ring.missed(from), is_end: false };
+        for item in ring.from(from).take(BATCH) {
+            batch.lines.push_str(&json(item));
+            batch.lines.push('\n');
+            batch.next += 1;
+        }
+        batch.is_end = !follow && batch.next >= ring.end();
+        batch
+    }
+
+    /// Adds a line and ends.
+    pub(super) fn end_with(mut self, line: &str) -> Batch {
+        self.lines.push_str(line);
+        self.lines.push('\n');
+        self.is_end = true;
+        self
+    }
+
+    /// Nothing, and nothing to come.
+    pub(super) fn end() -> Batch {
+        Batch { lines: String::new(), next: 0, is_end: true }
+    }
+
+    /// Whether all that there is now has been written.
+    pub(super) fn has_all<T>(&self, ring: &Ring<T>) -> bool {
+        self.next >= ring.end()
+    }
+}
+
+impl Range {
+    /// The number of the first item, and whether to go on.
+    pub(super) fn begin<T>(&self, ring: &Ring<T>) -> (u64, bool) {
+        (ring.newest(self.limit.unwrap_or(100)), self.follow)
+    }
+}
+
+/// Writes batches until the last one.
+pub(super) fn lines(
+    shared: Arc<Shared>,
+    from: u64,
+    next: impl Fn(&Platform, u64) -> Batch + Send + Sync + 'static,
+) -> Response {
+    let changed = shared.changed.subscribe();
+    let state = (shared, changed, from, next, false);
+    let lines = stream::unfold(state, |(shared, mut changed, from, next, is_over)| async move {
+        if is_over {
+            return None;
+        }
+        loop {
+            changed.mark_unchanged();
+            let batch = next(&shared.platform(), from);
+            let is_over = batch.is_end || shared.closed.load(Ordering::Relaxed);
+            if is_over || !batch.lines.is_empty() {
+                let state = (shared, changed, batch.next, next, is_over);
+                return Some((Ok::<_, Infallible>(batch.lines), state));
+            }
+            // The sender lives as long as what is shared.
+            let _ = changed.changed().await;
+        }
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
