@@ -14,6 +14,7 @@ mod hostile;
 mod languages;
 mod modbus;
 mod reload;
+mod standin_enapter;
 mod standin_kaa;
 mod swap;
 mod tidy;

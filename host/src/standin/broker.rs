@@ -144,8 +144,9 @@ impl Broker {
         (self.inner.observer)(happening);
     }
 
-    /// Enters a client; an older connection of the same name ends.
-    fn enter(&self, id: String) -> (Link, Queue) {
+    /// Enters a client; an older connection of the same name ends. Returns the
+    /// name that it goes by.
+    fn enter(&self, id: String) -> (Link, String, Queue) {
         let (queue, messages) = mpsc::channel(QUEUE);
         let waiting = Arc::new(AtomicUsize::new(0));
         let link = self.inner.next.fetch_add(1, Ordering::Relaxed);
@@ -153,8 +154,8 @@ impl Broker {
         let mut clients = self.clients();
         // A connection whose queue is gone ends itself.
         clients.retain(|_, client| client.id != id);
-        clients.insert(link, Client { id, filters: Vec::new(), queue, waiting: Arc::clone(&waiting) });
-        (link, Queue { messages, waiting })
+        clients.insert(link, Client { id: id.clone(), filters: Vec::new(), queue, waiting: Arc::clone(&waiting) });
+        (link, id, Queue { messages, waiting })
     }
 
     fn leave(&self, link: Link) {
@@ -211,3 +212,6 @@ impl Queue {
         Some(publish)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,11 @@
 //! The cloud side of the Enapter MQTT API on one machine, for driver authors
 //! and tests.
 //!
-//! Gateways connect to its MQTT port. What the cloud would drop without a word
-//! is dropped, and told in the stand-in's log; commands and samples go over
-//! HTTP. Everything is in memory and bounded, and ends with `Running`. There
-//! are no credentials and no TLS: listen on loopback.
+//! Gateways connect to its MQTT port; commands and samples go over HTTP. What
+//! the cloud would drop without a word is dropped and counted, and told in the
+//! stand-in's log, each thing once for a connection. Everything is in memory
+//! and bounded, and ends with `Running`. There are no credentials and no TLS:
+//! listen on loopback.
 //!
 //! | kept | bound |
 //! |---|---|

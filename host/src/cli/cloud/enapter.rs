@@ -76,6 +76,7 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
 fn introduce(running: &Running, hardware: &str) {
     println!("MQTT {}, HTTP http://{}", running.mqtt, running.http);
     println!("{}", running.knows);
+    println!("what the cloud would drop is told once for a connection, and counted");
     let ip = running.mqtt.ip();
     if !ip.is_loopback() {
         println!("whoever reaches this machine can connect: nothing here asks for a password");

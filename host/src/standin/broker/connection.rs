@@ -22,6 +22,8 @@ use super::{Broker, Happening, Link, MAX_PACKET, Queue};
 
 /// How long a client may take to say CONNECT, and to take what is written.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The first byte of CONNECT.
+const CONNECT: u8 = 0x10;
 /// Longer client ids are of no use.
 const MAX_CLIENT_ID: usize = 256;
 /// Answers are written at the latest when so many bytes wait.
@@ -36,7 +38,7 @@ pub(super) async fn serve(stream: TcpStream, broker: Broker) {
         Ok(Err(error)) => return broker.tell(Happening::Refused { reason: &format!("{error:#}") }),
         Err(_) => return broker.tell(Happening::Refused { reason: "a client did not send CONNECT" }),
     };
-    let (link, queue) = broker.enter(client.clone());
+    let (link, client, queue) = broker.enter(client);
     broker.tell(Happening::Connected { link, client: &client });
     // Also when the task is ended from outside.
     let _leaving = Leaving { broker: broker.clone(), link };
@@ -61,6 +63,10 @@ impl Drop for Leaving {
 
 /// Waits for CONNECT and answers it: client id and keep-alive.
 async fn greet(wire: &mut Wire) -> Result<(String, Option<Duration>)> {
+    // Other protocols are told by their first byte; their "length" may never come.
+    if wire.first().await?.is_some_and(|byte| byte != CONNECT) {
+        bail!("expected CONNECT as the first packet");
+    }
     let Some(packet) = wire.read().await? else { bail!("a client left without a CONNECT") };
     let Packet::Connect(connect) = packet else { bail!("expected CONNECT as the first packet") };
     let refusal = match connect.protocol {
@@ -177,6 +183,12 @@ struct Wire {
 }
 
 impl Wire {
+    /// The first byte that comes; it stays to be read.
+    async fn first(&mut self) -> Result<Option<u8>> {
+        self.stream.read_buf(&mut self.read).await.context("reading")?;
+        Ok(self.read.first().copied())
+    }
+
     /// The next packet, or none at the end; nothing is lost when the wait is
     /// given up.
     async fn read(&mut self) -> Result<Option<Packet>> {

@@ -1,5 +1,7 @@
 //! What the cloud knows of one device: properties, telemetry, alerts, logs.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
@@ -17,6 +19,8 @@ const LINES: usize = 1000;
 const LINE_BYTES: usize = 64 << 10;
 /// About how many bytes of properties of a device are kept.
 const PROPERTY_BYTES: usize = 64 << 10;
+/// So many different drops of a device are said on one connection.
+const TOLD: usize = 100;
 
 /// One device.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub struct Channel {
     pub logs: Ring<LogLine>,
     /// What was dropped: messages and attributes.
     pub dropped: u64,
+    /// What was said about it on this connection; each thing is said once.
+    told: HashSet<Dropped>,
 }
 
 /// What is known of a device's alerts.
@@ -110,7 +116,24 @@ impl Channel {
             samples: Ring::new(SAMPLES, usize::MAX),
             logs: Ring::new(LINES, LINE_BYTES),
             dropped: 0,
+            told: HashSet::new(),
         }
+    }
+
+    /// Notes that it is there on a connection.
+    pub fn appear(&mut self, link: Link) {
+        if self.link != Some(link) {
+            self.told.clear();
+        }
+        self.link = Some(link);
+    }
+
+    /// Counts what was dropped and returns what is worth saying: a sample that
+    /// comes each second would fill the log with the same words.
+    pub fn count<'a>(&mut self, dropped: &'a [Dropped]) -> Vec<&'a Dropped> {
+        self.dropped += dropped.len() as u64;
+        let is_news = |one: &&Dropped| self.told.len() < TOLD && self.told.insert((*one).clone());
+        dropped.iter().filter(is_news).collect()
     }
 
     /// `online`, `offline` or `gone`. A guess: how the cloud decides is not public.

@@ -4,17 +4,19 @@
 //! Pure: bytes and times come in, lines and messages go out. The broker and
 //! the HTTP side of the stand-in call it, one at a time.
 
+mod command;
+
 use std::collections::{BTreeMap, HashMap};
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use super::blueprints::Blueprints;
 use super::channel::{Alerts, Channel};
 use super::event::{Events, Kind};
-use super::execution::{Execution, Executions, MOST_OPEN, Order, State};
+use super::execution::{Executions, MOST_OPEN};
 use super::rules::{self, Dropped};
 use super::topic::{self, Address, Subject, short};
-use crate::manifest::{ArgumentError, Manifest};
+use crate::manifest::Manifest;
 use crate::message::Time;
 use crate::standin::broker::Link;
 
@@ -126,7 +128,11 @@ impl Platform {
             channel.link = None;
             offline += usize::from(channel.gone.is_none());
         }
-        let devices = if offline > 0 { format!("; {offline} devices are offline") } else { String::new() };
+        let devices = match offline {
+            0 => String::new(),
+            1 => "; 1 device is offline".to_owned(),
+            more => format!("; {more} devices are offline"),
+        };
         self.events.tell(now, Kind::Disconnected, None, &format!("client {client:?}: {reason}{devices}"));
     }
 
@@ -161,7 +167,8 @@ impl Platform {
         let body = rules::object(payload)?;
         self.enter(address, now)?;
         let Some(channel) = self.channels.get_mut(address) else { return Ok(()) };
-        (channel.link, channel.seen) = (Some(link), Some(now));
+        channel.appear(link);
+        channel.seen = Some(now);
         match subject {
             Subject::Telemetry => self.telemetry(address, body, now),
             Subject::Properties => self.properties(link, address, body, now),
@@ -176,7 +183,7 @@ impl Platform {
                 let response = rules::response(body)?;
                 let words = serde_json::to_string(&response.payload).unwrap_or_default();
                 let execution = self.executions.respond(address, response, now)?;
-                let text = format!("{} {} {words}", execution.order.name, progress(execution));
+                let text = format!("{} {} {words}", execution.order.name, command::progress(execution));
                 self.events.tell(now, Kind::Command, Some(address), &text);
                 Ok(())
             }
@@ -322,13 +329,13 @@ impl Platform {
                 self.history -= channel.samples.bytes();
                 *channel = fresh();
             }
-            (channel.gone, channel.link) = (None, Some(link));
+            channel.gone = None;
         }
         // A set that is announced again says that the children are there again.
         let children = self.channels.values_mut().filter(|channel| channel.parent.as_ref() == Some(parent));
         let mut count = 0;
         for child in children.filter(|child| child.gone.is_none()) {
-            child.link = Some(link);
+            child.appear(link);
             count += 1;
         }
         if !changes.is_empty() {
@@ -337,67 +344,18 @@ impl Platform {
         dropped
     }
 
-    /// Says what the cloud would not say.
+    /// Says what the cloud would not say, each thing once for a connection.
     fn drop(&mut self, address: &Address, dropped: &[Dropped], now: Time) {
-        for Dropped { attribute, problem } in dropped.iter().take(MOST_TOLD) {
+        let told = match self.channels.get_mut(address) {
+            Some(channel) => channel.count(dropped),
+            None => dropped.iter().collect(),
+        };
+        for Dropped { attribute, problem } in told.iter().take(MOST_TOLD) {
             self.events.drop(now, Some(address), attribute.as_deref(), problem);
         }
-        if let Some(more) = dropped.len().checked_sub(MOST_TOLD).filter(|more| *more > 0) {
+        if let Some(more) = told.len().checked_sub(MOST_TOLD).filter(|more| *more > 0) {
             self.events.drop(now, Some(address), None, &format!("{more} more attributes of the same message"));
         }
-        if let Some(channel) = self.channels.get_mut(address) {
-            channel.dropped += dropped.len() as u64;
-        }
-    }
-
-    /// Opens a command and returns what is to be published.
-    ///
-    /// Arguments are passed on as they are: in the cloud only the form for
-    /// people checks them. What does not fit the blueprint gets a line.
-    pub fn execute(&mut self, id: &str, order: Order, now: Time) -> Result<Request, Refused> {
-        let address = order.device.clone();
-        let Some(channel) = self.channels.get(&address) else {
-            return Err(Refused::NotFound(format!("no device {address}")));
-        };
-        if channel.gone.is_some() {
-            return Err(Refused::Gone(address.channel));
-        }
-        let manifest = self.blueprint(&address);
-        let problem = manifest.and_then(|manifest| manifest.check_command(&order.name, order.arguments.clone()).err());
-        let shown = hidden(manifest, &order);
-        let payload = json!({"id": id, "name": order.name, "arguments": order.arguments});
-        let text = format!("{} NEW {shown}", short(&order.name));
-        let name = short(&order.name);
-        self.executions.open(id.to_owned(), order, now).ok_or(Refused::TooMany)?;
-        self.events.tell(now, Kind::Command, Some(&address), &text);
-        if let Some(problem) = problem {
-            let text = match problem {
-                ArgumentError::UnknownCommand(..) => format!("the blueprint declares {problem}"),
-                ArgumentError::Invalid(_) => format!("{name}: the cloud's form would not send this: {problem}"),
-            };
-            self.events.tell(now, Kind::Note, Some(&address), &text);
-        }
-        Ok(Request { topic: address.requests(), payload: payload.to_string().into_bytes() })
-    }
-
-    /// Notes how many clients a command was delivered to.
-    pub fn delivered(&mut self, id: &str, receivers: usize, now: Time) {
-        if let Some(execution) = self.executions.find(id).filter(|_| receivers == 0) {
-            let address = execution.order.device.clone();
-            let text = format!("{} is lost: nobody is subscribed to {}", execution.order.name, address.requests());
-            self.events.tell(now, Kind::Note, Some(&address), &text);
-        }
-    }
-
-    /// Ends the commands whose time is over; returns when to look again.
-    pub fn expire(&mut self, now: Time) -> Option<Time> {
-        let late: Vec<_> =
-            self.executions.expire(now).iter().map(|late| (late.order.clone(), progress(late))).collect();
-        for (order, state) in late {
-            let text = format!("{} {state} after {}", order.name, humantime::format_duration(order.timeout));
-            self.events.tell(now, Kind::Command, Some(&order.device), &text);
-        }
-        self.executions.next_deadline()
     }
 }
 
@@ -409,26 +367,6 @@ fn manifest<'a>(blueprints: &'a Blueprints, address: &Address, kind: Option<&str
         None if address.channel == "ucm" => None,
         None => blueprints.parent(),
     }
-}
-
-fn progress(execution: &Execution) -> &'static str {
-    match execution.state {
-        State::InProgress => "log",
-        state => state.name(),
-    }
-}
-
-/// The arguments for a line, without what must not show.
-fn hidden(manifest: Option<&Manifest>, order: &Order) -> String {
-    let declared = manifest.and_then(|manifest| manifest.blueprint.commands.get(&order.name));
-    let is_secret = |name: &str| {
-        declared.and_then(|command| command.arguments.get(name)).is_some_and(|argument| argument.sensitive)
-    };
-    let show = |(name, value): (&String, &Json)| match is_secret(name) {
-        true => format!("{name}=…"),
-        false => format!("{name}={}", short(&value.to_string())),
-    };
-    order.arguments.iter().take(20).map(show).collect::<Vec<_>>().join(" ")
 }
 
 /// Attributes for a line.

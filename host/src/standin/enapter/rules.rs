@@ -21,7 +21,7 @@ const MILLISECONDS: u64 = 100_000_000_000;
 const MAX_NAME: usize = 128;
 
 /// Something that the cloud drops without a word.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Dropped {
     /// The attribute; none when the whole message is dropped.
     pub attribute: Option<String>,

@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 use crate::standin::enapter::execution::Order;
 
@@ -172,6 +174,14 @@ fn telemetry_alerts_and_properties_are_kept_as_far_as_they_fit() {
         let lines = lines(&platform, from);
         assert_eq!(lines.get(1).map(String::as_str), news, "{lines:?}");
     }
+    // What is dropped again is counted and said no more, until a new connection.
+    let volts = json!({"timestamp": 1_759_212_723, "volts": 4});
+    for (link, told) in [(1, 1), (2, 2), (2, 1)] {
+        let (from, before) = (mark(&platform), platform.channel(&meter()).unwrap().dropped);
+        platform.take(link, "v1/from/S01/s--m1/v1/telemetry", volts.to_string().as_bytes(), NOW);
+        assert_eq!(lines(&platform, from).len(), told);
+        assert_eq!(platform.channel(&meter()).unwrap().dropped, before + 1);
+    }
     // Back-dated samples are kept and shown as such.
     let from = mark(&platform);
     send(&mut platform, "s--m1/v1/telemetry", &json!({"timestamp": 1_759_209_123, "power": 2}));
@@ -293,7 +303,7 @@ fn floods_stay_within_their_bounds() {
     let body: Map<String, Json> = (0..500).map(|number| (format!("{number}"), json!(1))).collect();
     let mut body = Json::Object(body);
     body["timestamp"] = json!(1);
-    send(&mut platform, "c0/v1/telemetry", &body);
+    platform.take(2, "v1/from/S01/c0/v1/telemetry", body.to_string().as_bytes(), NOW);
     assert_eq!(lines(&platform, from).len(), MOST_TOLD + 2);
-    assert!(lines(&platform, from).last().unwrap().contains("480 more attributes of the same message"));
+    assert!(lines(&platform, from).last().unwrap().contains("80 more attributes of the same message"));
 }
