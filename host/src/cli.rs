@@ -25,7 +25,8 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[allow(clippy::enum_variant_names)] // `sandgate command` is the word
+// `sandgate command` is the word; the value is made once.
+#[allow(clippy::enum_variant_names, clippy::large_enum_variant)]
 enum Command {
     /// Run a gateway.
     Run {

@@ -40,6 +40,8 @@ pub struct SessionReport {
     pub waiting: usize,
     /// Messages dropped for lack of room or for age.
     pub dropped: u64,
+    /// Messages that the cloud refused for good.
+    pub rejected: u64,
     /// Messages from the cloud that could not be used.
     pub refused: u64,
 }
@@ -53,6 +55,7 @@ impl SessionReport {
             delivered: outbox.delivered,
             waiting: outbox.waiting,
             dropped: outbox.dropped,
+            rejected: outbox.rejected,
             refused,
         }
     }

@@ -11,6 +11,7 @@ mod harness;
 mod broken;
 mod commands;
 mod hostile;
+mod kaa;
 mod languages;
 mod modbus;
 mod reload;

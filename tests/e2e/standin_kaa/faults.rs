@@ -185,7 +185,8 @@ async fn suspended_and_revoked_tokens_are_refused_and_lose_their_connection() {
 async fn faults_are_set_and_cleared_over_http() {
     let (running, mut device) = start("error=500").await;
     let http: SocketAddr = running.http;
-    let call = |method: &'static str, path: &str, body: &'static str| super::routing::call(http, method, path, body);
+    let call =
+        |method: &'static str, path: &'static str, body: &'static str| super::routing::call(http, method, path, body);
     assert_eq!(call("DELETE", "/standin/v1/faults?name=error", "").await.status, 200);
     assert_eq!(call("POST", "/standin/v1/faults", r#"{"fault":"status-doubled,times=1"}"#).await.status, 200);
     assert_eq!(call("POST", "/standin/v1/faults", r#"{"fault":"x"}"#).await.status, 400);

@@ -32,7 +32,8 @@ pub(super) enum Question {
         /// The command's name.
         name: String,
         /// Arguments as key=value; values that are no JSON are texts.
-        arguments: Vec<String>,
+        #[arg(value_parser = remote::argument)]
+        arguments: Vec<remote::Argument>,
         /// How many seconds it may take; default is the stand-in's.
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<f64>,
@@ -71,7 +72,7 @@ pub(super) async fn run(question: Question, json: bool) -> Result<Outcome> {
         Question::Samples { rows } => samples(rows, json).await,
         Question::Logs { rows } => logs(rows, json).await,
         Question::SendCommand { channel, name, arguments, timeout, standin } => {
-            let arguments = remote::parse_arguments(&arguments)?;
+            let arguments: serde_json::Map<String, Json> = arguments.into_iter().collect();
             let body = json!({"name": name, "arguments": arguments});
             send_command(&Client::new(standin)?, &channel, &body, timeout, json).await
         }

@@ -1,0 +1,7 @@
+//! The gateway on the Kaa API: real drivers in the real program, against the
+//! stand-in with and without its faults.
+
+mod delivery;
+mod offers;
+mod requests;
+mod site;
