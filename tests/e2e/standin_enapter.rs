@@ -280,6 +280,14 @@ async fn bad_requests_get_one_clear_error_and_the_rest_goes_on() {
             400,
             "from: expected a UTC time",
         ),
+        (
+            "POST",
+            "/v3/telemetry/query_timeseries",
+            Some(json!({"from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z", "granularity": "1s",
+                "telemetry": vec![json!({"device": "s", "attribute": []}); 60]})),
+            400,
+            "expected at most 200 attributes of 50 devices, found 0 of 60",
+        ),
         ("GET", "/standin/v1/devices/x/samples", None, 404, "no device \"x\""),
         ("GET", "/standin/v1/devices/s/samples?limit=x", None, 400, "Failed to deserialize query string"),
         ("GET", "/standin/v1/executions/none", None, 404, "no such command execution"),
@@ -291,10 +299,8 @@ async fn bad_requests_get_one_clear_error_and_the_rest_goes_on() {
     assert_eq!(cloud.wait_for("s", |device| Some(device["samples"].clone())).await, 2);
     let address = cloud.running.mqtt;
     let taken = enapter::start(Settings { mqtt: address, ..Settings::default() }).await.err().unwrap();
-    assert_eq!(
-        format!("{taken:#}"),
-        format!("opening the MQTT port: listening on {address}: Address already in use (os error 98)")
-    );
+    let (taken, expected) = (format!("{taken:#}"), format!("opening the MQTT port: listening on {address}: "));
+    assert!(taken.starts_with(&expected), "{taken}");
     drop(cloud);
     until("the port to be free", || std::net::TcpListener::bind(address).ok());
 }

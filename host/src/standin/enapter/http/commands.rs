@@ -175,7 +175,7 @@ pub(super) async fn follow(State(app): State<App>, Path(id): Path<String>) -> Re
     app.shared.platform().executions().find(&id).ok_or_else(forgotten)?;
     Ok(lines(app.shared, 0, move |platform, from| {
         let Some(execution) = platform.executions().find(&id) else { return Batch::end() };
-        let batch = Batch::of(&execution.log, from, true, |answer: &Said| answer.json().to_string());
+        let batch = Batch::of(&execution.log, from, None, |answer: &Said| answer.json().to_string());
         match execution.is_over() && batch.has_all(&execution.log) {
             true => batch.end_with(&execution.json(false).to_string()),
             false => batch,

@@ -39,14 +39,14 @@ fn report(platform: &Platform, address: &Address, channel: &Channel) -> Value {
 /// `GET /standin/v1/devices/DEVICE/samples`
 pub(super) async fn samples(State(app): State<App>, Path(name): Path<String>, range: Asked<Range>) -> Answer {
     let Query(range) = range?;
-    let (address, (from, follow)) = {
+    let (address, (from, until)) = {
         let platform = app.shared.platform();
         let address = platform.find(&name)?;
-        let begin = platform.channel(&address).map_or((0, false), |channel| range.begin(&channel.samples));
+        let begin = platform.channel(&address).map_or((0, None), |channel| range.of(&channel.samples));
         (address, begin)
     };
     Ok(lines(app.shared, from, move |platform, from| match platform.channel(&address) {
-        Some(channel) => Batch::of(&channel.samples, from, follow, |sample| sample.json().to_string()),
+        Some(channel) => Batch::of(&channel.samples, from, until, |sample| sample.json().to_string()),
         None => Batch::end(),
     }))
 }
@@ -54,15 +54,15 @@ pub(super) async fn samples(State(app): State<App>, Path(name): Path<String>, ra
 /// `GET /standin/v1/devices/DEVICE/logs`
 pub(super) async fn logs(State(app): State<App>, Path(name): Path<String>, range: Asked<Range>) -> Answer {
     let Query(range) = range?;
-    let (address, (from, follow)) = {
+    let (address, (from, until)) = {
         let platform = app.shared.platform();
         let address = platform.find(&name)?;
-        let begin = platform.channel(&address).map_or((0, false), |channel| range.begin(&channel.logs));
+        let begin = platform.channel(&address).map_or((0, None), |channel| range.of(&channel.logs));
         (address, begin)
     };
     Ok(lines(app.shared, from, move |platform, from| match platform.channel(&address) {
         // Texts and numbers always serialize.
-        Some(channel) => Batch::of(&channel.logs, from, follow, |l| serde_json::to_string(l).unwrap_or_default()),
+        Some(channel) => Batch::of(&channel.logs, from, until, |l| serde_json::to_string(l).unwrap_or_default()),
         None => Batch::end(),
     }))
 }
@@ -70,9 +70,9 @@ pub(super) async fn logs(State(app): State<App>, Path(name): Path<String>, range
 /// `GET /standin/v1/log`
 pub(super) async fn events(State(app): State<App>, range: Asked<Range>) -> Answer {
     let Query(range) = range?;
-    let (from, follow) = range.begin(app.shared.platform().events().ring());
+    let (from, until) = range.of(app.shared.platform().events().ring());
     Ok(lines(app.shared, from, move |platform, from| {
         let json = |event: &Event| serde_json::to_string(event).unwrap_or_default();
-        Batch::of(platform.events().ring(), from, follow, json)
+        Batch::of(platform.events().ring(), from, until, json)
     }))
 }

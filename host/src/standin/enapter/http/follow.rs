@@ -36,16 +36,19 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Writes items from a number on. It is the end when none is left and none
-    /// is waited for.
-    pub(super) fn of<T>(ring: &Ring<T>, from: u64, follow: bool, json: impl Fn(&T) -> String) -> Batch {
+    /// Writes items from a number on, up to another one if there is one.
+    pub(super) fn of<T>(ring: &Ring<T>, from: u64, until: Option<u64>, json: impl Fn(&T) -> String) -> Batch {
         let mut batch = Batch { lines: String::new(), next: from + ring.missed(from), is_end: false };
+        let is_over = |next: u64| until.is_some_and(|until| next >= until);
         for item in ring.from(from).take(BATCH) {
+            if is_over(batch.next) {
+                break;
+            }
             batch.lines.push_str(&json(item));
             batch.lines.push('\n');
             batch.next += 1;
         }
-        batch.is_end = !follow && batch.next >= ring.end();
+        batch.is_end = is_over(batch.next);
         batch
     }
 
@@ -69,9 +72,10 @@ impl Batch {
 }
 
 impl Range {
-    /// The number of the first item, and whether to go on.
-    pub(super) fn begin<T>(&self, ring: &Ring<T>) -> (u64, bool) {
-        (ring.newest(self.limit.unwrap_or(100)), self.follow)
+    /// The number of the first item, and the one before which to end: what
+    /// comes later is not waited for, nor chased.
+    pub(super) fn of<T>(&self, ring: &Ring<T>) -> (u64, Option<u64>) {
+        (ring.newest(self.limit.unwrap_or(100)), (!self.follow).then(|| ring.end()))
     }
 }
 
@@ -100,4 +104,31 @@ pub(super) fn lines(
         }
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_ends_where_it_was_asked_to() {
+        let mut ring = Ring::new(1000, usize::MAX);
+        (0..500).for_each(|number| ring.push(number, 1));
+        let range = |limit, follow| Range { limit: Some(limit), follow }.of(&ring);
+        assert_eq!((range(300, false), range(300, true)), ((200, Some(500)), (200, None)));
+        assert_eq!(Range { limit: None, follow: false }.of(&ring), (400, Some(500)));
+        ring.push(500, 1);
+        let (mut next, mut lines, mut batches) = (200, String::new(), 0);
+        loop {
+            let batch = Batch::of(&ring, next, Some(500), i32::to_string);
+            (next, batches) = (batch.next, batches + 1);
+            lines.push_str(&batch.lines);
+            if batch.is_end {
+                break;
+            }
+        }
+        assert_eq!((next, batches, lines.lines().next(), lines.lines().last()), (500, 2, Some("200"), Some("499")));
+        let rest = Batch::of(&ring, 500, None, i32::to_string);
+        assert_eq!((rest.lines.as_str(), rest.next, rest.is_end, rest.has_all(&ring)), ("500\n", 501, false, true));
+    }
 }

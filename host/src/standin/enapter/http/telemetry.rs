@@ -23,8 +23,10 @@ use super::{Answer, App, Asked, Body, Failure};
 use crate::manifest::Type;
 use crate::message::now;
 
-/// So many columns are given at once.
-const COLUMNS: usize = 200;
+/// So many attributes, of so many devices, are given at once: the platform
+/// waits meanwhile.
+const ATTRIBUTES: usize = 200;
+const DEVICES: usize = 50;
 
 /// `GET /v3/telemetry/latest`
 pub(super) async fn latest(State(app): State<App>, query: Asked<HashMap<String, String>>) -> Answer {
@@ -33,10 +35,12 @@ pub(super) async fn latest(State(app): State<App>, query: Asked<HashMap<String, 
         Some(text) => now() / 1000 - duration("relevance_interval", text)?.as_secs().min(now() / 1000),
         None => 0,
     };
+    let device = |key: &str| Some(key.strip_prefix("devices[")?.strip_suffix(']')?.to_owned());
+    let wanted: Vec<_> = query.iter().filter_map(|(key, names)| Some((device(key)?, names))).collect();
+    limit(wanted.len(), wanted.iter().map(|(_, names)| names.split(',').count()).sum())?;
     let platform = app.shared.platform();
     let mut telemetry = Map::new();
-    for (key, names) in &query {
-        let Some(name) = key.strip_prefix("devices[").and_then(|rest| rest.strip_suffix(']')) else { continue };
+    for (name, names) in &wanted {
         let channel = platform.find(name).map(|address| platform.channel(&address))?;
         let mut newest: HashMap<&str, (u64, Value)> = HashMap::new();
         for sample in channel.into_iter().flat_map(|channel| channel.samples.from(0)) {
@@ -57,6 +61,14 @@ pub(super) async fn latest(State(app): State<App>, query: Asked<HashMap<String, 
         telemetry.insert(name.to_owned(), Value::Object(points));
     }
     Ok(Json(json!({ "telemetry": telemetry })).into_response())
+}
+
+fn limit(devices: usize, attributes: usize) -> Result<(), Failure> {
+    if devices > DEVICES || attributes > ATTRIBUTES {
+        let expected = format!("expected at most {ATTRIBUTES} attributes of {DEVICES} devices");
+        return Err(Failure::invalid(format!("{expected}, found {attributes} of {devices}")));
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -83,9 +95,7 @@ pub(super) async fn query(State(app): State<App>, request: Body<Request>) -> Ans
     if to <= from || step == 0 {
         return Err(Failure::invalid("expected a time `to` after `from` and a granularity of at least 1s"));
     }
-    if request.telemetry.iter().map(|selector| selector.attribute.len()).sum::<usize>() > COLUMNS {
-        return Err(Failure::invalid(format!("telemetry: expected at most {COLUMNS} attributes")));
-    }
+    limit(request.telemetry.len(), request.telemetry.iter().map(|selector| selector.attribute.len()).sum())?;
     let table = {
         let platform = app.shared.platform();
         let mut table = Table::new(from, to, step);
