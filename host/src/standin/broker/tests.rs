@@ -1,3 +1,5 @@
+//! Real clients on real sockets, good ones and hostile ones.
+
 use bytes::BytesMut;
 use rumqttc::mqttbytes::Error;
 use rumqttc::{Connect, Packet, PubRel, Subscribe, SubscribeFilter, SubscribeReasonCode};

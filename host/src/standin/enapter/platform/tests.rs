@@ -1,3 +1,5 @@
+//! What the platform keeps, drops, says and forgets.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The table of silent drops, row by row.
+
 use serde_json::json;
 
 use super::*;
