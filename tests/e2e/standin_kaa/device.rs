@@ -16,6 +16,7 @@ pub struct Device {
     seen: mpsc::UnboundedReceiver<Seen>,
     kept: Vec<Message>,
     pub acknowledged: usize,
+    task: tokio::task::JoinHandle<()>,
 }
 
 /// A message that came.
@@ -31,6 +32,28 @@ enum Seen {
     Message(Message),
     Acknowledged,
     Closed,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // The connection goes with its task.
+        self.task.abort();
+    }
+}
+
+impl Seen {
+    fn from_event(event: Event) -> Option<Seen> {
+        match event {
+            Event::Incoming(Packet::Publish(publish)) => Some(Seen::Message(Message {
+                payload: String::from_utf8(publish.payload.to_vec()).unwrap(),
+                qos: publish.qos as u8,
+                retain: publish.retain,
+                topic: publish.topic,
+            })),
+            Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_)) => Some(Seen::Acknowledged),
+            _ => None,
+        }
+    }
 }
 
 impl Message {
@@ -49,32 +72,25 @@ impl Device {
         let (client, mut events) = AsyncClient::new(options, 100);
         let (sink, seen) = mpsc::unbounded_channel();
         let (tell, connected) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut tell = Some(tell);
             loop {
-                let seen = match events.poll().await {
-                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                        tell.take().map(|tell| tell.send(()));
-                        continue;
+                match events.poll().await {
+                    Ok(Event::Incoming(Packet::ConnAck(_))) => drop(tell.take().map(|tell| tell.send(()))),
+                    Ok(event) => drop(Seen::from_event(event).map(|seen| sink.send(seen))),
+                    Err(_) => {
+                        // The client tells of the end before what came just ahead of it.
+                        for event in events.state.events.drain(..) {
+                            drop(Seen::from_event(event).map(|seen| sink.send(seen)));
+                        }
+                        let _ = sink.send(Seen::Closed);
+                        return;
                     }
-                    Ok(Event::Incoming(Packet::Publish(publish))) => Seen::Message(Message {
-                        payload: String::from_utf8(publish.payload.to_vec()).unwrap(),
-                        qos: publish.qos as u8,
-                        retain: publish.retain,
-                        topic: publish.topic,
-                    }),
-                    Ok(Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) => Seen::Acknowledged,
-                    Ok(_) => continue,
-                    Err(_) => Seen::Closed,
-                };
-                let is_last = matches!(seen, Seen::Closed);
-                if sink.send(seen).is_err() || is_last {
-                    return;
                 }
             }
         });
         timeout(PATIENCE, connected).await.expect("a connection").expect("a connection");
-        Device { client, seen, kept: Vec::new(), acknowledged: 0 }
+        Device { client, seen, kept: Vec::new(), acknowledged: 0, task }
     }
 
     /// Publishes with QoS 1.

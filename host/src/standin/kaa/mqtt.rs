@@ -34,6 +34,10 @@ const MAX_WAITING: usize = 1000;
 /// A client has so long to say CONNECT, and to read what is written to it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A client that is dropped on purpose gets so long to take note of its last acknowledgement: some see a
+/// closed connection before what came just ahead of it.
+const PARTING: Duration = Duration::from_millis(100);
+
 type Protocol = mqtt::Connection<role::Server>;
 
 /// A client's name and password; the platform's names are `<name>@<tenant>`.
@@ -115,6 +119,8 @@ struct Session {
     in_flight: usize,
     deadline: Option<Instant>,
     closing: bool,
+    /// By a fault.
+    dropped: bool,
 }
 
 impl Session {
@@ -133,6 +139,7 @@ impl Session {
             in_flight: 0,
             deadline: Some(Instant::now() + PATIENCE),
             closing: false,
+            dropped: false,
         }
     }
 
@@ -164,6 +171,9 @@ impl Session {
             self.drain(&mut inbox);
             timeout(PATIENCE, stream.write_all(&self.output)).await.context("the client does not read")??;
             self.output.clear();
+        }
+        if self.dropped {
+            tokio::time::sleep(PARTING).await;
         }
         // So that the last bytes arrive although the client may have sent more.
         timeout(PATIENCE, stream.shutdown()).await.context("closing")??;
@@ -316,7 +326,8 @@ impl Session {
 
     fn publication(&mut self, topic: &str, payload: &[u8], qos: Qos) {
         let source = Source::Mqtt(self.place.id, qos as u8);
-        self.closing |= self.cloud.handle(Message { source, topic, payload }).close;
+        self.dropped = self.cloud.handle(Message { source, topic, payload }).close;
+        self.closing |= self.dropped;
     }
 
     fn send<E>(&mut self, packet: Result<Packet, E>) {
