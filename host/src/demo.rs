@@ -13,16 +13,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::config::Config;
 use crate::logs::{self, LogTap};
 use crate::sandbox::Compiler;
+use crate::standin::kaa;
 use crate::supervisor::Supervisor;
 
 /// How the demo runs.
 #[derive(Debug, Args)]
 pub struct Options {
+    /// The cloud to speak to: a broker for Enapter's API, or a stand-in of Kaa.
+    #[arg(long, value_enum, default_value_t = Cloud::Enapter)]
+    cloud: Cloud,
     /// End after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -40,6 +44,15 @@ pub struct Options {
     speed: f64,
 }
 
+/// Whose API the demo's gateway speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Cloud {
+    /// The Enapter MQTT API, through a broker.
+    Enapter,
+    /// The Kaa MQTT API, to a stand-in of the service.
+    Kaa,
+}
+
 /// The drivers that the demo uses.
 const DRIVERS: [&str; 3] = ["power-meter-pm2100", "inverter-deye", "relay-tasmota"];
 
@@ -54,8 +67,19 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let tap = LogTap::default();
     logs::start(&tap, false, plain);
-    let ports =
-        Ports { broker: broker::start()?, field: field::start(options.speed).await?, relay: relay::start().await? };
+    // It runs until the end of the demo.
+    let kaa = match options.cloud {
+        Cloud::Enapter => None,
+        Cloud::Kaa => Some(kaa::start(kaa::Settings::default()).await?),
+    };
+    let ports = Ports {
+        cloud: match &kaa {
+            None => Address::Enapter { mqtt: broker::start()? },
+            Some(kaa) => Address::Kaa { mqtt: kaa.mqtt.port(), http: kaa.http.port() },
+        },
+        field: field::start(options.speed).await?,
+        relay: relay::start().await?,
+    };
     let path = configure(&options.folder, &plugins, &ports)?;
     let config = Config::load(&path)?;
     let state = config.state.clone();
@@ -93,9 +117,54 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 struct Ports {
-    broker: u16,
+    cloud: Address,
     field: u16,
     relay: u16,
+}
+
+/// Where the cloud is.
+enum Address {
+    Enapter { mqtt: u16 },
+    Kaa { mqtt: u16, http: u16 },
+}
+
+impl Address {
+    /// The session's part of the configuration.
+    fn session(&self) -> String {
+        match self {
+            Address::Enapter { mqtt } => {
+                format!("[sessions.local.enapter]\nhost = \"127.0.0.1\"\nport = {mqtt}\nhardware_id = \"SDEMO\"\n")
+            }
+            Address::Kaa { mqtt, http } => format!(
+                "[sessions.local.kaa]\nhost = \"127.0.0.1\"\nport = {mqtt}\napp_version = \"demo-v1\"\n\
+                 token = {{ value = \"gateway\" }}\nbinary_data_url = \"http://127.0.0.1:{http}\"\n"
+            ),
+        }
+    }
+
+    /// A device's part of the configuration.
+    fn endpoint(&self, device: &str) -> String {
+        match self {
+            Address::Enapter { .. } => String::new(),
+            Address::Kaa { .. } => format!("endpoints.local.token = \"{device}\"\n"),
+        }
+    }
+
+    /// What to try from the cloud's side.
+    fn hints(&self, program: &str) -> Vec<String> {
+        match self {
+            Address::Enapter { mqtt } => vec![format!("mosquitto_sub -p {mqtt} -t 'v1/#' -v")],
+            Address::Kaa { http, .. } => {
+                let ask = |what: &str| format!("{program} cloud kaa {what} --url http://127.0.0.1:{http}");
+                vec![
+                    ask("samples house_meter -f"),
+                    ask("send-command lamp turn_off --await 5"),
+                    ask(r#"put-config lamp '{"connection": {"poll_ms": 5000}}'"#),
+                    ask("endpoints"),
+                ]
+            }
+        }
+    }
 }
 
 fn plugins(given: Option<&Path>) -> Result<PathBuf> {
@@ -114,7 +183,9 @@ fn plugins(given: Option<&Path>) -> Result<PathBuf> {
 
 /// Writes the gateway's configuration.
 fn configure(folder: &Path, plugins: &Path, ports: &Ports) -> Result<PathBuf> {
-    let Ports { broker, field, relay } = ports;
+    let Ports { cloud, field, relay } = ports;
+    let session = cloud.session();
+    let endpoint = |device| cloud.endpoint(device);
     let driver = |name: &str| toml::Value::from(format!("{0}/{name}/{name}.wasm", plugins.display()));
     let (meter, inverter, tasmota) = (driver(DRIVERS[0]), driver(DRIVERS[1]), driver(DRIVERS[2]));
     let text = format!(
@@ -124,11 +195,7 @@ state = "state"
 [gateway]
 telemetry_every = "2s"
 
-[sessions.local.enapter]
-host = "127.0.0.1"
-port = {broker}
-hardware_id = "SDEMO"
-
+{session}
 [buses.field.modbus_tcp]
 address = "127.0.0.1:{field}"
 timeout = "500ms"
@@ -138,22 +205,26 @@ gap = "2ms"
 driver = {meter}
 configuration.connection.unit = 1
 grants.modbus.line = "field"
-
+{0}
 [devices.heat_pump_meter]
 driver = {meter}
 configuration.connection.unit = 2
 grants.modbus.line = "field"
-
+{1}
 [devices.inverter]
 driver = {inverter}
 configuration.connection.unit = 3
 grants.modbus.line = "field"
-
+{2}
 [devices.lamp]
 driver = {tasmota}
 configuration.connection.url = "http://127.0.0.1:{relay}"
 grants.http = ["127.0.0.1:{relay}"]
-"#
+{3}"#,
+        endpoint("house_meter"),
+        endpoint("heat_pump_meter"),
+        endpoint("inverter"),
+        endpoint("lamp"),
     );
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let path = folder.join("gateway.toml");
@@ -168,7 +239,7 @@ fn hints(program: &Path, folder: &Path, plugins: &Path, ports: &Ports) -> Vec<St
     let program = shown(program);
     let state = shown(&folder.join("state"));
     let source = shown(&plugins.join(DRIVERS[0]));
-    vec![
+    let own = vec![
         format!("export SANDGATE_STATE={state}"),
         format!("{program} devices"),
         format!("{program} command lamp turn_off"),
@@ -176,6 +247,6 @@ fn hints(program: &Path, folder: &Path, plugins: &Path, ports: &Ports) -> Vec<St
         format!("edit {source}/src/lib.rs and: {program} build {source}"),
         format!("{program} swaps"),
         format!("{program} logs -f"),
-        format!("mosquitto_sub -p {} -t 'v1/#' -v", ports.broker),
-    ]
+    ];
+    own.into_iter().chain(ports.cloud.hints(&program)).collect()
 }

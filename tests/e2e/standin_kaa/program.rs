@@ -114,7 +114,9 @@ impl Listener {
         // Debug lines tell when it has subscribed; the bar parts them from messages.
         command.args(["-oL", "mosquitto_sub", "-d", "-V", &version, "-h", "127.0.0.1", "-p", &port, "-q", "2"]);
         command.args(["-F", "|%t|%p"]);
-        filters.iter().for_each(|filter| drop(command.args(["-t", filter])));
+        for filter in filters {
+            command.args(["-t", filter]);
+        }
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = collect(process.stdout.take().unwrap());
         let listener = Listener { process, lines };
