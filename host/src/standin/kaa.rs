@@ -2,8 +2,25 @@
 //! platform calls that a tester needs.
 //!
 //! `sandgate cloud kaa` runs it as a program, tests call `start`. It follows the public 1/KP documents and what has
-//! been seen of the real service; where those are silent the doc of the module says what it does.
-//! An endpoint's id is its token here. All state is in memory and every store has a bound.
+//! been seen of the real service. An endpoint's id is its token here. All state is in memory and every store has a
+//! bound, which stands as a constant in its module.
+//!
+//! Where the documents are silent it does this:
+//!
+//! - A token speaks when a message with it comes; SUBSCRIBE alone attaches nothing. What goes to an endpoint goes to
+//!   its last speaker, subscribed or not, and a copy to every other connection that has subscribed to the topic, so
+//!   that a generic client can look on. The knob `broker-mode` delivers to subscribers only.
+//! - A newly attached endpoint is sent the configuration and software that it has not applied, but no commands, and
+//!   what it observes is forgotten: it is pushed to until it says `"observe": false` again.
+//! - 400 for a payload or topic that is wrong, 401 for a revoked token, 403 for a suspended one and for metadata that
+//!   devices may not touch, 404 for what is not known, 413 for what is too large, 504 for a reliable receiver that
+//!   does not answer, 507 for a store that is full. The reason says what was expected.
+//! - A topic that is not of 1/KP is dropped and noted; the connection stays, unless `close-on-bad-topic` is set.
+//! - A second result of a command is taken without complaint and the first one stays; an id that is not known or has
+//!   expired is a 404, and the other results of the same message are recorded all the same.
+//! - Software is pushed when it is offered, when an endpoint attaches and when it tells a new version; the newest offer
+//!   that fits counts, and a rejected one is offered again.
+//! - MQTT is 3.1.1 or 5, sessions are always clean, a second connection with the same client id closes the first one.
 
 pub mod answer;
 mod body;

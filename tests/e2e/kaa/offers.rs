@@ -76,7 +76,7 @@ async fn offer(site: &Site, version: &str, file: Vec<u8>, change: impl FnOnce(&m
 async fn offered_software_replaces_the_driver_without_losing_a_sample() {
     let mut site = Site::with_echo("").await;
     site.until("the version that runs", || {
-        (site.cloud.cloud.endpoint("t1").ok()?["softwareVersion"] == "1.0.0").then_some(())
+        (site.cloud.cloud.endpoint("t1").ok()?["software"] == "1.0.0").then_some(())
     })
     .await;
     let new = fixture_with("echo", "version: 1.0.0", "version: 1.1.0");
@@ -128,7 +128,7 @@ async fn software_that_is_rolled_back_is_reported_so_and_not_tried_again() {
     let mut site = Site::prepare(&[("hostile.wasm", old.clone())]).await;
     site.start("", "[devices.d1]\ndriver = 'hostile.wasm'\nendpoints.kaa.token = 't1'\nhealth_window = '20s'\n");
     site.until("the version that runs", || {
-        (site.cloud.cloud.endpoint("t1").ok()?["softwareVersion"] == "1.0.0").then_some(())
+        (site.cloud.cloud.endpoint("t1").ok()?["software"] == "1.0.0").then_some(())
     })
     .await;
     let manifest = sandgate::sandbox::inspect(&old).unwrap().manifest.unwrap();

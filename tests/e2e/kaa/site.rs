@@ -1,8 +1,10 @@
 //! A gateway connected to a stand-in of Kaa.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sandgate::standin::kaa::commands::{Command, CommandResult};
+use sandgate::standin::kaa::endpoint::TokenState;
 use sandgate::standin::kaa::{self, Running, Settings};
 use serde_json::{Value as Json, json};
 
@@ -21,6 +23,10 @@ impl Site {
     /// A stand-in and a prepared gateway with these guests; nothing runs yet.
     pub async fn prepare(files: &[(&str, Vec<u8>)]) -> Site {
         let cloud = kaa::start(Settings::default()).await.unwrap();
+        // Known beforehand, so that commands can be given before they connect.
+        for token in ["t1", "gw"] {
+            cloud.cloud.set_token(token, TokenState::Inactive, Some(APP)).unwrap();
+        }
         Site { cloud, gateway: Gateway::prepare(files) }
     }
 
@@ -83,14 +89,16 @@ impl Site {
     /// Waits until all counts from 1 to one that comes now have arrived.
     pub async fn wait_for_all_counts(&self, token: &str) {
         let last = self.counts(token).into_iter().max().unwrap_or_default() + 20;
-        self.until(&format!("all counts up to {last}"), || {
-            let mut counts = self.counts(token);
-            counts.sort_unstable();
-            counts.dedup();
-            let whole = counts.iter().zip(1..).all(|(count, expected)| *count == expected);
-            (whole && counts.last() >= Some(&last)).then_some(())
-        })
-        .await;
+        let begin = std::time::Instant::now();
+        loop {
+            let counts: BTreeSet<u64> = self.counts(token).into_iter().collect();
+            let missing: Vec<u64> = (1..=last).filter(|count| !counts.contains(count)).collect();
+            if missing.is_empty() {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{missing:?} have not arrived: {}", self.story());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Runs a command and waits for what the device says.
@@ -151,7 +159,7 @@ fn find_report(entry: &Json) -> Option<&Json> {
 pub fn echo(id: &str, token: &str, interval_ms: u64) -> String {
     format!(
         "[devices.{id}]\ndriver = 'echo.wasm'\nconfiguration.main.interval_ms = {interval_ms}\n\
-         endpoints.kaa.token = '{token}'\n"
+         limits.telemetry = '1000/s'\nendpoints.kaa.token = '{token}'\n"
     )
 }
 
