@@ -65,7 +65,7 @@ async fn a_push_comes_before_the_reply_or_twice_or_never() {
     let pushed = device.wait("kp1/a-v1/cex/T/command/a/status").await;
     assert_eq!(pushed.json(), json!([{"id": command.id}]));
     device.ask("kp1/a-v1/cex/T/command/a/2", "{}").await;
-    assert_eq!(device.rest("T").await, [pushed.clone()]);
+    assert_eq!(device.rest("T").await, [pushed]);
 
     running.cloud.clear_faults();
     running.cloud.set_fault("push-doubled,times=1").unwrap();
