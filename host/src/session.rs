@@ -181,7 +181,16 @@ impl Session {
                     }
                 }
             };
-            let event = event.map_err(explain).with_context(|| address.clone())?;
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    // What came before the end counts, acknowledgements above all.
+                    for event in std::mem::take(&mut events.state.events) {
+                        self.handle(&mut connection, event, &address);
+                    }
+                    return Err(explain(error)).with_context(|| address.clone());
+                }
+            };
             match event {
                 Event::Incoming(Packet::ConnAck(_)) => {
                     // What is said first goes out before the subscriptions, which wait in

@@ -125,11 +125,9 @@ impl Site {
         let begin = std::time::Instant::now();
         loop {
             let history: Json = serde_json::from_slice(&get(&url).await).unwrap();
-            let found = history.as_array().unwrap().iter().rev().find_map(|entry| {
-                let report = find_report(entry)?;
-                let code = report["statusCode"].as_i64().unwrap_or(200);
-                (report["configId"] == id && (code < 400) == accepted).then(|| report.clone())
-            });
+            let event = if accepted { "applied" } else { "rejected" };
+            let found = history.as_array().unwrap().iter().rev();
+            let found = found.cloned().find(|entry| entry["configId"] == id && entry["event"] == event);
             if let Some(report) = found {
                 return report;
             }
@@ -145,14 +143,6 @@ impl Site {
         let last = events.iter().rev().take(40).rev();
         last.map(|event| format!("{:?} {:?}: {}\n", event.what, event.endpoint, event.text)).collect()
     }
-}
-
-/// A report is somewhere in an entry of the history.
-fn find_report(entry: &Json) -> Option<&Json> {
-    if entry.get("configId").is_some() && entry.get("config").is_none() {
-        return Some(entry);
-    }
-    entry.as_object()?.values().find_map(find_report)
 }
 
 /// A device with the driver `echo`.
