@@ -396,7 +396,7 @@ fn the_command_line_runs_one_and_asks_it() {
         (&["send-command", "s--echo1", "refuse"][..], 1, "error: not today"),
         (&["send-command", "s--stuck", "act", "--timeout", "0.3"], 1, "error: timed out: the device did not answer"),
         (&["send-command", "s--none", "x"], 1, "error: no device \"s--none\"; expected one of: s, s--echo1, s--stuck"),
-        (&["send-command", "s--echo1", "echo", "text"], 1, "error: expected key=value, found \"text\""),
+        (&["send-command", "s--echo1", "echo", "text"], 2, "error: invalid value 'text' for"),
         (&["samples", "a/b"], 1, "error: expected a channel id such as s--meter, found \"a/b\""),
         (&["logs"], 2, "error: the following required arguments were not provided"),
     ] {

@@ -7,6 +7,7 @@
 mod in_process;
 mod setup;
 mod through_broker;
+mod through_kaa;
 
 fn main() {
     // `cargo test --benches` only asks whether it builds and starts.
@@ -26,6 +27,9 @@ fn main() {
         } else {
             println!("mosquitto is not installed: no throughput and no round trip");
         }
+        through_kaa::batching().await;
+        through_kaa::software().await;
+        through_kaa::endpoints().await;
     });
     // Idle tasks of the broker's clients do not end by themselves.
     std::process::exit(0);

@@ -69,13 +69,20 @@ pub fn outbox(bytes: usize) -> Arc<Outbox> {
 
 pub fn specification(id: &str, outbox: &Arc<Outbox>) -> Arc<Specification> {
     let device = DeviceId::new(id);
-    let channel = cloud().device(&device, None).unwrap();
-    let route =
-        Route { session: "bench".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None };
+    let route = enapter_route(&device, outbox);
+    specification_with(Outlet { device, routes: vec![route] })
+}
+
+fn enapter_route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
+    let channel = cloud().device(device, None).unwrap();
+    Route { session: "bench".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
+}
+
+pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
     let rate = Some(Rate { per_second: 1e9, burst: 1e9 });
     Arc::new(Specification {
-        id: device.clone(),
-        outlet: Arc::new(Outlet { device, routes: vec![route] }),
+        id: outlet.device.clone(),
+        outlet: Arc::new(outlet),
         statistics: Arc::default(),
         storage: None,
         tcp: Vec::new(),

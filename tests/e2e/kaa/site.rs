@@ -127,7 +127,7 @@ impl Site {
             let history: Json = serde_json::from_slice(&get(&url).await).unwrap();
             let event = if accepted { "applied" } else { "rejected" };
             let found = history.as_array().unwrap().iter().rev();
-            let found = found.cloned().find(|entry| entry["configId"] == id && entry["event"] == event);
+            let found = found.into_iter().find(|entry| entry["configId"] == id && entry["event"] == event).cloned();
             if let Some(report) = found {
                 return report;
             }

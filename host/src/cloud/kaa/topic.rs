@@ -96,3 +96,89 @@ impl fmt::Display for Topic<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::standin::kaa::topic as standin;
+
+    fn level() -> impl Strategy<Value = String> {
+        "[a-zA-Z0-9_-]{0,12}[a-zA-Z_-]"
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        let level = level().prop_filter("an answer's own word", |level| level != "status" && level != "error");
+        prop::collection::vec(level, 1..4).prop_map(|levels| levels.join("/"))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_the_same(
+            app_version in level(), token in level(), path in path(),
+            request in prop::option::of(1..=LAST_REQUEST),
+            answer in prop::sample::select(vec![None, Some(Answer::Status), Some(Answer::Error)]),
+        ) {
+            let topic = Topic {
+                app_version: &app_version, extension: "dcx", token: &token, path: &path, request, answer,
+            };
+            let text = topic.to_string();
+            prop_assert_eq!(Topic::parse(&text), Ok(topic));
+        }
+
+        #[test]
+        fn the_other_side_reads_a_request_the_same_and_its_answer_comes_back(
+            app_version in "[a-z0-9_-]{1,12}", token in level(), path in path(), request in 1..=LAST_REQUEST,
+        ) {
+            let written = Topic {
+                app_version: &app_version, extension: "cex", token: &token, path: &path,
+                request: Some(request), answer: None,
+            };
+            let text = written.to_string();
+            let read = standin::Topic::parse(&text).expect("the stand-in reads it");
+            prop_assert_eq!(read.request_id.as_ref().map(standin::RequestId::number), Some(request));
+            prop_assert_eq!(read.resource.join("/"), path.as_str());
+            let answer = read.status();
+            let back = Topic::parse(&answer).expect("an answer");
+            prop_assert_eq!(back, Topic { answer: Some(Answer::Status), ..written });
+        }
+
+        #[test]
+        fn no_text_breaks_the_reader(text in ".{0,200}") {
+            if let Ok(topic) = Topic::parse(&text) {
+                prop_assert!(topic.request.is_none_or(|id| id <= LAST_REQUEST));
+            }
+            let _ = Topic::parse(&format!("kp1/{text}"));
+        }
+    }
+
+    #[test]
+    fn a_number_at_the_end_is_the_request_and_nothing_else_is() {
+        for (text, path, request, answer) in [
+            ("kp1/v1/dcx/T/json/42/status", "json", Some(42), Some(Answer::Status)),
+            ("kp1/v1/dcx/T/json/42", "json", Some(42), None),
+            ("kp1/v1/cex/T/command/reboot/status", "command/reboot", None, Some(Answer::Status)),
+            ("kp1/v1/cmx/T/config/json/name/7/error", "config/json/name", Some(7), Some(Answer::Error)),
+            ("kp1/v1/bcx/T/token/status", "token", None, Some(Answer::Status)),
+            ("kp1/v1/tsx/T/9/status", "", Some(9), Some(Answer::Status)),
+            ("kp1/v1/rsx/T/dcx/234531/status", "dcx", Some(234_531), Some(Answer::Status)),
+            // Too large for an id of 32 bits: a part of the path.
+            ("kp1/v1/dcx/T/json/4294967296", "json/4294967296", None, None),
+        ] {
+            let topic = Topic::parse(text).unwrap();
+            assert_eq!((topic.path, topic.request, topic.answer), (path, request, answer), "{text}");
+        }
+        for text in [
+            "",
+            "kp1",
+            "kp1/v1/dcx/T",
+            "kp2/v1/dcx/T/json",
+            "/kp1/v1/dcx/T/json",
+            "kp1//dcx/T/json",
+            "kp1/v1/dcx/T/json/",
+        ] {
+            assert!(Topic::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -110,9 +110,55 @@ impl<P> Requests<P> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whatever comes in which order: no number is given twice, each
+        /// request ends once, by its own answer or by its deadline.
+        #[test]
+        fn each_request_has_its_own_number_and_ends_once(
+            steps in prop::collection::vec((0..4_u8, 0..8_usize), 1..200), start in 0..=LAST_REQUEST,
+        ) {
+            let begin = Instant::now();
+            let mut requests = Requests::new(start);
+            let mut open: BTreeMap<RequestId, String> = BTreeMap::new();
+            let mut time = begin;
+            for (step, number) in steps {
+                time += Duration::from_millis(10);
+                match step {
+                    0 | 1 => {
+                        let path = format!("p{number}");
+                        let id = requests.begin(request(&path), time + Duration::from_millis(50));
+                        prop_assert!((1..=LAST_REQUEST).contains(&id));
+                        prop_assert!(open.insert(id, path).is_none());
+                    }
+                    2 => {
+                        let Some((id, path)) = open.iter().nth(number).map(|(id, path)| (*id, path.clone())) else {
+                            continue;
+                        };
+                        prop_assert!(requests.answer(id, "v1/t", "dcx", "another").is_none());
+                        prop_assert_eq!(requests.answer(id, "v1/t", "dcx", &path).map(|r| r.path), Some(path.clone()));
+                        prop_assert!(requests.answer(id, "v1/t", "dcx", &path).is_none());
+                        open.remove(&id);
+                    }
+                    _ => {
+                        while let Some((id, expired)) = requests.expired(time) {
+                            prop_assert_eq!(open.remove(&id), Some(expired.path));
+                        }
+                    }
+                }
+                prop_assert_eq!(requests.len(), open.len());
+            }
+            let rest: Vec<RequestId> = requests.take().into_iter().map(|(id, _)| id).collect();
+            prop_assert_eq!(rest, open.into_keys().collect::<Vec<_>>());
+            prop_assert_eq!(requests.next_deadline(), None);
+        }
+    }
 
     fn request(path: &str) -> Request<()> {
         Request { channel: "v1/t".into(), extension: "dcx", path: path.into(), purpose: () }

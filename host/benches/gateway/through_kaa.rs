@@ -1,0 +1,276 @@
+//! Measurements against the stand-in of Kaa, which runs as a program of its own.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sandgate::cloud::Cloud;
+use sandgate::cloud::kaa::Kaa;
+use sandgate::config::{Broker, Config, Credentials, Endpoint, Secret, TimestampFormat};
+use sandgate::device::Input;
+use sandgate::message::DeviceId;
+use sandgate::outbox::{Batching, Bounds, Outbox};
+use sandgate::router::{Outlet, Recipient, Route, Table};
+use sandgate::sandbox::Compiler;
+use sandgate::session::kaa::{KaaDialogue, Manner};
+use sandgate::session::{Facts, Picture, Session, SessionStatus};
+use sandgate::status::resident_memory;
+use sandgate::supervisor::Supervisor;
+use serde_json::{Value as Json, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::print;
+use crate::setup::{driver, guest, sandbox, specification_with, start};
+
+/// A running stand-in.
+struct StandIn {
+    process: Child,
+    mqtt: u16,
+    http: String,
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl StandIn {
+    fn start() -> StandIn {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_sandgate"))
+            .args(["cloud", "kaa", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let first: Json = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        // Its lines about events are read and forgotten, or it would wait.
+        std::thread::spawn(move || lines.for_each(drop));
+        let port = |key: &str| first[key].as_str().unwrap().rsplit(':').next().unwrap().parse::<u16>().unwrap();
+        StandIn { process, mqtt: port("mqtt"), http: format!("http://127.0.0.1:{}", port("http")) }
+    }
+
+    async fn get(&self, path: &str) -> Json {
+        let response = reqwest::get(format!("{}{path}", self.http)).await.unwrap();
+        serde_json::from_slice(&response.bytes().await.unwrap()).unwrap_or_default()
+    }
+}
+
+fn cloud() -> Kaa {
+    Kaa {
+        app_version: "bench-v1".into(),
+        token: None,
+        timestamp_field: "timestamp".into(),
+        timestamp_format: TimestampFormat::Milliseconds,
+    }
+}
+
+fn route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
+    let endpoint = Endpoint { token: Secret(device.to_string()), app_version: None, plain: Default::default() };
+    let channel = cloud().device(device, Some(&endpoint)).unwrap();
+    Route { session: "kaa".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
+}
+
+/// Runs a session for these channels until the sender is dropped.
+fn session(
+    port: u16,
+    outbox: &Arc<Outbox>,
+    routes: &[(DeviceId, Route)],
+) -> (watch::Sender<Arc<Picture>>, watch::Receiver<SessionStatus>) {
+    let channels = routes.iter().map(|(id, route)| (Recipient::Device(id.clone()), route.channel.clone()));
+    let facts = Facts { commands: vec!["ping".into()], version: Some("1.0.0".into()), ..Facts::default() };
+    let facts = routes.iter().map(|(id, _)| (Recipient::Device(id.clone()), facts.clone()));
+    let picture = Picture {
+        table: Table::new(channels),
+        greeting: Default::default(),
+        devices: HashMap::new(),
+        facts: facts.collect(),
+    };
+    let (sender, pictures) = watch::channel(Arc::new(picture));
+    let (status, states) = watch::channel(SessionStatus::default());
+    let (gateway, orders) = mpsc::channel(10_000);
+    std::mem::forget(orders);
+    let (_, questions) = mpsc::channel(1);
+    let manner = Manner {
+        reply_timeout: Duration::from_secs(15),
+        configurations: Vec::new(),
+        software: true,
+        request_status: false,
+        check_time: false,
+    };
+    let session = Session {
+        name: "kaa".into(),
+        cloud: Arc::new(cloud()),
+        dialogue: Box::new(KaaDialogue::new("kaa", manner, Arc::clone(outbox))),
+        broker: Broker { host: "127.0.0.1".into(), port, credentials: Credentials::None, tls: None },
+        client_id: "bench".into(),
+        qos: 1,
+        keep_alive: Duration::from_secs(60),
+        outbox: Arc::clone(outbox),
+        picture: pictures,
+        gateway,
+        questions,
+        status,
+        refused: Arc::default(),
+    };
+    tokio::spawn(session.run());
+    (sender, states)
+}
+
+pub async fn batching() {
+    const SAMPLES: u64 = 60_000;
+    let stand_in = StandIn::start();
+    let sandbox = sandbox();
+    let driver = driver(&sandbox, "bench", "1.0.0").await;
+    let mut rates = Vec::new();
+    let alone = Batching { count: 1, bytes: 64 << 10, age: Duration::ZERO };
+    let together = Batching { count: 100, bytes: 64 << 10, age: Duration::from_secs(1) };
+    for (name, batching, samples) in [("alone", alone, SAMPLES / 5), ("together", together, SAMPLES)] {
+        let bounds = Bounds { bytes: 1 << 30, age: Duration::from_secs(3600), batching };
+        let outbox = Arc::new(Outbox::new(bounds));
+        let id = DeviceId::new(name);
+        let route = route(&id, &outbox);
+        let outlet = Outlet { device: id.clone(), routes: vec![route.clone()] };
+        let spec = specification_with(outlet);
+        let handle = start(&spec, &driver, json!({"interval_ms": 1.0, "burst": 500})).await;
+        let (picture, mut states) = session(stand_in.mqtt, &outbox, &[(id, route)]);
+        states.wait_for(|status| status.connected).await.unwrap();
+        let (begin, first) = (Instant::now(), outbox.stats().delivered);
+        while outbox.stats().delivered - first < samples {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        rates.push(samples as f64 / begin.elapsed().as_secs_f64());
+        handle.ask(Input::Stop).await.unwrap();
+        drop(picture);
+    }
+    print(
+        "samples to the Kaa stand-in in batches, QoS 1, vs one by one",
+        format!("{:.0}/s", rates[1]),
+        &format!("{:.0}/s", rates[0]),
+        Some(rates[1] / rates[0]),
+        ">= 5",
+    );
+}
+
+pub async fn endpoints() {
+    const ENDPOINTS: usize = 1000;
+    let stand_in = StandIn::start();
+    let before = resident_memory();
+    let outbox = Arc::new(Outbox::new(Bounds { bytes: 1 << 30, age: Duration::from_secs(3600), ..Bounds::default() }));
+    let routes: Vec<_> = (0..ENDPOINTS)
+        .map(|number| {
+            let id = DeviceId::new(&format!("d{number}"));
+            (id.clone(), route(&id, &outbox))
+        })
+        .collect();
+    let (picture, mut states) = session(stand_in.mqtt, &outbox, &routes);
+    states.wait_for(|status| status.connected).await.unwrap();
+    attached(&stand_in, ENDPOINTS, 0).await;
+    let memory = (resident_memory() - before) as f64 / ENDPOINTS as f64 / 1024.0;
+    print("memory of an endpoint beyond its device, of 1,000", format!("{memory:.1} KiB"), "", None, "<= 8 KiB");
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let seen = last_seen(&stand_in).await;
+        reqwest::Client::new().post(format!("{}/standin/v1/disconnect", stand_in.http)).send().await.unwrap();
+        let connects = states.borrow().connects;
+        states.wait_for(|status| status.connects > connects).await.unwrap();
+        let begin = Instant::now();
+        attached(&stand_in, ENDPOINTS, seen).await;
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    print(
+        "1,000 endpoints attached after a reconnect, slowest of 5",
+        format!("{:.2} s", times[4].as_secs_f64()),
+        "",
+        None,
+        "<= 5 s",
+    );
+    drop(picture);
+}
+
+/// Waits until all endpoints are connected and have told their software since.
+async fn attached(stand_in: &StandIn, number: usize, since: u64) {
+    loop {
+        let all = stand_in.get("/standin/v1/endpoints").await;
+        let is_attached = |endpoint: &&Json| {
+            endpoint["connected"] == true
+                && endpoint["software"] == "1.0.0"
+                && endpoint["lastSeen"].as_u64() > Some(since)
+        };
+        if all.as_array().unwrap().iter().filter(is_attached).count() == number {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn last_seen(stand_in: &StandIn) -> u64 {
+    let all = stand_in.get("/standin/v1/endpoints").await;
+    all.as_array().unwrap().iter().filter_map(|endpoint| endpoint["lastSeen"].as_u64()).max().unwrap()
+}
+
+/// From the offer to the report that the new driver runs, with the real supervisor.
+pub async fn software() {
+    const OFFERS: usize = 5;
+    let stand_in = StandIn::start();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("bench.wasm"), guest("bench", "1.0.0")).unwrap();
+    let path = folder.path().join("gateway.toml");
+    let config = format!(
+        "[sessions.kaa.kaa]\nhost = '127.0.0.1'\nport = {}\napp_version = 'bench-v1'\nbatch = {{ max_age = '20ms' }}\n\
+         [devices.d]\ndriver = 'bench.wasm'\nconfiguration.main.interval_ms = 5.0\nhealth_window = '1ms'\n\
+         limits.telemetry = '100000/s'\nendpoints.kaa.token = 'd'\n",
+        stand_in.mqtt
+    );
+    std::fs::write(&path, config).unwrap();
+    let program = env!("CARGO_BIN_EXE_sandgate").into();
+    let (supervisor, control) =
+        Supervisor::open(&path, Config::load(&path).unwrap(), Compiler::Child(program)).unwrap();
+    let running = tokio::spawn(supervisor.run());
+    let mut times = Vec::new();
+    let mut size = 0;
+    for number in 0..OFFERS {
+        while stand_in.get("/standin/v1/endpoints/d").await["software"] != format!("1.0.{number}") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let version = format!("1.0.{}", number + 1);
+        let component = guest("bench", &version);
+        size = component.len();
+        let client = reqwest::Client::new();
+        let stored = client.post(format!("{}/standin/v1/files/d.wasm", stand_in.http)).body(component).send();
+        let stored: Json = serde_json::from_slice(&stored.await.unwrap().bytes().await.unwrap()).unwrap();
+        let offer = json!({"specification": {"link": stored["link"], "checksum": stored["sha256"]}});
+        let begin = Instant::now();
+        let url = format!("{}/otao/api/v1/applications/bench/software/{version}", stand_in.http);
+        client.put(url).body(offer.to_string()).send().await.unwrap();
+        loop {
+            let status = control.status().await.unwrap();
+            if status.devices[0].version == version {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        times.push(begin.elapsed());
+    }
+    control.stop().await;
+    running.await.unwrap();
+    let samples = stand_in.get("/standin/v1/endpoints/d/samples").await;
+    let mut counts: Vec<u64> =
+        samples.as_array().unwrap().iter().filter_map(|sample| sample["value"]["count"].as_u64()).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    let lost = counts.last().unwrap() + 1 - counts.first().unwrap() - counts.len() as u64;
+    times.sort();
+    print(
+        &format!("offer to new driver serving, {} KB, slowest of {OFFERS}; lost {lost}", size / 1000),
+        format!("{:.0} ms", times[OFFERS - 1].as_secs_f64() * 1000.0),
+        "",
+        None,
+        "<= 500 ms, 0",
+    );
+}
