@@ -1,5 +1,6 @@
 //! The numbers of a gateway, each as a ratio against a baseline of the same run
-//! or against its bar: `cargo bench`. Needs mosquitto for two of them.
+//! or against its bar: `cargo bench -p sandgate`. Needs mosquitto for two of
+//! them. `cargo bench -p sandgate -- throughput round_trip` measures only these.
 
 // A benchmark fails by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -17,22 +18,46 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         println!("{:<62} {:>12} {:>12} {:>8}  bar", "what", "measured", "baseline", "ratio");
-        in_process::sandbox_cost().await;
-        in_process::memory().await;
-        in_process::swaps().await;
-        in_process::restart_after_trap().await;
-        if through_broker::mosquitto_is_here() {
-            through_broker::throughput().await;
-            through_broker::command_round_trip().await;
-        } else {
-            println!("mosquitto is not installed: no throughput and no round trip");
+        if wanted("call") {
+            in_process::sandbox_cost().await;
         }
-        through_kaa::batching().await;
-        through_kaa::software().await;
-        through_kaa::endpoints().await;
+        if wanted("memory") {
+            in_process::memory().await;
+        }
+        if wanted("swaps") {
+            in_process::swaps().await;
+        }
+        if wanted("restart") {
+            in_process::restart_after_trap().await;
+        }
+        if !through_broker::mosquitto_is_here() {
+            println!("mosquitto is not installed: no throughput and no round trip");
+        } else {
+            if wanted("throughput") {
+                through_broker::throughput().await;
+            }
+            if wanted("round_trip") {
+                through_broker::command_round_trip().await;
+            }
+        }
+        if wanted("batching") {
+            through_kaa::batching().await;
+        }
+        if wanted("software") {
+            through_kaa::software().await;
+        }
+        if wanted("endpoints") {
+            through_kaa::endpoints().await;
+        }
     });
     // Idle tasks of the broker's clients do not end by themselves.
     std::process::exit(0);
+}
+
+/// Whether a measurement was asked for by its name; all are when none was.
+fn wanted(name: &str) -> bool {
+    let mut names = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    names.peek().is_none() || names.any(|wanted| wanted == name)
 }
 
 fn print(what: &str, measured: String, baseline: &str, ratio: Option<f64>, bar: &str) {
