@@ -6,13 +6,13 @@
 //! connection the unproved ones are sent again.
 
 mod binary_data;
+mod connection;
 mod dialogue;
 pub mod enapter;
 pub mod kaa;
 mod picture;
 mod tls;
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use futures::FutureExt;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS,
-    Request, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+    Request, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
@@ -35,12 +35,11 @@ use crate::cloud::Cloud;
 use crate::config::{Broker, Credentials};
 use crate::device::Counter;
 use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
-use crate::outbox::{Class, Outbox, Sequence};
+use crate::outbox::{Class, Outbox};
 use crate::router::{GATEWAY, Recipient};
+use connection::{Connection, IN_FLIGHT};
 use dialogue::{Event as Meaning, Outgoing as Message};
 
-/// Messages on the way to the broker without a PUBACK.
-const IN_FLIGHT: u16 = 256;
 /// The largest packet in either direction; commands are checked more strictly.
 const MAX_PACKET: usize = 16 << 20;
 /// How long a broker may take to answer a connect or to take what is written.
@@ -49,8 +48,6 @@ const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A connection that lasted so long was a good one.
 const STABLE: Duration = Duration::from_secs(30);
-/// Filters in one SUBSCRIBE packet.
-const FILTERS: usize = 100;
 
 /// What a session is made of.
 pub struct Session {
@@ -80,20 +77,6 @@ pub struct Session {
     pub status: watch::Sender<SessionStatus>,
     /// Messages from the cloud that could not be used.
     pub refused: Arc<Counter>,
-}
-
-/// The state of one connection.
-struct Connection {
-    client: AsyncClient,
-    /// What was handed to the client and has no packet id yet; none stands for
-    /// a message that is not from the outbox.
-    handed: VecDeque<Option<Sequence>>,
-    /// Packet ids without a PUBACK.
-    unproved: HashMap<u16, Option<Sequence>>,
-    subscribed: HashSet<String>,
-    /// SUBSCRIBE packets without an answer.
-    pending: usize,
-    since: Instant,
 }
 
 impl Session {
@@ -135,14 +118,7 @@ impl Session {
     async fn connect(&mut self) -> Result<()> {
         let address = format!("{}:{}", self.broker.host, self.broker.port);
         let (client, mut events) = self.client()?;
-        let mut connection = Connection {
-            client,
-            handed: VecDeque::new(),
-            unproved: HashMap::new(),
-            subscribed: HashSet::new(),
-            pending: 0,
-            since: Instant::now(),
-        };
+        let mut connection = Connection::new(client);
         let mut greeted = false;
         loop {
             if greeted {
@@ -193,11 +169,10 @@ impl Session {
             };
             match event {
                 Event::Incoming(Packet::ConnAck(_)) => {
-                    // What is said first goes out before the subscriptions, which wait in
-                    // the client's channel: a broker may allow a child's topics only then.
                     self.subscribe(&mut connection);
                     let picture = self.picture.borrow().clone();
                     self.dialogue.connected(&picture, now());
+                    self.tell_connected(&connection, &address);
                     greeted = true;
                 }
                 event => self.handle(&mut connection, event, &address),
@@ -248,19 +223,8 @@ impl Session {
                         "the broker refused a subscription; commands of some devices may not arrive"
                     );
                 }
-                connection.pending = connection.pending.saturating_sub(1);
-                if connection.pending == 0 && !self.status.borrow().connected {
-                    tracing::info!(
-                        session = self.name,
-                        "connected to {address} in {} ms",
-                        connection.since.elapsed().as_millis()
-                    );
-                    self.status.send_modify(|status| {
-                        status.connected = true;
-                        status.problem = None;
-                        status.connects += 1;
-                    });
-                }
+                connection.subscriptions.answered();
+                self.tell_connected(connection, address);
             }
             Event::Incoming(Packet::Publish(publish)) => self.receive(&publish.topic, &publish.payload),
             _ => {}
@@ -277,10 +241,8 @@ impl Session {
         }
         let Some(network) = &mut events.network else { return Ok(()) };
         while connection.has_room() {
-            let Some(Message { publication, proof }) = self.dialogue.next(std::time::Instant::now()) else { break };
-            let publish = Publish::from_bytes(publication.topic, self.qos(), publication.payload);
-            connection.handed.push_back(proof);
-            match events.state.handle_outgoing_packet(Request::Publish(publish))? {
+            let Some(request) = self.next_request(connection) else { break };
+            match events.state.handle_outgoing_packet(request)? {
                 Some(packet) => timeout(PATIENCE, network.write(packet)).await.map_err(slow)??,
                 // Its packet id is in use; the client sends it when that is free.
                 None => break,
@@ -293,38 +255,58 @@ impl Session {
         if self.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce }
     }
 
-    /// Sends one message by the client's channel.
+    /// The next thing to write: what must be known before subscribing, the
+    /// subscriptions, and then all else, so that whoever answers a message
+    /// finds the gateway listening.
+    fn next_request(&mut self, connection: &mut Connection) -> Option<Request> {
+        let message = match self.dialogue.announce() {
+            Some(publication) => Message { publication, proof: None },
+            None => match connection.subscriptions.next() {
+                Some(request) => return Some(request),
+                None => self.dialogue.next(std::time::Instant::now())?,
+            },
+        };
+        connection.handed.push_back(message.proof);
+        let Message { publication, .. } = message;
+        Some(Request::Publish(Publish::from_bytes(publication.topic, self.qos(), publication.payload)))
+    }
+
+    /// Sends one thing by the client's channel.
     fn nudge(&mut self, connection: &mut Connection) {
-        let Some(Message { publication, proof }) = self.dialogue.next(std::time::Instant::now()) else { return };
+        let client = connection.client.clone();
         // The channel is empty, so this never waits.
-        let publish = connection.client.publish_bytes(publication.topic, self.qos(), false, publication.payload);
-        match publish.now_or_never() {
-            Some(Ok(())) => connection.handed.push_back(proof),
-            // It stays in the outbox and is sent with the next connection.
-            _ => tracing::error!(session = self.name, "the MQTT client takes no more messages"),
+        let sent = match self.next_request(connection) {
+            Some(Request::Publish(publish)) => {
+                client.try_publish(publish.topic, publish.qos, publish.retain, publish.payload)
+            }
+            Some(Request::Subscribe(subscribe)) => client.try_subscribe_many(subscribe.filters),
+            Some(Request::Unsubscribe(unsubscribe)) => client.try_unsubscribe(unsubscribe.topics.concat()),
+            _ => return,
+        };
+        if let Err(error) = sent {
+            tracing::error!(session = self.name, "the MQTT client takes no more messages: {error}");
         }
     }
 
-    /// Subscribes to what is missing and unsubscribes from what is too much.
+    /// Takes over what the channels of the picture want subscribed.
     fn subscribe(&mut self, connection: &mut Connection) {
         let picture = self.picture.borrow_and_update().clone();
-        let wanted: HashSet<String> =
-            picture.table.names().flat_map(|channel| self.cloud.subscriptions(channel)).collect();
-        let qos = self.qos();
-        let missing: Vec<_> =
-            wanted.difference(&connection.subscribed).map(|topic| SubscribeFilter::new(topic.clone(), qos)).collect();
-        for filters in missing.chunks(FILTERS) {
-            match connection.client.try_subscribe_many(filters.to_vec()) {
-                Ok(()) => connection.pending += 1,
-                Err(error) => tracing::error!(session = self.name, "subscribing: {error}"),
-            }
+        let wanted = picture.table.names().flat_map(|channel| self.cloud.subscriptions(channel)).collect();
+        connection.subscriptions.want(wanted, self.qos());
+    }
+
+    /// Tells, once for a connection, that it stands and all is subscribed.
+    fn tell_connected(&self, connection: &Connection, address: &str) {
+        if !connection.subscriptions.all_answered() || self.status.borrow().connected {
+            return;
         }
-        for topic in connection.subscribed.difference(&wanted) {
-            if let Err(error) = connection.client.try_unsubscribe(topic) {
-                tracing::error!(session = self.name, "unsubscribing: {error}");
-            }
-        }
-        connection.subscribed = wanted;
+        let milliseconds = connection.since.elapsed().as_millis();
+        tracing::info!(session = self.name, "connected to {address} in {milliseconds} ms");
+        self.status.send_modify(|status| {
+            status.connected = true;
+            status.problem = None;
+            status.connects += 1;
+        });
     }
 
     /// Takes a message from the cloud to whom it is for.
@@ -392,18 +374,6 @@ async fn sleep_until(time: Option<std::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Connection {
-    /// Whether the client has told of everything that it was handed, so that
-    /// what is handed next is told of next.
-    fn is_quiet(&self) -> bool {
-        self.handed.is_empty() && self.has_room()
-    }
-
-    fn has_room(&self) -> bool {
-        self.handed.len() + self.unproved.len() < usize::from(IN_FLIGHT)
     }
 }
 

@@ -14,6 +14,7 @@ mod hostile;
 mod kaa;
 mod languages;
 mod modbus;
+mod order;
 mod reload;
 mod standin_enapter;
 mod standin_kaa;

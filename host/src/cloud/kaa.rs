@@ -69,11 +69,11 @@ impl Cloud for Kaa {
         Some(self.channel(&self.app_version, self.token.as_ref()?, BTreeMap::new()))
     }
 
-    /// Answers and pushes at every depth, and nothing of what is sent: between
-    /// here and Kaa there may be a broker that sends to whoever subscribes.
+    /// Answers and pushes at every depth that they have, and nothing of what is sent: between here and Kaa there
+    /// may be a broker that sends to whoever subscribes.
     fn subscriptions(&self, channel: &str) -> Vec<String> {
         let Some((app_version, token)) = channel.split_once('/') else { return Vec::new() };
-        let levels = ["", "/+", "/+/+", "/+/+/+", "/+/+/+/+"];
+        let levels = ["/+", "/+/+", "/+/+/+", "/+/+/+/+"];
         let ends = ["status", "error"];
         let filter = |(levels, end)| format!("kp1/{app_version}/+/{token}{levels}/{end}");
         levels.into_iter().flat_map(|levels| ends.map(|end| (levels, end))).map(filter).collect()

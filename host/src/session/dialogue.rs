@@ -23,6 +23,12 @@ pub trait Dialogue: Send + Sync {
     /// Takes a new picture of the gateway, while connected.
     fn changed(&mut self, picture: &Picture, now: Time);
 
+    /// Gives what the cloud must know before it is asked for anything: it is
+    /// published ahead of subscriptions and of `next`.
+    fn announce(&mut self) -> Option<Publication> {
+        None
+    }
+
     /// Gives the next message to publish, if there is one.
     fn next(&mut self, now: Instant) -> Option<Outgoing>;
 

@@ -47,10 +47,12 @@ impl Dialogue for EnapterDialogue {
         self.first.extend(self.cloud.greet(now, &picture.greeting));
     }
 
+    /// A broker may allow a child's topics only when the child is announced.
+    fn announce(&mut self) -> Option<Publication> {
+        self.first.pop_front()
+    }
+
     fn next(&mut self, now: Instant) -> Option<Outgoing> {
-        if let Some(publication) = self.first.pop_front() {
-            return Some(Outgoing { publication, proof: None });
-        }
         let (sequence, publication) = self.outbox.take(now)?.parts.pop()?;
         Some(Outgoing { publication, proof: Some(sequence) })
     }

@@ -28,7 +28,8 @@ use crate::router::{Recipient, Table};
 use delivery::arrived;
 use requests::{Request, Requests};
 
-/// Messages on the way without an answer.
+/// Messages of devices on the way without an answer, and as many requests of
+/// the gateway's own: a cloud that leaves the ones unanswered must not stop the others.
 const UNANSWERED: usize = 1024;
 /// Larger messages are refused: commands and configurations are small.
 const MAX_MESSAGE: usize = 256 << 10;
@@ -72,6 +73,13 @@ enum Purpose {
     Question(oneshot::Sender<Result<Bytes, NoAnswer>>),
 }
 
+impl Purpose {
+    /// Whether the answer is proof for entries of the outbox.
+    fn is_delivery(&self) -> bool {
+        matches!(self, Purpose::Deliver { .. } | Purpose::Ascertain { .. })
+    }
+}
+
 /// See the module documentation.
 pub struct KaaDialogue {
     session: Arc<str>,
@@ -79,6 +87,8 @@ pub struct KaaDialogue {
     outbox: Arc<Outbox>,
     table: Table,
     requests: Requests<Purpose>,
+    /// How many of them deliver something.
+    deliveries: usize,
     /// What goes before the outbox, with its payload and, for a request that
     /// must not get a new one, its number.
     first: VecDeque<(Request<Purpose>, Bytes, Option<RequestId>)>,
@@ -104,6 +114,7 @@ impl KaaDialogue {
             table: Table::default(),
             // Not from 1: answers to a gateway that ran before must not count.
             requests: Requests::new(fastrand::u32(..1 << 30)),
+            deliveries: 0,
             first: VecDeque::new(),
             later: BTreeMap::new(),
             attached: HashMap::new(),
@@ -120,6 +131,7 @@ impl KaaDialogue {
         let deadline = now + self.manner.reply_timeout;
         let (app_version, token) = request.channel.split_once('/').unwrap_or((&request.channel, ""));
         let end = if request.path.is_empty() { String::new() } else { format!("/{}", request.path) };
+        self.deliveries += usize::from(request.purpose.is_delivery());
         let topic = format!("kp1/{app_version}/{}/{token}{end}", request.extension);
         let id = match id {
             Some(id) => {
@@ -139,6 +151,7 @@ impl KaaDialogue {
             Answer::Error => Err(Failure::parse(payload)),
         };
         let Request { channel, extension, path, purpose } = request;
+        self.deliveries = self.deliveries.saturating_sub(usize::from(purpose.is_delivery()));
         match (purpose, outcome) {
             (Purpose::Deliver { device, sequences, results }, Ok(())) => {
                 self.refusals.remove(&device);
@@ -192,6 +205,7 @@ impl KaaDialogue {
             );
         }
         let Request { channel, extension, path, purpose } = request;
+        self.deliveries = self.deliveries.saturating_sub(usize::from(purpose.is_delivery()));
         match purpose {
             Purpose::Deliver { sequences, .. } => {
                 self.outbox.send_again(&sequences, false);
@@ -245,10 +259,12 @@ impl Dialogue for KaaDialogue {
     }
 
     fn next(&mut self, now: Instant) -> Option<Outgoing> {
-        if let Some((request, payload, id)) = self.first.pop_front() {
+        if self.requests.len().saturating_sub(self.deliveries) < UNANSWERED
+            && let Some((request, payload, id)) = self.first.pop_front()
+        {
             return Some(self.send(request, payload, id, now));
         }
-        if self.requests.len() >= UNANSWERED {
+        if self.deliveries >= UNANSWERED {
             return None;
         }
         let parcel = self.outbox.take(now)?;
@@ -308,7 +324,7 @@ impl Dialogue for KaaDialogue {
 
     fn next_wake(&self, ready: bool) -> Option<Instant> {
         let later = self.later.keys().next().map(|(due, _)| *due);
-        let ripe = (ready && self.requests.len() < UNANSWERED).then(|| self.outbox.next_wake()).flatten();
+        let ripe = (ready && self.deliveries < UNANSWERED).then(|| self.outbox.next_wake()).flatten();
         [self.requests.next_deadline(), later, ripe].into_iter().flatten().min()
     }
 

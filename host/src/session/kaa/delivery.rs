@@ -76,6 +76,7 @@ impl KaaDialogue {
 
     /// Takes what the connection before left without an answer.
     pub(super) fn reconsider(&mut self) {
+        self.deliveries = 0;
         for (id, request) in self.requests.take() {
             let Request { channel, extension, path, purpose } = request;
             match purpose {

@@ -13,9 +13,9 @@ use super::routes::ConnectionId;
 /// At most so many connections at a time.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// At most so many subscriptions for each connection.
-pub const MAX_SUBSCRIPTIONS: usize = 1000;
+pub const MAX_SUBSCRIPTIONS: usize = 20_000;
 /// A connection that lets more messages wait is closed.
-pub const QUEUE: usize = 1024;
+pub const QUEUE: usize = 8192;
 
 /// A message on its way to a connection.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ struct Link {
     // Dropping it closes the connection.
     queue: mpsc::Sender<Delivery>,
     client_id: String,
-    subscriptions: Vec<(String, u8)>,
+    subscriptions: BTreeMap<String, u8>,
 }
 
 impl Links {
@@ -52,7 +52,7 @@ impl Links {
         let (queue, receiver) = mpsc::channel(QUEUE);
         self.last_id += 1;
         let id = ConnectionId(self.last_id);
-        self.open.insert(id, Link { queue, client_id: String::new(), subscriptions: Vec::new() });
+        self.open.insert(id, Link { queue, client_id: String::new(), subscriptions: BTreeMap::new() });
         Some((id, receiver))
     }
 
@@ -84,18 +84,17 @@ impl Links {
     /// Notes a subscription; false if there are too many.
     pub fn subscribe(&mut self, id: ConnectionId, filter: &str, qos: u8) -> bool {
         let Some(link) = self.open.get_mut(&id) else { return false };
-        link.subscriptions.retain(|(old, _)| old != filter);
-        if link.subscriptions.len() >= MAX_SUBSCRIPTIONS {
+        if link.subscriptions.len() >= MAX_SUBSCRIPTIONS && !link.subscriptions.contains_key(filter) {
             return false;
         }
-        link.subscriptions.push((filter.to_owned(), qos));
+        link.subscriptions.insert(filter.to_owned(), qos);
         true
     }
 
     /// Forgets a subscription.
     pub fn unsubscribe(&mut self, id: ConnectionId, filter: &str) {
         if let Some(link) = self.open.get_mut(&id) {
-            link.subscriptions.retain(|(old, _)| old != filter);
+            link.subscriptions.remove(filter);
         }
     }
 

@@ -30,7 +30,7 @@ pub const MAX_PACKET: u32 = 16 << 20;
 /// So many publications of QoS 1 and 2 may be unacknowledged; more wait.
 const MAX_IN_FLIGHT: usize = 100;
 /// A client that lets more wait is closed.
-const MAX_WAITING: usize = 1000;
+const MAX_WAITING: usize = 10_000;
 /// A client has so long to say CONNECT, and to read what is written to it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
