@@ -307,6 +307,13 @@ fn default_keep_alive() -> Span {
     Span(Duration::from_secs(60))
 }
 
+/// What the protocol can say, in whole seconds.
+const KEEP_ALIVE: &str = "expected 1s to 65535s";
+
+fn keep_alive_fits(span: Span) -> bool {
+    (1..=u64::from(u16::MAX)).contains(&span.0.as_secs())
+}
+
 fn default_bus_timeout() -> Span {
     Span(Duration::from_secs(1))
 }
@@ -334,7 +341,18 @@ impl Config {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         config.folder = folder.unwrap_or(Path::new(".")).to_owned();
         config.state = config.folder.join(&config.state);
+        config.read_tokens().with_context(|| path.display().to_string())?;
         Ok(config)
+    }
+
+    /// Reads tokens of endpoints from where they are kept.
+    fn read_tokens(&mut self) -> Result<()> {
+        for (id, device) in &mut self.devices {
+            for (name, endpoint) in &mut device.endpoints {
+                endpoint.read_token(&self.folder).with_context(|| format!("devices.{id}.endpoints.{name}.token"))?;
+            }
+        }
+        check::check_tokens(self).map_err(anyhow::Error::msg)
     }
 
     /// Parses and checks a text. The error starts with `line:column: `.

@@ -72,6 +72,8 @@ pub struct DeviceStatus {
     pub watching: bool,
     /// The last failure.
     pub problem: Option<String>,
+    /// The configuration that it has taken, JSON.
+    pub configuration: Arc<str>,
 }
 
 /// How others talk to a device.
@@ -89,7 +91,7 @@ struct Life {
     instance: Option<Instance>,
     /// Since when it runs; none until `start` has succeeded.
     since: Option<Instant>,
-    configuration: String,
+    configuration: Arc<str>,
     log: Arc<DeviceLog>,
 }
 
@@ -122,14 +124,20 @@ impl DeviceHandle {
         receipts: Arc<Receipts>,
     ) -> DeviceHandle {
         let (inbox, inputs) = mpsc::channel(INBOX);
-        let first_status =
-            DeviceStatus { phase: Phase::Running, driver: Arc::clone(&first.driver), watching: false, problem: None };
+        let configuration: Arc<str> = first.configuration.into();
+        let first_status = DeviceStatus {
+            phase: Phase::Running,
+            driver: Arc::clone(&first.driver),
+            watching: false,
+            problem: None,
+            configuration: Arc::clone(&configuration),
+        };
         let (publisher, status) = watch::channel(first_status);
         let obituary = publisher.clone();
         let life = Life {
             instance: Some(first.instance),
             since: None,
-            configuration: first.configuration,
+            configuration,
             log: spec.log(&first.driver),
         };
         let device = Device {
@@ -283,7 +291,7 @@ impl Device {
             }
             Input::Restart(configuration, reply) => {
                 if let Some(configuration) = configuration {
-                    self.life.configuration = configuration;
+                    self.life.configuration = configuration.into();
                 }
                 self.backoff.reset();
                 self.failed = false;
@@ -309,8 +317,9 @@ impl Device {
                 }
             }
         }
-        self.life.configuration = configuration;
+        self.life.configuration = configuration.into();
         self.life.log.write(Severity::Info, "configuration applied");
+        self.publish();
         Ok(())
     }
 
@@ -437,6 +446,7 @@ impl Device {
             driver: Arc::clone(&self.driver),
             watching: self.watch.is_some(),
             problem: self.problem.clone(),
+            configuration: Arc::clone(&self.life.configuration),
         });
     }
 }

@@ -18,11 +18,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use crate::message::{
-    CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object,
+    CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object, size_of,
 };
 
-/// So many ids are remembered; the file is rewritten when it holds twice that.
-const REMEMBERED: usize = 1000;
+/// So many commands of a device are remembered, and so many bytes of their
+/// answers; what still runs is always remembered.
+const REMEMBERED: usize = 100;
+const REMEMBERED_BYTES: usize = 256 << 10;
+/// Lines that the file may hold beside those of what is remembered.
+const SPARE_LINES: usize = 1000;
 
 /// See the module documentation.
 pub struct Journal(Mutex<Inner>);
@@ -30,15 +34,29 @@ pub struct Journal(Mutex<Inner>);
 struct Inner {
     file: Option<File>,
     lines: usize,
+    /// The last line was not written whole: the next one starts on a new line.
+    torn: bool,
     path: Option<std::path::PathBuf>,
-    known: HashMap<String, Known>,
-    order: VecDeque<String>,
+    devices: HashMap<String, Memory>,
+}
+
+/// What is remembered of one device's commands.
+#[derive(Default)]
+struct Memory {
+    known: HashMap<Key, Known>,
+    order: VecDeque<Key>,
+    bytes: usize,
+}
+
+/// Ids are unique in their session only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    session: Option<Arc<str>>,
+    id: String,
 }
 
 #[derive(Debug, Clone)]
 struct Known {
-    device: String,
-    session: Option<Arc<str>>,
     time: Time,
     state: State,
 }
@@ -99,8 +117,7 @@ pub enum Seen {
 impl Journal {
     /// A journal without a file, for `check` and tests.
     pub fn in_memory() -> Journal {
-        let inner = Inner { file: None, lines: 0, path: None, known: HashMap::new(), order: VecDeque::new() };
-        Journal(Mutex::new(inner))
+        Journal(Mutex::new(Inner { file: None, lines: 0, torn: false, path: None, devices: HashMap::new() }))
     }
 
     /// Opens the file and returns the commands that a crash interrupted, now
@@ -113,20 +130,22 @@ impl Journal {
             Err(error) => return Err(error).with_context(|| format!("reading journal {}", path.display())),
         };
         let mut inner =
-            Inner { file: None, lines: 0, path: Some(path.to_owned()), known: HashMap::new(), order: VecDeque::new() };
+            Inner { file: None, lines: 0, torn: false, path: Some(path.to_owned()), devices: HashMap::new() };
         // The last line may be cut off by a crash: it is skipped.
         for line in text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
             let result = line.result.map(Outcome::into_result);
             let state = if line.answered { State::Answered(result) } else { State::Started };
-            let session = line.session.as_deref().map(Arc::from);
-            inner.remember(line.id, Known { device: line.device, session, time: line.time, state });
+            let key = Key { session: line.session.as_deref().map(Arc::from), id: line.id };
+            inner.remember(&line.device, key, Known { time: line.time, state });
         }
         let mut interrupted = Vec::new();
-        for (id, known) in &mut inner.known {
-            if matches!(known.state, State::Started) {
-                known.state = State::Interrupted;
-                let (device, session) = (DeviceId::new(&known.device), known.session.clone());
-                interrupted.push(Interrupted { device, command: id.clone(), session });
+        for (device, memory) in &mut inner.devices {
+            for (key, known) in &mut memory.known {
+                if matches!(known.state, State::Started) {
+                    known.state = State::Interrupted;
+                    let (device, session) = (DeviceId::new(device), key.session.clone());
+                    interrupted.push(Interrupted { device, command: key.id.clone(), session });
+                }
             }
         }
         interrupted.sort();
@@ -134,37 +153,35 @@ impl Journal {
         Ok((Journal(Mutex::new(inner)), interrupted))
     }
 
-    /// Asks about an id and, when it is new, marks it as started.
+    /// Asks about a command and, when it is new, marks it as started.
     ///
     /// A journal that cannot be written refuses: running an actuator command
     /// that a crash could run again is worse than not running it.
     pub fn begin(&self, command: &CommandRequest, device: &DeviceId, time: Time) -> Result<Seen> {
-        let id = &command.id;
+        let key = Key::of(command);
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match inner.known.get(id.as_str()).map(|known| &known.state) {
+        match inner.devices.get(device.as_str()).and_then(|memory| memory.known.get(&key)).map(|known| &known.state) {
             Some(State::Started) => return Ok(Seen::Running),
             Some(State::Answered(result)) => return Ok(Seen::Answered(result.clone())),
             Some(State::Interrupted) => return Ok(Seen::Interrupted),
             None => {}
         }
-        let session = command.session.clone();
-        let known = Known { device: device.to_string(), session, time, state: State::Started };
-        inner.write(id, &known).context("writing the command journal")?;
-        inner.remember(id.to_owned(), known);
+        let known = Known { time, state: State::Started };
+        inner.write(device.as_str(), &key, &known).context("writing the command journal")?;
+        inner.remember(device.as_str(), key, known);
         Ok(Seen::Never)
     }
 
     /// Notes the answer to a command.
-    pub fn end(&self, id: &str, device: &DeviceId, time: Time, result: &CommandResult) {
+    pub fn end(&self, command: &CommandRequest, device: &DeviceId, time: Time, result: &CommandResult) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = inner.known.get(id).and_then(|known| known.session.clone());
-        let state = State::Answered(Some(result.clone()));
-        let known = Known { device: device.to_string(), session, time, state };
-        if let Err(error) = inner.write(id, &known) {
+        let (key, known) = (Key::of(command), Known { time, state: State::Answered(Some(result.clone())) });
+        if let Err(error) = inner.write(device.as_str(), &key, &known) {
             tracing::error!("writing the command journal: {error}");
         }
-        inner.remember(id.to_owned(), known);
-        if inner.lines > 4 * REMEMBERED
+        inner.remember(device.as_str(), key, known);
+        let remembered: usize = inner.devices.values().map(|memory| memory.order.len()).sum();
+        if inner.lines > 2 * remembered + SPARE_LINES
             && let Err(error) = inner.rewrite()
         {
             tracing::error!("shortening the command journal: {error:#}");
@@ -172,43 +189,76 @@ impl Journal {
     }
 }
 
-impl Inner {
-    fn remember(&mut self, id: String, known: Known) {
-        if self.known.insert(id.clone(), known).is_none() {
-            self.order.push_back(id);
+impl Key {
+    fn of(command: &CommandRequest) -> Key {
+        Key { session: command.session.clone(), id: command.id.clone() }
+    }
+}
+
+impl Memory {
+    fn remember(&mut self, key: Key, known: Known) {
+        self.bytes += known.size();
+        match self.known.insert(key.clone(), known) {
+            Some(before) => self.bytes -= before.size(),
+            None => self.order.push_back(key),
         }
-        while self.order.len() > REMEMBERED {
-            // A command that still runs is never forgotten.
+        // What still runs is passed over; there is little of it.
+        let mut running = Vec::new();
+        while self.order.len() + running.len() > REMEMBERED || self.bytes > REMEMBERED_BYTES {
             let Some(oldest) = self.order.pop_front() else { break };
-            match self.known.get(&oldest).map(|known| &known.state) {
-                Some(State::Started) => {
-                    self.order.push_back(oldest);
-                    break;
-                }
-                _ => drop(self.known.remove(&oldest)),
+            match self.known.get(&oldest) {
+                Some(Known { state: State::Started, .. }) => running.push(oldest),
+                _ => self.bytes -= self.known.remove(&oldest).map_or(0, |known| known.size()),
             }
+        }
+        running.into_iter().rev().for_each(|key| self.order.push_front(key));
+    }
+}
+
+impl Known {
+    fn size(&self) -> usize {
+        match &self.state {
+            State::Answered(Some(Ok(attributes))) => attributes.iter().map(size_of).sum(),
+            State::Answered(Some(Err(error))) => error_text(error).len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Inner {
+    fn remember(&mut self, device: &str, key: Key, known: Known) {
+        match self.devices.get_mut(device) {
+            Some(memory) => memory.remember(key, known),
+            None => self.devices.entry(device.to_owned()).or_default().remember(key, known),
         }
     }
 
-    fn write(&mut self, id: &str, known: &Known) -> std::io::Result<()> {
+    fn write(&mut self, device: &str, key: &Key, known: &Known) -> std::io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         self.lines += 1;
-        file.write_all(line(id, known).as_bytes())
+        let start = if self.torn { "\n" } else { "" };
+        self.torn = true;
+        file.write_all(format!("{start}{}", line(device, key, known)).as_bytes())?;
+        self.torn = false;
+        Ok(())
     }
 
     fn rewrite(&mut self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let folder = path.parent().unwrap_or(Path::new("."));
-        let mut fresh = tempfile::NamedTempFile::new_in(folder)?;
-        let known = self.order.iter().filter_map(|id| Some((id, self.known.get(id)?)));
+        let mut fresh = std::io::BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
         self.lines = 0;
-        for (id, known) in known {
-            self.lines += 1;
-            fresh.write_all(line(id, known).as_bytes())?;
+        for (device, memory) in &self.devices {
+            for (key, known) in memory.order.iter().filter_map(|key| Some((key, memory.known.get(key)?))) {
+                self.lines += 1;
+                fresh.write_all(line(device, key, known).as_bytes())?;
+            }
         }
+        let fresh = fresh.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         fresh.as_file().sync_all()?;
         fresh.persist(path)?;
         self.file = Some(File::options().append(true).open(path)?);
+        self.torn = false;
         Ok(())
     }
 }
@@ -229,14 +279,15 @@ impl Outcome {
     }
 }
 
-fn line(id: &str, known: &Known) -> String {
+fn line(device: &str, key: &Key, known: &Known) -> String {
     let (answered, result) = match &known.state {
         State::Started => (false, None),
         State::Answered(result) => (true, result.as_ref().map(Outcome::of)),
         State::Interrupted => (true, Some(Outcome::of(&Err(crate::device::interrupted())))),
     };
-    let session = known.session.as_deref().map(str::to_owned);
-    let line = Line { id: id.to_owned(), device: known.device.clone(), session, time: known.time, answered, result };
+    let session = key.session.as_deref().map(str::to_owned);
+    let (id, device) = (key.id.clone(), device.to_owned());
+    let line = Line { id, device, session, time: known.time, answered, result };
     // Texts and numbers always serialize.
     let mut text = serde_json::to_string(&line).unwrap_or_default();
     text.push('\n');
@@ -260,7 +311,7 @@ mod tests {
         assert_eq!(interrupted, []);
         assert_eq!(journal.begin(&command("a"), &device, 1).unwrap(), Seen::Never);
         assert_eq!(journal.begin(&command("b"), &device, 2).unwrap(), Seen::Never);
-        journal.end("b", &device, 3, &Ok(vec![]));
+        journal.end(&command("b"), &device, 3, &Ok(vec![]));
         assert_eq!(journal.begin(&command("a"), &device, 4).unwrap(), Seen::Running);
         assert_eq!(journal.begin(&command("b"), &device, 4).unwrap(), Seen::Answered(Some(Ok(vec![]))));
         drop(journal);
@@ -286,10 +337,28 @@ mod tests {
         for number in 0..5000 {
             let id = number.to_string();
             journal.begin(&command(&id), &device, 0).unwrap();
-            journal.end(&id, &device, 0, &Ok(vec![]));
+            journal.end(&command(&id), &device, 0, &Ok(vec![]));
         }
-        assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= 5 * REMEMBERED);
+        assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= 2 * REMEMBERED + SPARE_LINES + 2);
         assert_eq!(journal.begin(&command("first"), &device, 0).unwrap(), Seen::Running);
         assert_eq!(journal.begin(&command("4999"), &device, 0).unwrap(), Seen::Answered(Some(Ok(vec![]))));
+    }
+
+    #[test]
+    fn large_answers_are_forgotten_sooner_and_devices_and_sessions_have_ids_of_their_own() {
+        let text = "x".repeat(64 << 10);
+        let large = Err(crate::message::CommandError::Failed(text));
+        let journal = Journal::in_memory();
+        let (meter, lamp) = (DeviceId::new("meter"), DeviceId::new("lamp"));
+        for number in 0..10 {
+            let command = command(&number.to_string());
+            assert_eq!(journal.begin(&command, &meter, 0).unwrap(), Seen::Never);
+            journal.end(&command, &meter, 0, &large);
+        }
+        assert_eq!(journal.begin(&command("9"), &meter, 0).unwrap(), Seen::Answered(Some(large)));
+        assert_eq!(journal.begin(&command("0"), &meter, 0).unwrap(), Seen::Never);
+        assert_eq!(journal.begin(&command("9"), &lamp, 0).unwrap(), Seen::Never);
+        let other = CommandRequest { session: Some("other".into()), ..command("9") };
+        assert_eq!(journal.begin(&other, &meter, 0).unwrap(), Seen::Never);
     }
 }

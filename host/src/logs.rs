@@ -72,12 +72,20 @@ impl LogTap {
     }
 }
 
+/// Libraries that would log secrets, whatever level is asked for.
+const SECRETIVE: [&str; 2] = ["rumqttc=warn", "reqwest=warn"];
+
 /// Starts logging. The level comes from `SANDGATE_LOG`, by default `info` for
 /// this program and `warn` for its libraries
 /// (not the demo's broker, which calls every end of a connection an error).
 pub fn start(tap: &LogTap, json: bool, to_terminal: bool) {
     let filter =
         EnvFilter::try_from_env("SANDGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sandgate=info,rumqttd=off"));
+    // The MQTT client's own lines hold topics, and those hold the tokens of endpoints.
+    let filter = SECRETIVE.into_iter().fold(filter, |filter, directive| match directive.parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    });
     let ansi = std::io::stderr().is_terminal();
     let lines = match (to_terminal, json) {
         (false, _) => None,

@@ -112,7 +112,14 @@ impl fmt::Display for Receipt {
 /// The newest receipts of all devices, on disk.
 pub struct Receipts {
     path: Option<PathBuf>,
-    newest: Mutex<VecDeque<Receipt>>,
+    newest: Mutex<Newest>,
+}
+
+#[derive(Default)]
+struct Newest {
+    receipts: VecDeque<Receipt>,
+    /// How many the file holds.
+    lines: usize,
 }
 
 const KEPT: usize = 500;
@@ -131,32 +138,39 @@ impl Receipts {
             Err(error) => return Err(error).with_context(|| format!("reading receipts {}", path.display())),
         };
         let all: Vec<Receipt> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let newest: VecDeque<Receipt> = all.iter().rev().take(KEPT).rev().cloned().collect();
-        if all.len() > KEPT {
-            let lines: String = newest.iter().map(line).collect();
-            std::fs::write(path, lines).with_context(|| format!("shortening receipts {}", path.display()))?;
-        }
+        let lines = all.len();
+        let receipts: VecDeque<Receipt> = all.into_iter().skip(lines.saturating_sub(KEPT)).collect();
+        let newest = Newest { receipts, lines };
         Ok(Receipts { path: Some(path.to_owned()), newest: Mutex::new(newest) })
     }
 
     /// Keeps a receipt.
     pub fn keep(&self, receipt: &Receipt) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.push_back(receipt.clone());
-        if newest.len() > KEPT {
-            newest.pop_front();
+        newest.receipts.push_back(receipt.clone());
+        if newest.receipts.len() > KEPT {
+            newest.receipts.pop_front();
         }
-        if let Some(path) = &self.path {
-            let append = || File::options().append(true).create(true).open(path)?.write_all(line(receipt).as_bytes());
-            if let Err(error) = append() {
-                tracing::error!("writing receipt to {}: {error}", path.display());
+        newest.lines += 1;
+        let Some(path) = &self.path else { return };
+        let mut write = || -> std::io::Result<()> {
+            if newest.lines <= 2 * KEPT {
+                return File::options().append(true).create(true).open(path)?.write_all(line(receipt).as_bytes());
             }
+            let mut fresh = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+            newest.receipts.iter().try_for_each(|receipt| fresh.write_all(line(receipt).as_bytes()))?;
+            fresh.persist(path)?;
+            newest.lines = newest.receipts.len();
+            Ok(())
+        };
+        if let Err(error) = write() {
+            tracing::error!("writing receipt to {}: {error}", path.display());
         }
     }
 
     /// All kept receipts, oldest first.
     pub fn all(&self) -> Vec<Receipt> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).receipts.iter().cloned().collect()
     }
 }
 
@@ -192,6 +206,10 @@ mod tests {
         };
         Receipts::open(&path).unwrap().keep(&receipt);
         assert_eq!(Receipts::open(&path).unwrap().all(), std::slice::from_ref(&receipt));
+        let receipts = Receipts::open(&path).unwrap();
+        (0..3 * KEPT).for_each(|_| receipts.keep(&receipt));
+        assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= 2 * KEPT);
+        assert_eq!(Receipts::open(&path).unwrap().all().len(), KEPT);
         assert_eq!(
             receipt.to_string(),
             "swap to meter 1.1.0 (abababababab), asked by file, rejected: trapped in start: unreachable; \

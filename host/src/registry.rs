@@ -111,19 +111,26 @@ impl Registry {
 
     /// Removes old copies that nobody needs.
     pub fn prune(&self, needed: impl Fn(&str) -> bool) {
-        let Some(folder) = &self.copies else { return };
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
-        let mut spare: Vec<_> = entries
-            .flatten()
-            .filter(|entry| !entry.path().file_stem().is_some_and(|digest| needed(&digest.to_string_lossy())))
-            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-            .collect();
-        spare.sort();
-        let surplus = spare.len().saturating_sub(COPIES);
-        for (_, path) in spare.iter().take(surplus) {
-            if let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!("removing {}: {error}", path.display());
-            }
+        if let Some(folder) = &self.copies {
+            remove_oldest(folder, COPIES, needed);
+        }
+    }
+}
+
+/// Removes the oldest files of a folder, but for so many and for those whose
+/// names, without extension, are needed.
+pub(crate) fn remove_oldest(folder: &Path, keep: usize, needed: impl Fn(&str) -> bool) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let mut spare: Vec<_> = entries
+        .flatten()
+        .filter(|entry| !entry.path().file_stem().is_some_and(|name| needed(&name.to_string_lossy())))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    spare.sort();
+    let surplus = spare.len().saturating_sub(keep);
+    for (_, path) in spare.iter().take(surplus) {
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::warn!("removing {}: {error}", path.display());
         }
     }
 }

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt;
 use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime::{Config, Engine};
 
@@ -236,7 +237,13 @@ pub async fn read_component(path: &Path) -> Result<Vec<u8>> {
     if size > MAX_COMPONENT {
         bail!("expected a component of at most {} MiB, found {} MiB", MAX_COMPONENT >> 20, size >> 20);
     }
-    Ok(tokio::fs::read(path).await?)
+    // It may grow while it is read.
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    tokio::fs::File::open(path).await?.take(MAX_COMPONENT + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() as u64 > MAX_COMPONENT {
+        bail!("expected a component of at most {} MiB, found more", MAX_COMPONENT >> 20);
+    }
+    Ok(bytes)
 }
 
 /// Says what a missing import means for the author.

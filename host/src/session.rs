@@ -17,7 +17,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::FutureExt;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS,
@@ -46,6 +46,13 @@ const MAX_PACKET: usize = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(15);
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// Bytes that are written at once at most, but for a single larger message:
+/// nothing is read meanwhile.
+const BURST: usize = 64 << 10;
+/// Events that are taken before everything else is looked at as well.
+const STREAK: u32 = 64;
+/// Refused messages that are told of in a minute; the others are counted only.
+const TOLD: u32 = 20;
 /// A connection that lasted so long was a good one.
 const STABLE: Duration = Duration::from_secs(30);
 
@@ -77,7 +84,12 @@ pub struct Session {
     pub status: watch::Sender<SessionStatus>,
     /// Messages from the cloud that could not be used.
     pub refused: Arc<Counter>,
+    /// Since when such messages are told of, and how many were: `Default`.
+    pub told: Told,
 }
+
+/// Since when refused messages are told of, and how many were.
+pub type Told = (Option<Instant>, u32);
 
 impl Session {
     /// Runs until the picture's sender is gone.
@@ -120,6 +132,7 @@ impl Session {
         let (client, mut events) = self.client()?;
         let mut connection = Connection::new(client);
         let mut greeted = false;
+        let mut streak = 0;
         loop {
             if greeted {
                 self.feed(&mut connection, &mut events).await.map_err(explain).with_context(|| address.clone())?;
@@ -128,10 +141,15 @@ impl Session {
                 // Polling must not be cancelled half-way, so it outlives the inner loop.
                 let mut poll = pin!(events.poll());
                 loop {
-                    // Under load there is always an event: look before waiting for all.
-                    if let Some(event) = poll.as_mut().now_or_never() {
+                    // Under load there is always an event: look before waiting for all, but not for ever.
+                    streak += 1;
+                    if streak < STREAK
+                        && let Some(event) = poll.as_mut().now_or_never()
+                    {
                         break event;
                     }
+                    connection.may_burst |= streak < STREAK;
+                    streak = 0;
                     let wake = self.dialogue.next_wake(connection.is_quiet()).filter(|_| greeted);
                     tokio::select! {
                         event = &mut poll => break event,
@@ -150,6 +168,8 @@ impl Session {
                             self.dialogue.ask(question, std::time::Instant::now());
                         }
                         () = sleep_until(wake) => self.dialogue.wake(std::time::Instant::now(), now()),
+                        // The nudge below makes room for the next burst.
+                        () = std::future::ready(()), if connection.has_more && connection.is_quiet() => {}
                     }
                     // One message by the client's channel wakes its event loop; the others follow in `feed`.
                     if greeted && connection.is_quiet() {
@@ -174,6 +194,9 @@ impl Session {
                     self.dialogue.connected(&picture, now());
                     self.tell_connected(&connection, &address);
                     greeted = true;
+                }
+                Event::Incoming(Packet::PingResp) if connection.is_stalled() => {
+                    bail!("{address}: the broker has acknowledged no message for a minute");
                 }
                 event => self.handle(&mut connection, event, &address),
             }
@@ -203,18 +226,12 @@ impl Session {
     fn handle(&mut self, connection: &mut Connection, event: Event, address: &str) {
         match event {
             Event::Outgoing(Outgoing::Publish(packet)) => {
-                let sequence = connection.handed.pop_front().flatten();
-                if packet == 0 {
-                    // Quality of service 0: sent is all that will ever be known.
-                    sequence.into_iter().for_each(|sequence| self.dialogue.delivered(sequence));
-                } else {
-                    connection.unproved.insert(packet, sequence);
-                }
+                connection.wrote_message(packet).into_iter().for_each(|sequence| self.dialogue.delivered(sequence));
             }
+            Event::Outgoing(Outgoing::Subscribe(_) | Outgoing::Unsubscribe(_)) => connection.wrote_request(),
             Event::Incoming(Packet::PubAck(ack)) => {
-                if let Some(Some(sequence)) = connection.unproved.remove(&ack.pkid) {
-                    self.dialogue.delivered(sequence);
-                }
+                connection.may_burst = true;
+                connection.proved(ack.pkid).into_iter().for_each(|sequence| self.dialogue.delivered(sequence));
             }
             Event::Incoming(Packet::SubAck(ack)) => {
                 if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
@@ -236,17 +253,27 @@ impl Session {
     /// all else that is done for a message.
     async fn feed(&mut self, connection: &mut Connection, events: &mut EventLoop) -> Result<(), ConnectionError> {
         // First all acknowledgements that came together, so that as many messages go together.
-        if !connection.is_quiet() || !events.state.events.is_empty() || events.state.collision.is_some() {
+        let is_busy = !connection.is_quiet() || !events.state.events.is_empty() || events.state.collision.is_some();
+        if is_busy || !connection.may_burst {
             return Ok(());
         }
         let Some(network) = &mut events.network else { return Ok(()) };
-        while connection.has_room() {
-            let Some(request) = self.next_request(connection) else { break };
+        let mut size = 0;
+        connection.has_more = true;
+        while connection.has_room() && size < BURST {
+            let Some(request) = self.next_request(connection) else {
+                connection.has_more = false;
+                break;
+            };
+            if let Request::Publish(publish) = &request {
+                size += publish.payload.len() + publish.topic.len();
+            }
             match events.state.handle_outgoing_packet(request)? {
                 Some(packet) => timeout(PATIENCE, network.write(packet)).await.map_err(slow)??,
                 // Its packet id is in use; the client sends it when that is free.
                 None => break,
             }
+            connection.may_burst = false;
         }
         Ok(timeout(PATIENCE, network.flush()).await.map_err(slow)??)
     }
@@ -266,7 +293,7 @@ impl Session {
                 None => self.dialogue.next(std::time::Instant::now())?,
             },
         };
-        connection.handed.push_back(message.proof);
+        connection.handed(message.proof);
         let Message { publication, .. } = message;
         Some(Request::Publish(Publish::from_bytes(publication.topic, self.qos(), publication.payload)))
     }
@@ -279,9 +306,15 @@ impl Session {
             Some(Request::Publish(publish)) => {
                 client.try_publish(publish.topic, publish.qos, publish.retain, publish.payload)
             }
-            Some(Request::Subscribe(subscribe)) => client.try_subscribe_many(subscribe.filters),
-            Some(Request::Unsubscribe(unsubscribe)) => client.try_unsubscribe(unsubscribe.topics.concat()),
-            _ => return,
+            Some(Request::Subscribe(subscribe)) => {
+                connection.queued();
+                client.try_subscribe_many(subscribe.filters)
+            }
+            Some(Request::Unsubscribe(unsubscribe)) => {
+                connection.queued();
+                client.try_unsubscribe(unsubscribe.topics.concat())
+            }
+            _ => return connection.has_more = false,
         };
         if let Err(error) = sent {
             tracing::error!(session = self.name, "the MQTT client takes no more messages: {error}");
@@ -315,16 +348,28 @@ impl Session {
             match meaning {
                 Meaning::Command { recipient, request } => self.dispatch(&recipient, request),
                 Meaning::Offered { device, offer, document } => self.offer(device, offer, document),
-                Meaning::Refused(problem) => {
-                    self.refused.count();
-                    tracing::warn!(session = self.name, "refused {problem}");
-                }
+                Meaning::Refused(problem) => self.tell_refused(&problem),
                 Meaning::Unusable { recipient, command, problem } => {
-                    self.refused.count();
-                    tracing::warn!(session = self.name, "refused a command: {problem}");
+                    self.tell_refused(&format!("a command: {problem}"));
                     self.answer(&recipient, &command, CommandError::InvalidArgument(problem));
                 }
             }
+        }
+    }
+
+    /// Counts a message from the cloud that cannot be used, and says so if not
+    /// too many come.
+    fn tell_refused(&mut self, problem: &str) {
+        self.refused.count();
+        let (since, told) = &mut self.told;
+        if since.is_none_or(|since| since.elapsed() > Duration::from_secs(60)) {
+            (*since, *told) = (Some(Instant::now()), 0);
+        }
+        *told += 1;
+        match *told {
+            ..TOLD => tracing::warn!(session = self.name, "refused {problem}"),
+            TOLD => tracing::warn!(session = self.name, "refused {problem}; more of this minute are counted only"),
+            _ => {}
         }
     }
 

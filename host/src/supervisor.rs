@@ -12,13 +12,13 @@ mod picture;
 mod software;
 mod start;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::bus::{self, BusHandle};
@@ -115,6 +115,12 @@ pub struct Supervisor {
     orders: mpsc::Receiver<Order>,
     /// Offers of clouds that are being taken over.
     offers: BTreeSet<offer::Pending>,
+    /// Configurations that wait until their device has taken an earlier one.
+    waiting: BTreeMap<String, VecDeque<offer::Waiting>>,
+    /// The newest software that each session offers to each device.
+    newest_software: BTreeMap<(String, String), String>,
+    /// Limits how many downloads run at a time.
+    downloads: Arc<Semaphore>,
     /// New software that may still be rolled back.
     on_trial: Vec<software::Trial>,
     manifest: crate::manifest::Manifest,
@@ -213,6 +219,7 @@ impl Supervisor {
         create_private(&state).with_context(|| format!("creating state folder {}", state.display()))?;
         let sandbox = Sandbox::new(compiler, Some(&state.join("cache")))?;
         let registry = Arc::new(Registry::open(sandbox, Some(&state.join("drivers")))?);
+        software::clear(&state)?;
         let (journal, interrupted) = Journal::open(&state.join("commands.jsonl"))?;
         let receipts = Arc::new(Receipts::open(&state.join("swaps.jsonl"))?);
         let (change, changes) = mpsc::channel(16);
@@ -241,6 +248,9 @@ impl Supervisor {
             changes,
             orders,
             offers: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            newest_software: BTreeMap::new(),
+            downloads: Arc::new(Semaphore::new(software::AT_ONCE)),
             on_trial: Vec::new(),
             manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
             generation: 0,
@@ -359,20 +369,25 @@ impl Supervisor {
 
     /// What is looked after every second.
     fn look_after(&mut self) {
-        // Clouds want to know the version that runs.
-        if self.remember_running() {
+        let changed = self.remember_running();
+        if !changed.is_empty() {
+            // Clouds want to know the version that runs.
             self.publish();
         }
+        // A configuration may have come while another driver was being prepared or watched.
+        changed.iter().for_each(|id| self.configure_if_changed(id));
         self.judge_trials();
     }
 
-    /// Notes which driver each device runs, for the next start; whether it is
-    /// another one than before.
-    fn remember_running(&mut self) -> bool {
-        let mut changed = false;
+    /// Notes which driver each device runs, for the next start; gives those
+    /// devices where it is another one than before.
+    fn remember_running(&mut self) -> Vec<String> {
+        let mut changed = Vec::new();
         for (id, entry) in &self.devices {
-            if let Some(handle) = &entry.handle {
-                changed |= self.memory.running(id, &handle.status.borrow().driver);
+            if let Some(handle) = &entry.handle
+                && self.memory.running(id, &handle.status.borrow().driver)
+            {
+                changed.push(id.clone());
             }
         }
         self.memory.save();

@@ -87,6 +87,7 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
         questions,
         status,
         refused: Arc::default(),
+        told: Default::default(),
     };
     tokio::spawn(session.run());
     states.wait_for(|status| status.connected).await.unwrap();

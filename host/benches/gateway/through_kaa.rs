@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sandgate::cloud::Cloud;
 use sandgate::cloud::kaa::Kaa;
-use sandgate::config::{Broker, Config, Credentials, Endpoint, Secret, TimestampFormat};
+use sandgate::config::{Broker, Config, Credentials, Endpoint, Secret, Source, TimestampFormat};
 use sandgate::device::Input;
 use sandgate::message::DeviceId;
 use sandgate::outbox::{Batching, Bounds, Outbox};
@@ -70,7 +70,7 @@ fn cloud() -> Kaa {
 }
 
 fn route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
-    let endpoint = Endpoint { token: Secret(device.to_string()), app_version: None, plain: Default::default() };
+    let endpoint = Endpoint { token: Source::Value(Secret(device.to_string())), app_version: None, plain: Default::default() };
     let channel = cloud().device(device, Some(&endpoint)).unwrap();
     Route { session: "kaa".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
 }
@@ -101,6 +101,7 @@ fn session(
         software: true,
         request_status: false,
         check_time: false,
+        poll_every: Duration::from_secs(600),
     };
     let session = Session {
         name: "kaa".into(),
@@ -116,6 +117,7 @@ fn session(
         questions,
         status,
         refused: Arc::default(),
+        told: Default::default(),
     };
     tokio::spawn(session.run());
     (sender, states)
@@ -158,6 +160,7 @@ pub async fn batching() {
 
 pub async fn endpoints() {
     const ENDPOINTS: usize = 1000;
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let stand_in = StandIn::start();
     let before = resident_memory();
     let outbox = Arc::new(Outbox::new(Bounds { bytes: 1 << 30, age: Duration::from_secs(3600), ..Bounds::default() }));

@@ -62,7 +62,7 @@ impl Cloud for Kaa {
     fn device(&self, _: &DeviceId, endpoint: Option<&Endpoint>) -> Option<Channel> {
         let endpoint = endpoint?;
         let app_version = endpoint.app_version.as_ref().unwrap_or(&self.app_version);
-        Some(self.channel(app_version, &endpoint.token.0, endpoint.plain.clone()))
+        Some(self.channel(app_version, endpoint.token()?, endpoint.plain.clone()))
     }
 
     fn gateway(&self) -> Option<Channel> {

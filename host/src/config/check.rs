@@ -2,7 +2,7 @@
 //!
 //! Pure. Errors name line, column, key path and what was expected.
 
-use super::{Bus, Config, Device, EnapterSession, Session};
+use super::{Bus, Config, Device, EnapterSession, KEEP_ALIVE, Session, Source, keep_alive_fits};
 
 /// Checks a parsed configuration; `text` is what it was parsed from.
 pub(super) fn check(config: &Config, text: &str) -> Result<(), String> {
@@ -85,10 +85,19 @@ impl Config {
     /// Two devices with one token would be one endpoint in the cloud.
     fn check_tokens(&self) -> Result<(), Problem> {
         let mut seen = std::collections::BTreeMap::new();
+        for (name, session) in &self.sessions {
+            if let Session::Kaa(session) = session
+                && let Some(Source::Value(token)) = &session.token
+            {
+                seen.insert((name, &token.0), "the gateway".to_owned());
+            }
+        }
         for (id, device) in &self.devices {
             for (name, endpoint) in &device.endpoints {
-                if let Some(other) = seen.insert((name, &endpoint.token.0), id) {
-                    let text = format!("expected a token of its own, found that of device {other}");
+                // Tokens that are kept elsewhere are compared when they are read.
+                let Source::Value(token) = &endpoint.token else { continue };
+                if let Some(other) = seen.insert((name, &token.0), format!("device {id}")) {
+                    let text = format!("expected a token of its own, found that of {other}");
                     return Err(Problem::new(&["devices", id, "endpoints", name, "token"], text));
                 }
             }
@@ -97,9 +106,17 @@ impl Config {
     }
 }
 
+/// The same check once all tokens are read; the error has no place in the text.
+pub(super) fn check_tokens(config: &Config) -> Result<(), String> {
+    config.check_tokens().map_err(|problem| format!("{}: {}", problem.place.join("."), problem.text))
+}
+
 fn check_enapter(session: &EnapterSession) -> Result<(), (&'static str, String)> {
     if session.qos > 1 {
         return Err(("qos", "expected 0 or 1".into()));
+    }
+    if !keep_alive_fits(session.keep_alive) {
+        return Err(("keep_alive", KEEP_ALIVE.into()));
     }
     if session.communication_config.is_none() {
         if session.host.is_none() {

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::communication::{Broker, Login, broker};
-use super::{Outbox, Size, Source, Span, TlsFiles, default_keep_alive, default_qos};
+use super::{KEEP_ALIVE, Outbox, Size, Source, Span, TlsFiles, default_keep_alive, default_qos, keep_alive_fits};
 use crate::config::Secret;
 use crate::outbox::Batching;
 
@@ -55,6 +55,10 @@ pub struct KaaSession {
     /// How long Kaa may take to answer; then a message is sent again.
     #[serde(default = "default_reply_timeout")]
     pub reply_timeout: Span,
+    /// How often commands, configurations and software are asked for beside
+    /// what is pushed: a push can get lost.
+    #[serde(default = "default_poll_every")]
+    pub poll_every: Span,
     /// Whether to ask, after a lost connection, which of the unanswered
     /// messages arrived; needs the extension `rsx`.
     #[serde(default)]
@@ -138,9 +142,11 @@ pub enum TimestampFormat {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
-    /// The endpoint's token. Who has it can speak for the device, so it does
-    /// not appear in a log.
-    pub token: Secret,
+    /// The endpoint's token: the text, or where it is kept. Who has it can
+    /// speak for the device, so it does not appear in a log. `Config::load`
+    /// makes it a `Source::Value`.
+    #[serde(deserialize_with = "text_or_source")]
+    pub token: Source,
     /// The application version, if it is not the session's.
     pub app_version: Option<String>,
     /// Measurements that go as plain numbers: the attribute's name and its
@@ -181,7 +187,9 @@ impl KaaSession {
         let http = |url: &String| url.starts_with("http://") || url.starts_with("https://");
         match self {
             _ if self.qos > 1 => Some(("qos", "expected 0 or 1")),
-            _ if !is_topic_level(&self.app_version) => Some(("app_version", TOPIC_LEVEL)),
+            _ if !keep_alive_fits(self.keep_alive) => Some(("keep_alive", KEEP_ALIVE)),
+            _ if !is_app_version(&self.app_version) => Some(("app_version", APP_VERSION)),
+            _ if self.poll_every.0 < Duration::from_secs(1) => Some(("poll_every", "expected at least 1s")),
             _ if self.username.is_some() != self.password.is_some() => {
                 Some(("", "expected `username` and `password` together"))
             }
@@ -189,6 +197,7 @@ impl KaaSession {
                 Some(("tls", "expected `certificate` and `key` together"))
             }
             _ if self.batch.max_count == 0 => Some(("batch", "expected a `max_count` above zero")),
+            _ if self.batch.max_size.bytes() > MAX_BATCH => Some(("batch", "expected a `max_size` of at most 1MiB")),
             _ if self.timestamp.field.is_empty() => Some(("timestamp", "expected a `field` with a name")),
             _ if !self.configurations.iter().all(is_name) => {
                 Some(("configurations", "expected names without /, +, # and spaces that are no numbers"))
@@ -200,11 +209,27 @@ impl KaaSession {
 }
 
 impl Endpoint {
+    /// The token, once it is read.
+    pub fn token(&self) -> Option<&str> {
+        match &self.token {
+            Source::Value(token) => Some(&token.0),
+            Source::Env(_) | Source::File(_) => None,
+        }
+    }
+
+    /// Reads the token from where it is kept.
+    pub(super) fn read_token(&mut self, folder: &Path) -> Result<()> {
+        let token = self.token.read(folder)?;
+        anyhow::ensure!(is_topic_level(&token.0), TOPIC_LEVEL);
+        self.token = Source::Value(token);
+        Ok(())
+    }
+
     /// What is wrong with the settings: the key and what was expected.
     pub(super) fn problem(&self) -> Option<(&'static str, &'static str)> {
         match self {
-            _ if !is_topic_level(&self.token.0) => Some(("token", TOPIC_LEVEL)),
-            _ if !self.app_version.iter().all(|version| is_topic_level(version)) => Some(("app_version", TOPIC_LEVEL)),
+            _ if !self.token().is_none_or(is_topic_level) => Some(("token", TOPIC_LEVEL)),
+            _ if !self.app_version.iter().all(|version| is_app_version(version)) => Some(("app_version", APP_VERSION)),
             _ if !self.plain.keys().all(|name| is_topic_level(name)) => Some(("plain", TOPIC_LEVEL)),
             _ => None,
         }
@@ -213,8 +238,34 @@ impl Endpoint {
 
 const TOPIC_LEVEL: &str = "expected a text without /, +, #, dots and spaces";
 
+const APP_VERSION: &str = "expected lower-case letters, digits, - and _";
+/// The stand-in, and probably Kaa, takes no larger messages.
+const MAX_BATCH: usize = 1 << 20;
+
+fn is_app_version(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
+    !text.is_empty() && text.bytes().all(is_part)
+}
+
 fn is_topic_level(text: &str) -> bool {
     !text.is_empty() && !text.contains(['/', '+', '#', ' ', '.', '\n', '\0'])
+}
+
+/// Reads a token that stands in the file, or a table that says where it is.
+fn text_or_source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Source, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Raw {
+        Text(Secret),
+        Table(Source),
+    }
+    let expected = "expected a text, { env = \"NAME\" } or { file = \"PATH\" }";
+    match Raw::deserialize(deserializer) {
+        Ok(Raw::Text(text)) => Ok(Source::Value(text)),
+        Ok(Raw::Table(source)) => Ok(source),
+        // The library's own error would not say what, and could show the text.
+        Err(_) => Err(serde::de::Error::custom(expected)),
+    }
 }
 
 fn yes() -> bool {
@@ -223,6 +274,10 @@ fn yes() -> bool {
 
 fn default_reply_timeout() -> Span {
     Span(Duration::from_secs(15))
+}
+
+fn default_poll_every() -> Span {
+    Span(Duration::from_secs(600))
 }
 
 fn default_software_size() -> Size {

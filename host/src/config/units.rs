@@ -10,7 +10,10 @@ use anyhow::{Context, Result};
 use serde::Deserialize as DeriveDeserialize;
 use serde::de::{self, Deserialize, Deserializer};
 
-/// A length of time such as "500ms", "5s" or "2h"; never zero.
+/// Longer times would overflow clocks.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// A length of time such as "500ms", "5s" or "2h"; never zero, at most ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -18,6 +21,9 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         match humantime::parse_duration(&text) {
+            Ok(time) if time > LONGEST => {
+                Err(de::Error::custom(format!("expected a time of at most ten years, found {text:?}")))
+            }
             Ok(time) if !time.is_zero() => Ok(Span(time)),
             _ => Err(de::Error::custom(format!(
                 "expected a time above zero with a unit such as \"5s\" or \"500ms\", found {text:?}"

@@ -25,7 +25,7 @@ impl Device {
                 Ok(Seen::Answered(None)) => return None,
                 Ok(Seen::Never) => {
                     let result = self.carry_out(&request, arguments).await;
-                    self.journal.end(&id, &self.spec.id, now(), &result);
+                    self.journal.end(&request, &self.spec.id, now(), &result);
                     result
                 }
             },

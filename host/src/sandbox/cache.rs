@@ -17,6 +17,10 @@ use super::Digest;
 
 /// Python components need 360 MB to compile.
 const WORKER_MEMORY: u64 = 2 << 30;
+/// They need 10 s of a slow processor, too.
+const WORKER_SECONDS: u64 = 600;
+/// Files of other engines, and of drivers that are no longer kept, stay until there are so many.
+const FILES: usize = 100;
 const CHECKSUM: usize = 32;
 
 /// A folder of compiled components.
@@ -65,6 +69,7 @@ impl Cache {
         if let Err(error) = write() {
             tracing::warn!("writing cache file {}: {error:#}", path.display());
         }
+        crate::registry::remove_oldest(&self.folder, FILES, |_| false);
     }
 }
 
@@ -92,7 +97,7 @@ pub(super) fn compile_in_child(program: &Path, bytes: &[u8]) -> Result<Vec<u8>> 
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
         let reason = reason.trim();
-        let reason = if reason.is_empty() { "killed, probably out of memory" } else { reason };
+        let reason = if reason.is_empty() { "killed, out of memory or of time" } else { reason };
         bail!("compiling: {reason}");
     }
     Ok(output.stdout)
@@ -103,6 +108,8 @@ pub fn compile_worker(path: &Path) -> Result<()> {
     use rustix::process::{Resource, Rlimit, nice, setrlimit};
     let limit = Rlimit { current: Some(WORKER_MEMORY), maximum: Some(WORKER_MEMORY) };
     setrlimit(Resource::As, limit).context("limiting memory")?;
+    let limit = Rlimit { current: Some(WORKER_SECONDS), maximum: Some(WORKER_SECONDS) };
+    setrlimit(Resource::Cpu, limit).context("limiting time")?;
     // A refusal costs the gateway some pace, nothing else.
     let _ = nice(10);
     let mut bytes = Vec::new();

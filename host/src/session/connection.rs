@@ -2,6 +2,7 @@
 //! proof yet, and what is subscribed to. The session's, and gone with its end.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use rumqttc::{AsyncClient, QoS, Request, Subscribe, SubscribeFilter, Unsubscribe};
 use tokio::time::Instant;
@@ -10,6 +11,8 @@ use crate::outbox::Sequence;
 
 /// Messages on the way to the broker without a PUBACK.
 pub(super) const IN_FLIGHT: u16 = 256;
+/// A broker that acknowledges a message this late acknowledges nothing any more.
+const STALLED: Duration = Duration::from_secs(60);
 /// Filters in one SUBSCRIBE packet.
 const FILTERS: usize = 100;
 
@@ -18,11 +21,17 @@ pub(super) struct Connection {
     pub client: AsyncClient,
     /// What was handed to the client and has no packet id yet; none stands for
     /// a message that is not from the outbox.
-    pub handed: VecDeque<Option<Sequence>>,
-    /// Packet ids without a PUBACK.
-    pub unproved: HashMap<u16, Option<Sequence>>,
+    handed: VecDeque<Option<Sequence>>,
+    /// Requests other than messages in the client's channel.
+    in_channel: usize,
+    /// Packet ids without a PUBACK, since when.
+    unproved: HashMap<u16, (Option<Sequence>, Instant)>,
     pub subscriptions: Subscriptions,
     pub since: Instant,
+    /// Whether a burst may be written: what has arrived was looked at since the last one.
+    pub may_burst: bool,
+    /// Whether the last burst left something to say.
+    pub has_more: bool,
 }
 
 impl Connection {
@@ -30,16 +39,56 @@ impl Connection {
         Connection {
             client,
             handed: VecDeque::new(),
+            in_channel: 0,
             unproved: HashMap::new(),
             subscriptions: Subscriptions::default(),
             since: Instant::now(),
+            may_burst: true,
+            has_more: false,
         }
+    }
+
+    /// A message was handed to the client.
+    pub(super) fn handed(&mut self, proof: Option<Sequence>) {
+        self.handed.push_back(proof);
+    }
+
+    /// A request that is no message was put into the client's channel.
+    pub(super) fn queued(&mut self) {
+        self.in_channel += 1;
+    }
+
+    /// The client tells that it wrote a request that is no message.
+    pub(super) fn wrote_request(&mut self) {
+        self.in_channel = self.in_channel.saturating_sub(1);
+    }
+
+    /// The client tells that it wrote a message, by this packet id. Gives the
+    /// entry of the outbox that has all the proof there will be: with quality
+    /// of service 0 there are no ids.
+    pub(super) fn wrote_message(&mut self, packet: u16) -> Option<Sequence> {
+        let sequence = self.handed.pop_front().flatten();
+        if packet == 0 {
+            return sequence;
+        }
+        self.unproved.insert(packet, (sequence, Instant::now()));
+        None
+    }
+
+    /// A PUBACK came; gives the entry of the outbox that it proves.
+    pub(super) fn proved(&mut self, packet: u16) -> Option<Sequence> {
+        self.unproved.remove(&packet)?.0
+    }
+
+    /// Whether the broker has left a message without a PUBACK for too long.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.unproved.values().any(|(_, since)| since.elapsed() > STALLED)
     }
 
     /// Whether the client has told of everything that it was handed, so that
     /// what is handed next is told of next.
     pub(super) fn is_quiet(&self) -> bool {
-        self.handed.is_empty() && self.has_room()
+        self.handed.is_empty() && self.in_channel == 0 && self.has_room()
     }
 
     pub(super) fn has_room(&self) -> bool {

@@ -5,11 +5,12 @@
 //! when Kaa has answered its request; without an answer it is sent again.
 
 mod attachment;
+mod commands;
 mod delivery;
 mod intake;
 mod requests;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,17 +23,20 @@ use super::{Facts, Picture};
 use crate::cloud::kaa::answer::{self, Failure};
 use crate::cloud::kaa::topic::{Answer, RequestId, Topic};
 use crate::cloud::kaa::{channel_name, metadata_of};
-use crate::message::{Attribute, DeviceId, Publication, Time, now};
+use crate::message::{Attribute, Publication, Time, now};
 use crate::outbox::{Outbox, Sequence};
 use crate::router::{Recipient, Table};
-use delivery::arrived;
+use commands::Commands;
+use delivery::{Delivery, Refusals, arrived};
 use requests::{Request, Requests};
 
 /// Messages of devices on the way without an answer, and as many requests of
 /// the gateway's own: a cloud that leaves the ones unanswered must not stop the others.
 const UNANSWERED: usize = 1024;
-/// Larger messages are refused: commands and configurations are small.
-const MAX_MESSAGE: usize = 256 << 10;
+/// Larger pushes are refused: commands and configurations are small.
+const MAX_PUSH: usize = 256 << 10;
+/// So are larger answers; a long list of commands or of metadata may be asked for.
+const MAX_ANSWER: usize = 4 << 20;
 /// How long an endpoint that Kaa refuses is left alone: at first, at most.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
@@ -54,16 +58,17 @@ pub struct Manner {
     pub request_status: bool,
     /// Whether to compare clocks.
     pub check_time: bool,
+    /// How often everything is asked for again that a push should have told.
+    pub poll_every: Duration,
 }
 
 /// What a request is for.
 #[derive(Debug)]
 enum Purpose {
-    /// To deliver entries of the outbox, of this device; with the commands
-    /// whose results they are.
-    Deliver { device: DeviceId, sequences: Vec<Sequence>, results: Vec<(String, i64)> },
+    /// To deliver entries of the outbox.
+    Deliver(Delivery),
     /// To learn whether an earlier request delivered them.
-    Ascertain { sequences: Vec<Sequence> },
+    Ascertain(Delivery),
     /// To attach or to report; it is repeated until it is answered. With how
     /// often it failed.
     Attach { payload: Bytes, failures: u32 },
@@ -94,12 +99,12 @@ pub struct KaaDialogue {
     first: VecDeque<(Request<Purpose>, Bytes, Option<RequestId>)>,
     /// Refused attachments, by the time when they are tried again.
     later: BTreeMap<(Instant, u64), (Request<Purpose>, Bytes)>,
-    attached: HashMap<Recipient, Facts>,
+    /// What each endpoint was attached with: its channel and facts.
+    attached: HashMap<Recipient, (String, Facts)>,
+    poll_at: Option<Instant>,
     properties: Vec<Attribute>,
-    /// Commands that were handed on and whose result has no proof yet.
-    running: HashSet<(String, String, i64)>,
-    /// How often in a row Kaa refused a device's messages.
-    refusals: HashMap<DeviceId, u32>,
+    commands: Commands,
+    refusals: Refusals,
     complained: Option<Instant>,
     counter: u64,
 }
@@ -118,9 +123,10 @@ impl KaaDialogue {
             first: VecDeque::new(),
             later: BTreeMap::new(),
             attached: HashMap::new(),
+            poll_at: None,
             properties: Vec::new(),
-            running: HashSet::new(),
-            refusals: HashMap::new(),
+            commands: Commands::default(),
+            refusals: Refusals::default(),
             complained: None,
             counter: 0,
         }
@@ -153,19 +159,13 @@ impl KaaDialogue {
         let Request { channel, extension, path, purpose } = request;
         self.deliveries = self.deliveries.saturating_sub(usize::from(purpose.is_delivery()));
         match (purpose, outcome) {
-            (Purpose::Deliver { device, sequences, results }, Ok(())) => {
-                self.refusals.remove(&device);
-                for (kind, number) in results {
-                    self.running.remove(&(channel.clone(), kind, number));
-                }
-                sequences.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence));
+            (Purpose::Deliver(delivery), Ok(())) => self.delivered_to(&channel, &delivery),
+            (Purpose::Deliver(delivery), Err(failure)) => {
+                self.refused(&channel, delivery, (extension, &path), &failure, now);
             }
-            (Purpose::Deliver { device, sequences, .. }, Err(failure)) => {
-                self.refused(&device, &sequences, &format!("{extension}/{path}"), &failure, now);
-            }
-            (Purpose::Ascertain { sequences }, outcome) => match outcome.is_ok() && arrived(payload) {
-                true => sequences.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence)),
-                false => self.outbox.send_again(&sequences, false),
+            (Purpose::Ascertain(delivery), outcome) => match outcome.is_ok() && arrived(payload) {
+                true => self.delivered_to(&channel, &delivery),
+                false => self.outbox.send_again(&delivery.sequences, false),
             },
             (Purpose::Question(reply), outcome) => {
                 let result = outcome.map(|()| Bytes::copy_from_slice(payload));
@@ -204,14 +204,17 @@ impl KaaDialogue {
                 "{extension}/{path}: no answer within {seconds} s; sending again"
             );
         }
+        self.deliveries = self.deliveries.saturating_sub(usize::from(request.purpose.is_delivery()));
         let Request { channel, extension, path, purpose } = request;
-        self.deliveries = self.deliveries.saturating_sub(usize::from(purpose.is_delivery()));
         match purpose {
-            Purpose::Deliver { sequences, .. } => {
-                self.outbox.send_again(&sequences, false);
-                self.requests.remember_late(id, sequences);
+            Purpose::Deliver(delivery) => {
+                self.outbox.send_again(&delivery.sequences, false);
+                let purpose = Purpose::Deliver(delivery);
+                self.requests.remember_late(id, Request { channel, extension, path, purpose });
             }
-            Purpose::Ascertain { sequences } => self.outbox.send_again(&sequences, false),
+            Purpose::Ascertain(delivery) => self.outbox.send_again(&delivery.sequences, false),
+            // An endpoint that is no longer configured has nothing to ask.
+            Purpose::Attach { .. } if self.table.find(&channel).is_none() => {}
             Purpose::Attach { payload, failures } => {
                 let purpose = Purpose::Attach { payload: payload.clone(), failures };
                 self.first.push_back((Request { channel, extension, path, purpose }, payload, None));
@@ -220,16 +223,24 @@ impl KaaDialogue {
             Purpose::Question(reply) => drop(reply.send(Err(NoAnswer::TimedOut))),
         }
     }
+
+    /// Takes an answer to a request that was given up: it was sent again, and
+    /// if that is not answered yet, it need not be.
+    fn answered_late(&mut self, request: Request<Purpose>, answer: Answer) {
+        if let (Purpose::Deliver(delivery), Answer::Status) = (&request.purpose, answer) {
+            self.delivered_to(&request.channel, delivery);
+        }
+    }
 }
 
 impl Dialogue for KaaDialogue {
     fn connected(&mut self, picture: &Picture, now: Time) {
-        self.first.clear();
         self.later.clear();
         self.attached.clear();
-        self.running.clear();
+        self.commands.begin_anew();
         self.properties.clear();
         self.reconsider();
+        self.poll_at = Some(Instant::now() + self.manner.poll_every);
         self.changed(picture, now);
         if self.manner.check_time
             && let Some(channel) = self.table.names().next()
@@ -281,40 +292,49 @@ impl Dialogue for KaaDialogue {
         // A broker in between may send back what was published.
         let Some(answer) = topic.answer else { return Vec::new() };
         let channel = channel_name(topic.app_version, topic.token);
-        let Some(recipient) = self.table.find(&channel).cloned() else {
-            return vec![Event::Refused("a message for an endpoint that is not configured".into())];
+        let answered = topic.request.and_then(|id| self.requests.answer(id, &channel, topic.extension, topic.path));
+        let limit = if answered.is_some() { MAX_ANSWER } else { MAX_PUSH };
+        let is_question = matches!(answered, Some(Request { purpose: Purpose::Question(_), .. }));
+        let is_known = match (answered, topic.request) {
+            (Some(request), _) => {
+                self.answered(request, answer, payload, now);
+                true
+            }
+            (None, Some(id)) => match self.requests.late(id, &channel, topic.extension, topic.path) {
+                Some(request) => {
+                    self.answered_late(request, answer);
+                    true
+                }
+                None => false,
+            },
+            (None, None) => false,
         };
-        if payload.len() > MAX_MESSAGE {
+        let Some(recipient) = self.table.find(&channel).cloned() else {
+            // What it had in the outbox may still be answered.
+            let unknown = || Event::Refused("a message for an endpoint that is not configured".into());
+            return if is_known { Vec::new() } else { vec![unknown()] };
+        };
+        if payload.len() > limit {
             let (extension, path, size) = (topic.extension, topic.path, payload.len());
             let name = self.name_of(&channel);
             return vec![Event::Refused(format!(
-                "{extension}/{path} of {name}: expected at most {MAX_MESSAGE} bytes, found {size}"
+                "{extension}/{path} of {name}: expected at most {limit} bytes, found {size}"
             ))];
         }
-        let request = topic.request.and_then(|id| self.requests.answer(id, &channel, topic.extension, topic.path));
-        match (request, topic.request) {
-            (Some(request), _) => {
-                let is_question = matches!(request.purpose, Purpose::Question(_));
-                self.answered(request, answer, payload, now);
-                if is_question {
-                    return Vec::new();
-                }
-            }
-            (None, Some(id)) => {
-                let late = self.requests.late(id);
-                if answer == Answer::Status {
-                    late.into_iter().for_each(|sequence| self.outbox.acknowledge(sequence));
-                }
-            }
-            (None, None) if answer == Answer::Error => {
-                let failure = Failure::parse(payload);
-                let name = self.name_of(&channel);
-                return vec![Event::Refused(format!("{}/{} of {name}: {failure}", topic.extension, topic.path))];
-            }
-            (None, None) => {}
+        if answer == Answer::Error && topic.request.is_none() {
+            let failure = Failure::parse(payload);
+            let name = self.name_of(&channel);
+            return vec![Event::Refused(format!("{}/{} of {name}: {failure}", topic.extension, topic.path))];
         }
         // Data counts whoever asked for it, and also when nobody did.
-        if answer == Answer::Status { self.take_data(&topic, &recipient, payload) } else { Vec::new() }
+        let mut events = match answer {
+            Answer::Status if !is_question => self.take_data(&topic, &recipient, payload, now),
+            _ => Vec::new(),
+        };
+        while let Some(request) = self.commands.next(&channel, now) {
+            events.push(Event::Command { recipient: recipient.clone(), request });
+        }
+        events
     }
 
     fn ask(&mut self, question: Question, _: Instant) {
@@ -325,7 +345,8 @@ impl Dialogue for KaaDialogue {
     fn next_wake(&self, ready: bool) -> Option<Instant> {
         let later = self.later.keys().next().map(|(due, _)| *due);
         let ripe = (ready && self.deliveries < UNANSWERED).then(|| self.outbox.next_wake()).flatten();
-        [self.requests.next_deadline(), later, ripe].into_iter().flatten().min()
+        let aside = self.refusals.next_wake();
+        [self.requests.next_deadline(), later, ripe, aside, self.poll_at].into_iter().flatten().min()
     }
 
     fn wake(&mut self, now: Instant, _: Time) {
@@ -335,6 +356,15 @@ impl Dialogue for KaaDialogue {
         while let Some(entry) = self.later.first_entry().filter(|entry| entry.key().0 <= now) {
             let (request, payload) = entry.remove();
             self.first.push_back((request, payload, None));
+        }
+        while let Some(sequences) = self.refusals.take_due(now) {
+            self.outbox.send_again(&sequences, true);
+        }
+        if self.poll_at.is_some_and(|due| due <= now) {
+            self.poll_at = Some(now + self.manner.poll_every);
+            let mut all: Vec<Recipient> = self.attached.keys().cloned().collect();
+            all.sort();
+            all.iter().for_each(|recipient| self.ask_again(recipient));
         }
     }
 }

@@ -43,6 +43,7 @@ pub mod samples;
 mod series;
 pub mod service;
 pub mod software;
+mod tls;
 pub mod topic;
 mod uploads;
 
@@ -57,6 +58,7 @@ pub use self::cloud::Cloud;
 pub use self::faults::Fault;
 pub use self::mqtt::User;
 pub use self::service::Rules;
+pub use self::tls::Tls;
 
 /// How a stand-in is started.
 #[derive(Debug, Clone)]
@@ -67,6 +69,8 @@ pub struct Settings {
     pub http: SocketAddr,
     /// Who may connect by MQTT; empty lets everybody in.
     pub users: Vec<User>,
+    /// MQTT by TLS instead of plain; HTTP stays plain.
+    pub tls: Option<Tls>,
     /// How the platform is set up.
     pub rules: Rules,
     /// What goes wrong from the start.
@@ -77,7 +81,7 @@ impl Default for Settings {
     /// Free ports of this machine, everything allowed, nothing goes wrong.
     fn default() -> Settings {
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Settings { mqtt: free, http: free, users: Vec::new(), rules: Rules::default(), faults: Vec::new() }
+        Settings { mqtt: free, http: free, users: Vec::new(), tls: None, rules: Rules::default(), faults: Vec::new() }
     }
 }
 
@@ -108,13 +112,15 @@ pub async fn start_with(cloud: Cloud, settings: Settings) -> Result<Running> {
     for fault in &settings.faults {
         cloud.set_fault(&fault.to_string()).context("setting a fault")?;
     }
+    let tls = settings.tls.as_ref().map(tls::Acceptor::new).transpose()?;
+    let door = mqtt::Door { users: settings.users.into(), tls };
     let mqtt = bind(settings.mqtt).await?;
     let http = bind(settings.http).await?;
     let (mqtt_address, http_address) = (mqtt.local_addr()?, http.local_addr()?);
     let (gate, is_open) = watch::channel(true);
     let (report, listening) = watch::channel(true);
     let mut tasks = JoinSet::new();
-    tasks.spawn(mqtt::serve(mqtt, cloud.clone(), settings.users.into(), is_open, report));
+    tasks.spawn(mqtt::serve(mqtt, cloud.clone(), door, is_open, report));
     let (stop, is_stopped) = watch::channel(());
     tasks.spawn(http::serve(http, cloud.clone(), is_stopped));
     Ok(Running { mqtt: mqtt_address, http: http_address, cloud, gate, listening, stop: Some(stop), tasks })

@@ -167,6 +167,17 @@ impl Supervisor {
         });
     }
 
+    /// The same, if the device runs with another configuration than it should.
+    pub(super) fn configure_if_changed(&mut self, id: &str) {
+        let Some(entry) = self.devices.get(id) else { return };
+        let Some(handle) = entry.handle.as_ref().filter(|_| !entry.starting) else { return };
+        let status = handle.status.borrow().clone();
+        let wanted = status.driver.manifest.check_configuration(self.configuration(id, &entry.config));
+        if wanted.is_ok_and(|wanted| serde_json::Value::Object(wanted).to_string() != *status.configuration) {
+            self.configure(id);
+        }
+    }
+
     /// Swaps a device's driver in a task of its own.
     pub(super) fn swap(
         &mut self,
@@ -199,9 +210,8 @@ impl Supervisor {
         let only_if_new = reply.is_none();
         let last_base = self.memory.base_of(&id);
         tokio::spawn(async move {
-            if let Ok(digest) = registry.digest(&base).await {
-                // The supervisor may be gone at the end of the program.
-                let _ = report.send(Report::Base { device: id.clone(), digest: digest.to_string() }).await;
+            let file = registry.digest(&base).await.ok();
+            if let Some(digest) = file {
                 // A file that was only touched does not undo a choice made by hand.
                 let same = digest == handle.status.borrow().driver.digest;
                 if only_if_new && (same || last_base == Some(digest.to_string())) {
@@ -227,6 +237,12 @@ impl Supervisor {
                     }
                 },
             };
+            // What was refused may run when its reason is gone, so it does not count as chosen against.
+            let is_accepted = matches!(&result, Ok(Receipt { outcome: Outcome::Accepted, .. }));
+            if let Some(digest) = file.filter(|_| is_accepted) {
+                // The supervisor may be gone at the end of the program.
+                let _ = report.send(Report::Base { device: id, digest: digest.to_string() }).await;
+            }
             if let Some(reply) = reply {
                 let _ = reply.send(result);
             }

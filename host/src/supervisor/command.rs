@@ -19,11 +19,15 @@ impl Supervisor {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Swap { device, file, asked_by, reply } => match self.running(&device) {
                 Err(problem) => {
-                    if let (Some(entry), None) = (self.devices.get(&device), &file) {
-                        let config = entry.config.clone();
-                        self.start_device(&device, &config);
-                    }
-                    drop(reply.send(Err(format!("{problem}; starting its configured driver"))));
+                    let problem = match (self.devices.get(&device), &file) {
+                        (Some(entry), None) => {
+                            let config = entry.config.clone();
+                            self.start_device(&device, &config);
+                            format!("{problem}; starting its configured driver")
+                        }
+                        _ => problem,
+                    };
+                    drop(reply.send(Err(problem)));
                 }
                 Ok(_) => {
                     let file = file.or_else(|| {
@@ -132,12 +136,12 @@ impl Supervisor {
         let outlet = self.gateway_outlet(&session, entry);
         let journal = std::sync::Arc::clone(&self.journal);
         let gateway = DeviceId::new(GATEWAY);
-        let id = request.id.clone();
+        let asked = request.clone();
         let respond = move |result: CommandResult, new: bool| {
             if new {
-                journal.end(&id, &DeviceId::new(GATEWAY), now(), &result);
+                journal.end(&asked, &DeviceId::new(GATEWAY), now(), &result);
             }
-            outlet.send(now(), &Uplink::CommandResult { command: &id, result: &result });
+            outlet.send(now(), &Uplink::CommandResult { command: &asked.id, result: &result });
         };
         let arguments = match self.manifest.check_command(&request.name, request.arguments.clone()) {
             Err(error @ ArgumentError::UnknownCommand(..)) => {
@@ -159,13 +163,16 @@ impl Supervisor {
             "restart_device" => {
                 let (reply, done) = oneshot::channel();
                 self.answer(Request::Restart { device, reply });
-                tokio::spawn(async move { respond(outcome(done.await, |()| Vec::new()), true) });
+                tokio::spawn(async move { respond(outcome(done.await, |()| Ok(Vec::new())), true) });
             }
             _ => {
                 let (reply, done) = oneshot::channel();
                 self.answer(Request::Swap { device, file: None, asked_by: "cloud".into(), reply });
-                let receipt = |receipt: crate::receipt::Receipt| {
-                    vec![Attribute { name: "receipt".into(), value: Value::Text(receipt.to_string()) }]
+                let receipt = |receipt: crate::receipt::Receipt| match receipt.outcome {
+                    Outcome::Accepted => {
+                        Ok(vec![Attribute { name: "receipt".into(), value: Value::Text(receipt.to_string()) }])
+                    }
+                    Outcome::Rejected(_) | Outcome::RolledBack(_) => Err(receipt.to_string()),
                 };
                 tokio::spawn(async move { respond(outcome(done.await, receipt), true) });
             }
@@ -175,10 +182,10 @@ impl Supervisor {
 
 fn outcome<T>(
     result: Result<Result<T, String>, oneshot::error::RecvError>,
-    describe: impl FnOnce(T) -> Vec<Attribute>,
+    describe: impl FnOnce(T) -> Result<Vec<Attribute>, String>,
 ) -> CommandResult {
-    match result {
-        Ok(Ok(value)) => Ok(describe(value)),
+    match result.map(|result| result.and_then(describe)) {
+        Ok(Ok(attributes)) => Ok(attributes),
         Ok(Err(problem)) => Err(CommandError::Failed(problem)),
         Err(_) => Err(CommandError::Failed("the gateway is stopping".into())),
     }

@@ -5,6 +5,9 @@
 //! counts, the rest stays. It is kept over restarts. A named one is the
 //! bucket of that name.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use serde_json::{Map, Value as Json};
 
 use super::{Report, Supervisor};
@@ -14,6 +17,9 @@ use crate::session::Order;
 
 /// An offer on its way: the session, the device, what.
 pub(super) type Pending = (String, String, OfferKind, String);
+
+/// An offered configuration that waits for an earlier one of its device.
+pub(super) type Waiting = (Arc<str>, Offer, Json);
 
 /// An offered configuration that the driver has taken or refused.
 pub(super) struct Taken {
@@ -35,7 +41,14 @@ impl Supervisor {
                     return;
                 }
                 match offer.kind {
-                    OfferKind::Configuration(_) => self.take_configuration(&session, &device, offer, document),
+                    // One at a time: each lies over what the one before has changed.
+                    OfferKind::Configuration(_) => match self.waiting.get_mut(device.as_str()) {
+                        Some(waiting) => waiting.push_back((session, offer, document)),
+                        None => {
+                            self.waiting.insert(device.to_string(), VecDeque::new());
+                            self.take_configuration(&session, &device, offer, document);
+                        }
+                    },
                     OfferKind::Software => self.take_software(&session, &device, offer, document),
                 }
             }
@@ -88,6 +101,12 @@ impl Supervisor {
         self.report_applied(&session, &device, &offer, result.as_ref().map(|&()| ()).map_err(String::as_str));
         // A session that reconnects asks with what is applied now.
         self.publish();
+        match self.waiting.get_mut(&device).and_then(VecDeque::pop_front) {
+            Some((session, offer, document)) => {
+                self.take_configuration(&session, &DeviceId::new(&device), offer, document);
+            }
+            None => drop(self.waiting.remove(&device)),
+        }
     }
 
     /// Tells one cloud what became of its offer.

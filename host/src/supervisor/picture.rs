@@ -9,23 +9,25 @@ use crate::gateway;
 use crate::manifest::Manifest;
 use crate::message::DeviceId;
 use crate::router::{Recipient, Table};
-use crate::session::{Facts, Picture};
+use crate::session::{Facts, Picture, Session};
 
 impl Supervisor {
     /// Gives each session the present picture. Until every device has been
-    /// tried once nothing is announced: a partial set of children would make
-    /// the cloud remove the others.
+    /// tried once no session begins: a partial set of children would make the
+    /// cloud remove the others. A device that is added later is announced when
+    /// it is there, and holds up nobody.
     pub(super) fn publish(&mut self) {
-        if self.devices.values().any(|entry| entry.pending) {
-            return;
-        }
+        let pending = self.devices.values().any(|entry| entry.pending);
         let names: Vec<String> = self.sessions.keys().cloned().collect();
         for name in names {
             let picture = self.picture(&name);
             let Some(session) = self.sessions.get_mut(&name) else { continue };
+            if pending && session.waiting.is_some() {
+                continue;
+            }
             session.picture.send_replace(Arc::new(picture));
             if let Some(waiting) = session.waiting.take() {
-                tokio::spawn(waiting.run());
+                tokio::spawn(watched(waiting));
             }
         }
     }
@@ -55,7 +57,7 @@ impl Supervisor {
     fn children(&self, own: &[(DeviceId, &DeviceEntry)]) -> Vec<(DeviceId, String)> {
         let child = |(id, device): &(DeviceId, &DeviceEntry)| {
             let kind = device.config.kind.clone().or_else(|| self.memory.kind(id.as_str()));
-            if kind.is_none() {
+            if kind.is_none() && !device.pending {
                 tracing::warn!(
                     device = id.as_str(),
                     "is not announced: its driver was never loaded and no type is configured"
@@ -79,5 +81,17 @@ impl Supervisor {
         });
         let gateway = Facts { commands: commands(&self.manifest), ..Facts::default() };
         devices.chain([(Recipient::Gateway, gateway)]).collect()
+    }
+}
+
+/// Runs a session. A bug in this program must not end one in silence.
+async fn watched(session: Session) {
+    let (name, status) = (session.name.clone(), session.status.clone());
+    if let Err(error) = tokio::spawn(session.run()).await {
+        tracing::error!(session = name, "the session ended: {error}");
+        status.send_modify(|status| {
+            status.connected = false;
+            status.problem = Some("a bug in the gateway ended it; restart the gateway".into());
+        });
     }
 }

@@ -3,8 +3,11 @@
 //! The version that runs is the truth; a cloud hears of every change. What was
 //! refused or rolled back is not tried again until it is offered in another form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context;
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
 
@@ -14,6 +17,11 @@ use crate::download::{self, Image};
 use crate::message::{DeviceId, Offer, now};
 use crate::receipt::{Outcome, Receipt};
 use crate::registry::Origin;
+
+/// Downloads that run at a time.
+pub(super) const AT_ONCE: usize = 4;
+/// How long one may take.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Offered software, downloaded or not to be had.
 pub(super) struct Download {
@@ -52,7 +60,7 @@ impl Supervisor {
         let refused = self
             .memory
             .refused(id, session)
-            .filter(|refused| refused.version == offer.id && refused.specification == specification);
+            .filter(|refused| refused.version == offer.id && is_same(&refused.specification, &specification));
         let known = match (&running, refused) {
             (None, _) => Some(Err("the driver of this device is not running".to_owned())),
             (Some(running), _) if *running == offer.id => Some(Ok(())),
@@ -65,10 +73,13 @@ impl Supervisor {
         }
         let Some(entry) = self.sessions.get(session) else { return };
         tracing::info!(device = id, session, "the cloud offers version {}", offer.id);
-        let (folder, limit, report) = (self.config.state.clone(), entry.max_software, self.report.clone());
-        let (session, device) = (session.to_owned(), id.to_owned());
+        self.newest_software.insert((session.to_owned(), id.to_owned()), offer.id.clone());
+        let (folder, limit, report) = (folder(&self.config.state), entry.max_software, self.report.clone());
+        let (session, device, downloads) = (session.to_owned(), id.to_owned(), Arc::clone(&self.downloads));
         tokio::spawn(async move {
-            let step = match fetch(&device, &specification, limit, folder).await {
+            let _turn = downloads.acquire().await;
+            let fetched = tokio::time::timeout(PATIENCE, fetch(&device, &specification, limit, folder)).await;
+            let step = match fetched.unwrap_or_else(|_| Err(format!("it took over {} s", PATIENCE.as_secs()))) {
                 Ok(file) => Step::Here(file),
                 Err(problem) => Step::Failed(problem),
             };
@@ -82,6 +93,10 @@ impl Supervisor {
     pub(super) fn downloaded(&mut self, download: Download) {
         let Download { session, device, offer, specification, step } = download;
         match step {
+            Step::Here(_) if self.newest_software.get(&(session.clone(), device.clone())) != Some(&offer.id) => {
+                tracing::info!(device, session, "version {} is left out: a newer one is offered", offer.id);
+                self.forget_offer(&session, &device, &offer);
+            }
             Step::Here(file) => {
                 let (reply, receipt) = oneshot::channel();
                 let asked_by = format!("software {} of {session}", offer.id);
@@ -163,6 +178,37 @@ impl Supervisor {
     }
 }
 
+/// Where downloads are until they are swapped in.
+fn folder(state: &Path) -> PathBuf {
+    state.join("downloads")
+}
+
+/// Makes the folder for downloads, and removes what a kill left there.
+pub(super) fn clear(state: &Path) -> anyhow::Result<()> {
+    let folder = folder(state);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("clearing {}", folder.display()))?;
+    }
+    std::fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))
+}
+
+/// Whether two descriptions are of the same software: by their checksums, or
+/// else by their links. Links may be signed anew for each offer, which shows in their queries.
+fn is_same(one: &Json, other: &Json) -> bool {
+    if one == other {
+        return true;
+    }
+    match (Image::from_specification(one), Image::from_specification(other)) {
+        (Ok(one), Ok(other)) if one.checksum.is_some() || other.checksum.is_some() => one.checksum == other.checksum,
+        (Ok(mut one), Ok(mut other)) => {
+            one.link.set_query(None);
+            other.link.set_query(None);
+            one.link == other.link
+        }
+        _ => false,
+    }
+}
+
 /// Downloads and verifies what a specification describes.
 async fn fetch(device: &str, specification: &Json, limit: u64, folder: PathBuf) -> Result<tempfile::TempPath, String> {
     let image = Image::from_specification(specification)?;
@@ -175,4 +221,26 @@ async fn fetch(device: &str, specification: &Json, limit: u64, folder: PathBuf) 
         }
     };
     download::fetch(&image, limit, &folder, progress).await.map_err(|error| format!("{error:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn software_is_the_same_by_its_checksum_or_its_link_without_the_query() {
+        let md5 = "2136f2287235db0f5d7e2a357539bbac";
+        for (one, other, same) in [
+            (json!({"link": "http://a/f?sign=1"}), json!({"link": "http://a/f?sign=2"}), true),
+            (json!({"link": "http://a/f"}), json!({"link": "http://a/g"}), false),
+            (json!({"link": "http://a/f", "hash": md5}), json!({"link": "http://b/g", "hash": md5}), true),
+            (json!({"link": "http://a/f", "hash": md5}), json!({"link": "http://a/f"}), false),
+            (json!({"link": 1}), json!({"link": 1}), true),
+            (json!({"link": 1}), json!({"link": 2}), false),
+        ] {
+            assert_eq!(is_same(&one, &other), same, "{one} {other}");
+        }
+    }
 }

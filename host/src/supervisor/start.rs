@@ -22,7 +22,7 @@ use crate::session::kaa::{KaaDialogue, Manner};
 use crate::session::{BinaryData, Dialogue, Order, Picture, Session, SessionStatus};
 
 /// Questions of drivers to a cloud that may wait.
-const QUESTIONS: usize = 64;
+const QUESTIONS: usize = 1024;
 
 /// What is different between the clouds' sessions.
 struct Parts {
@@ -68,6 +68,7 @@ pub(super) fn session(
         questions,
         status: publisher,
         refused: Arc::clone(&refused),
+        told: Default::default(),
     };
     Ok(SessionEntry {
         cloud: parts.cloud,
@@ -120,6 +121,7 @@ fn kaa(name: &str, session: &config::KaaSession, config: &Config) -> Result<Part
         software: session.software,
         request_status: session.request_status,
         check_time: session.check_time,
+        poll_every: session.poll_every.0,
     };
     let random = || std::iter::repeat_with(fastrand::alphanumeric).take(8).collect::<String>();
     Ok(Parts {
@@ -185,6 +187,8 @@ impl Supervisor {
             {
                 old.ask(Input::Stop).await;
             }
+            // A file that was refused may run when its reason is gone, so it does not count as seen.
+            let base = base.filter(|base| matches!(&result, Ok(new) if new.driver.digest.to_string() == *base));
             // The supervisor may be gone at the end of the program.
             let result = result.map(Box::new);
             let _ = report.send(Report::Prepared { device: id, generation, base, result }).await;

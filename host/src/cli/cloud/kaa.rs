@@ -3,6 +3,7 @@
 mod ask;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -13,7 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::super::Outcome;
 use crate::standin::kaa::events::Event;
 use crate::standin::kaa::metadata::Access;
-use crate::standin::kaa::{self, Fault, Rules, Settings, User};
+use crate::standin::kaa::{self, Fault, Rules, Settings, Tls, User};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Options {
@@ -28,6 +29,15 @@ pub(in crate::cli) struct Options {
     /// Let only this MQTT client in, as NAME@TENANT:PASSWORD; repeat for more.
     #[arg(long, value_name = "USER", value_parser = parse_user)]
     user: Vec<User>,
+    /// Serve MQTT by TLS, with this certificate chain (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// The private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// Take messages only from clients with a certificate of this CA (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_client_ca: Option<PathBuf>,
     /// Know only this app version, as VERSION=APPLICATION; repeat for more.
     #[arg(long, value_name = "VERSION=APPLICATION", value_parser = parse_pair)]
     app_version: Vec<(String, String)>,
@@ -70,8 +80,17 @@ async fn serve(options: Options, json: bool) -> Result<Outcome> {
         upload_token_lifetime: options.upload_token_lifetime,
         ..Rules::default()
     };
-    let settings =
-        Settings { mqtt: options.mqtt, http: options.http, users: options.user, rules, faults: options.fault };
+    let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    let tls = match (&options.tls_certificate, &options.tls_key) {
+        (Some(certificate), Some(key)) => Some(Tls {
+            certificate: read(certificate)?,
+            key: read(key)?,
+            client_ca: options.tls_client_ca.as_ref().map(read).transpose()?,
+        }),
+        _ => None,
+    };
+    let (users, faults) = (options.user, options.fault);
+    let settings = Settings { mqtt: options.mqtt, http: options.http, users, tls, rules, faults };
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let running = kaa::start(settings).await?;
     let mut events = running.cloud.listen();

@@ -23,7 +23,10 @@ pub struct Failure {
 pub enum Remedy {
     /// The message is wrong: it is dropped.
     Drop,
-    /// The endpoint is not welcome or the cloud is unwell: later.
+    /// This resource or the whole endpoint is not welcome: the message is
+    /// tried again while others pass, and dropped when they do and it does not.
+    Aside,
+    /// The endpoint is not welcome or the cloud is unwell: later, in order.
     Later,
 }
 
@@ -36,11 +39,16 @@ impl Failure {
         Failure { code: code.unwrap_or(500), reason: cut(reason) }
     }
 
-    /// Whether it is of use to send the same again.
-    pub fn remedy(&self) -> Remedy {
+    /// Whether it is of use to send the same again to a resource.
+    pub fn remedy(&self, extension: &str, path: &str) -> Remedy {
         match self.code {
+            // The command has expired, or was taken back.
+            404 | 410 if extension == "cex" && path.starts_with("result/") => Remedy::Drop,
+            408 | 425 | 429 => Remedy::Later,
             // The token may be suspended, or not provisioned yet.
-            401 | 403 | 404 | 408 | 425 | 429 => Remedy::Later,
+            401 | 403 | 404 if (extension, path) == ("dcx", "json") => Remedy::Later,
+            // Or this resource has limits of its own: keys that only the platform writes, a store that is full.
+            401 | 403 | 404 | 507 if (extension, path) != ("dcx", "json") => Remedy::Aside,
             400..500 => Remedy::Drop,
             _ => Remedy::Later,
         }
@@ -201,8 +209,29 @@ mod tests {
         assert_eq!(confirmation(b""), Ok(()));
         assert_eq!(confirmation(b"[]"), Ok(()));
         assert_eq!(confirmation(br#"{"statusCode":200}"#), Ok(()));
-        assert_eq!(confirmation(br#"{"statusCode":413,"reasonPhrase":"big"}"#).unwrap_err().remedy(), Remedy::Drop);
+        assert_eq!(confirmation(br#"{"statusCode":413,"reasonPhrase":"big"}"#).unwrap_err().code, 413);
         assert_eq!(Failure::parse(b"junk").to_string(), "500 no reason given");
-        assert_eq!(Failure::parse(b"junk").remedy(), Remedy::Later);
+    }
+
+    #[test]
+    fn what_is_refused_is_dropped_or_tried_again_by_its_code_and_its_resource() {
+        for (code, extension, path, remedy) in [
+            (400, "dcx", "json", Remedy::Drop),
+            (413, "epmx", "update/keys", Remedy::Drop),
+            (403, "dcx", "json", Remedy::Later),
+            (404, "dcx", "json", Remedy::Later),
+            (404, "dcx", "plain/x", Remedy::Aside),
+            (403, "epmx", "update/keys", Remedy::Aside),
+            (507, "epmx", "update/keys", Remedy::Aside),
+            (507, "dcx", "json", Remedy::Later),
+            (404, "cex", "result/go", Remedy::Drop),
+            (403, "cex", "result/go", Remedy::Aside),
+            (401, "cmx", "applied/json", Remedy::Aside),
+            (429, "cex", "result/go", Remedy::Later),
+            (503, "cmx", "applied/json", Remedy::Later),
+        ] {
+            let failure = Failure { code, reason: String::new() };
+            assert_eq!(failure.remedy(extension, path), remedy, "{code} {extension}/{path}");
+        }
     }
 }

@@ -74,6 +74,29 @@ impl<'a> Topic<'a> {
     }
 }
 
+/// Where one of our own messages goes, before it has a number: nothing at its
+/// end has a meaning of its own, whatever a command or a metric is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource<'a> {
+    /// `<app version>/<token>` is the channel.
+    pub app_version: &'a str,
+    /// The extension's name.
+    pub extension: &'a str,
+    /// The endpoint's token.
+    pub token: &'a str,
+    /// Such as `result/status`, for a command of the name `status`.
+    pub path: &'a str,
+}
+
+impl<'a> Resource<'a> {
+    /// Takes a topic apart.
+    pub fn parse(topic: &'a str) -> Option<Resource<'a>> {
+        let mut levels = topic.strip_prefix("kp1/")?.splitn(4, '/');
+        let (app_version, extension, token) = (levels.next()?, levels.next()?, levels.next()?);
+        Some(Resource { app_version, extension, token, path: levels.next()? })
+    }
+}
+
 /// A level that is a number in the range of request ids.
 fn request_id(level: &str) -> Option<RequestId> {
     let digits = !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_digit());
@@ -113,6 +136,12 @@ mod tests {
         prop::collection::vec(level, 1..4).prop_map(|levels| levels.join("/"))
     }
 
+    /// Names that mean something at the end of an answer's topic.
+    fn awkward_path() -> impl Strategy<Value = String> {
+        let level = prop_oneof![level(), Just("status".to_owned()), Just("error".to_owned()), Just("7".to_owned())];
+        prop::collection::vec(level, 1..4).prop_map(|levels| levels.join("/"))
+    }
+
     proptest! {
         #[test]
         fn what_is_written_is_read_the_same(
@@ -142,6 +171,18 @@ mod tests {
             let answer = read.status();
             let back = Topic::parse(&answer).expect("an answer");
             prop_assert_eq!(back, Topic { answer: Some(Answer::Status), ..written });
+        }
+
+        #[test]
+        fn a_resource_of_any_name_is_found_again_in_its_answer(
+            app_version in level(), token in level(), path in awkward_path(), request in 1..=LAST_REQUEST,
+        ) {
+            let text = format!("kp1/{app_version}/cex/{token}/{path}");
+            let (app_version, token, path) = (&*app_version, &*token, &*path);
+            prop_assert_eq!(Resource::parse(&text), Some(Resource { app_version, extension: "cex", token, path }));
+            let answer = format!("{text}/{request}/error");
+            let read = Topic::parse(&answer).expect("an answer");
+            prop_assert_eq!((read.path, read.request, read.answer), (path, Some(request), Some(Answer::Error)));
         }
 
         #[test]

@@ -24,7 +24,8 @@ impl KaaDialogue {
     /// Asks for what is new in a device's facts.
     pub(super) fn attach_recipient(&mut self, recipient: &Recipient, facts: &Facts) {
         let Some(channel) = self.table.channel(recipient).map(|channel| channel.name.clone()) else { return };
-        let before = self.attached.get(recipient);
+        // With another token or application version it is another endpoint.
+        let before = self.attached.get(recipient).filter(|(before, _)| *before == channel).map(|(_, facts)| facts);
         let known = |kind: &String| before.is_some_and(|before| before.commands.contains(kind));
         let new_commands: Vec<&String> = facts.commands.iter().filter(|kind| !known(kind)).collect();
         let new_version =
@@ -33,17 +34,8 @@ impl KaaDialogue {
         for kind in new_commands {
             self.attach(&channel, "cex", format!("command/{kind}"), &json!({"observe": true}));
         }
-        if is_new && matches!(recipient, Recipient::Device(_)) {
-            let names = std::iter::once(None).chain(self.manner.configurations.clone().into_iter().map(Some));
-            for name in names.collect::<Vec<_>>() {
-                let path = name.as_ref().map_or("config/json".to_owned(), |name| format!("config/json/{name}"));
-                let applied = facts.applied.get(&OfferKind::Configuration(name));
-                let payload = match applied {
-                    Some(id) => json!({"configId": id, "observe": true}),
-                    None => json!({"observe": true}),
-                };
-                self.attach(&channel, "cmx", path, &payload);
-            }
+        if is_new {
+            self.ask_for_configurations(recipient, &channel, facts);
         }
         if let Some(version) = new_version.filter(|_| self.manner.software) {
             self.attach(&channel, "cmx_ota", "applied/json".into(), &json!({ "configId": version }));
@@ -51,7 +43,35 @@ impl KaaDialogue {
                 self.attach(&channel, "cmx_ota", "config/json".into(), &json!({"observe": true}));
             }
         }
-        self.attached.insert(recipient.clone(), facts.clone());
+        self.attached.insert(recipient.clone(), (channel, facts.clone()));
+    }
+
+    /// Asks for all that a push should have told: pushes get lost, and an
+    /// endpoint that was suspended is sent none.
+    pub(super) fn ask_again(&mut self, recipient: &Recipient) {
+        let Some((channel, facts)) = self.attached.get(recipient).cloned() else { return };
+        for kind in &facts.commands {
+            self.attach(&channel, "cex", format!("command/{kind}"), &json!({"observe": true}));
+        }
+        self.ask_for_configurations(recipient, &channel, &facts);
+        if self.manner.software && facts.version.is_some() {
+            self.attach(&channel, "cmx_ota", "config/json".into(), &json!({"observe": true}));
+        }
+    }
+
+    fn ask_for_configurations(&mut self, recipient: &Recipient, channel: &str, facts: &Facts) {
+        if *recipient == Recipient::Gateway {
+            return;
+        }
+        let names = std::iter::once(None).chain(self.manner.configurations.clone().into_iter().map(Some));
+        for name in names.collect::<Vec<_>>() {
+            let path = name.as_ref().map_or("config/json".to_owned(), |name| format!("config/json/{name}"));
+            let payload = match facts.applied.get(&OfferKind::Configuration(name)) {
+                Some(id) => json!({"configId": id, "observe": true}),
+                None => json!({"observe": true}),
+            };
+            self.attach(channel, "cmx", path, &payload);
+        }
     }
 
     /// Kaa refused an attachment.
@@ -59,9 +79,11 @@ impl KaaDialogue {
         let Purpose::Attach { failures, .. } = request.purpose else { return };
         let (session, device) = (&*self.session, self.name_of(&request.channel));
         let (extension, path) = (request.extension, &request.path);
-        match failure.remedy() {
+        match failure.remedy(extension, path) {
             Remedy::Drop => tracing::warn!(session, device, "{extension}/{path}: the cloud refused: {failure}"),
-            Remedy::Later => {
+            // An endpoint that is no longer configured has nothing to ask.
+            _ if self.table.find(&request.channel).is_none() => {}
+            Remedy::Later | Remedy::Aside => {
                 if failures == 1 {
                     tracing::warn!(session, device, "{extension}/{path}: the cloud refused: {failure}; asking again");
                 }

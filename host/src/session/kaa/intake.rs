@@ -2,6 +2,7 @@
 //! an answer and as a push, and the same may come as both.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -15,22 +16,31 @@ use crate::session::dialogue::Event;
 
 impl KaaDialogue {
     /// Takes what the cloud offers on `command/…` and `config/json…`.
-    pub(super) fn take_data(&mut self, topic: &Topic<'_>, recipient: &Recipient, payload: &[u8]) -> Vec<Event> {
+    pub(super) fn take_data(
+        &mut self,
+        topic: &Topic<'_>,
+        recipient: &Recipient,
+        payload: &[u8],
+        now: Instant,
+    ) -> Vec<Event> {
         match (topic.extension, topic.path.split_once('/')) {
-            ("cex", Some(("command", kind))) => self.take_commands(topic, kind, recipient, payload),
+            ("cex", Some(("command", kind))) => self.take_commands(topic, kind, payload, now),
             ("cmx", Some(("config", rest))) => match (rest, rest.strip_prefix("json/")) {
                 ("json", _) => self.take_offer(OfferKind::Configuration(None), topic, recipient, payload),
-                (_, Some(name)) => {
+                (_, Some(name)) if self.manner.configurations.iter().any(|wanted| wanted == name) => {
                     self.take_offer(OfferKind::Configuration(Some(name.to_owned())), topic, recipient, payload)
                 }
+                // Pushed although nobody asked for this one.
                 _ => Vec::new(),
             },
-            ("cmx_ota", Some(("config", "json"))) => self.take_offer(OfferKind::Software, topic, recipient, payload),
+            ("cmx_ota", Some(("config", "json"))) if self.manner.software => {
+                self.take_offer(OfferKind::Software, topic, recipient, payload)
+            }
             _ => Vec::new(),
         }
     }
 
-    fn take_commands(&mut self, topic: &Topic<'_>, kind: &str, recipient: &Recipient, payload: &[u8]) -> Vec<Event> {
+    fn take_commands(&mut self, topic: &Topic<'_>, kind: &str, payload: &[u8], now: Instant) -> Vec<Event> {
         let channel = channel_name(topic.app_version, topic.token);
         let device = DeviceId::new(&self.name_of(&channel));
         let place = format!("cex/command/{kind} of {device}");
@@ -47,14 +57,10 @@ impl KaaDialogue {
                     continue;
                 }
             };
-            // It comes by push and by poll; while it runs it is known.
-            if !self.running.insert((channel.clone(), kind.to_owned(), number)) {
-                continue;
-            }
             let id = command_id(&self.session, &device, kind, number);
             let session = Some(Arc::clone(&self.session));
             let request = CommandRequest { id, session, name: kind.to_owned(), arguments };
-            events.push(Event::Command { recipient: recipient.clone(), request });
+            self.commands.take(&channel, (kind.to_owned(), number), request, now);
         }
         events
     }

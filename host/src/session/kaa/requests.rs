@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
 use crate::cloud::kaa::topic::{LAST_REQUEST, RequestId};
-use crate::outbox::Sequence;
 
 /// Numbers of requests whose answer came too late are remembered so long.
 const LATE: usize = 1024;
@@ -25,8 +24,8 @@ pub(super) struct Requests<P> {
     last: RequestId,
     open: HashMap<RequestId, (Request<P>, Instant)>,
     deadlines: BTreeSet<(Instant, RequestId)>,
-    /// Requests that were given up, with what they would have proved.
-    late: VecDeque<(RequestId, Vec<Sequence>)>,
+    /// Requests that were given up; their answers may still come.
+    late: VecDeque<(RequestId, Request<P>)>,
 }
 
 impl<P> Requests<P> {
@@ -93,18 +92,22 @@ impl<P> Requests<P> {
         all
     }
 
-    /// Remembers what a late answer would prove.
-    pub(super) fn remember_late(&mut self, id: RequestId, sequences: Vec<Sequence>) {
-        self.late.push_back((id, sequences));
+    /// Remembers a request that was given up: a late answer counts as well.
+    pub(super) fn remember_late(&mut self, id: RequestId, request: Request<P>) {
+        self.late.push_back((id, request));
         if self.late.len() > LATE {
             self.late.pop_front();
         }
     }
 
-    /// What a late answer proves.
-    pub(super) fn late(&mut self, id: RequestId) -> Vec<Sequence> {
-        let place = self.late.iter().position(|(other, _)| *other == id);
-        place.and_then(|place| self.late.remove(place)).map(|(_, sequences)| sequences).unwrap_or_default()
+    /// The request that a late answer is for, if it waits for this resource.
+    pub(super) fn late(&mut self, id: RequestId, channel: &str, extension: &str, path: &str) -> Option<Request<P>> {
+        let place = self.late.iter().position(|(other, _)| *other == id)?;
+        let (_, request) = self.late.get(place)?;
+        if request.channel != channel || request.extension != extension || request.path != path {
+            return None;
+        }
+        self.late.remove(place).map(|(_, request)| request)
     }
 }
 
@@ -193,10 +196,11 @@ mod tests {
         let mut requests = Requests::new(0);
         let id = requests.begin(request("json"), now + Duration::from_secs(1));
         assert!(requests.expired(now).is_none());
-        let (expired, _) = requests.expired(now + Duration::from_secs(1)).unwrap();
+        let (expired, given_up) = requests.expired(now + Duration::from_secs(1)).unwrap();
         assert_eq!(expired, id);
-        requests.remember_late(id, vec![7, 8]);
-        assert_eq!(requests.late(id), [7, 8]);
-        assert!(requests.late(id).is_empty());
+        requests.remember_late(id, given_up);
+        assert!(requests.late(id, "v1/t", "dcx", "other").is_none());
+        assert!(requests.late(id, "v1/t", "dcx", "json").is_some());
+        assert!(requests.late(id, "v1/t", "dcx", "json").is_none());
     }
 }

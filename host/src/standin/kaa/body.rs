@@ -29,13 +29,14 @@ pub fn object(payload: &[u8], keys: &[&str]) -> Result<Map<String, Json>, Refusa
     }
 }
 
-/// Refuses an object with keys other than these; leaves out those that are null.
+/// Refuses an object with keys other than these; those that are null count as absent, whatever they are called.
 pub fn only(object: Map<String, Json>, place: &str, keys: &[&str]) -> Result<Map<String, Json>, Refusal> {
+    let object: Map<String, Json> = object.into_iter().filter(|(_, value)| !value.is_null()).collect();
     if let Some(key) = object.keys().find(|key| !keys.contains(&key.as_str())) {
         let keys = keys.join(", ");
         return Err(Refusal::malformed(format!("{place}: unknown key {:?}, expected {keys}", shortened(key))));
     }
-    Ok(object.into_iter().filter(|(_, value)| !value.is_null()).collect())
+    Ok(object)
 }
 
 /// A text, or None if the key is absent.

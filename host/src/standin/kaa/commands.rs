@@ -112,7 +112,9 @@ impl Commands {
             };
             self.list.remove(finished);
         }
-        self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+        // A device remembers ids for longer than this stand-in may live, so they go on from the clock's seconds.
+        let seconds = i32::try_from(now / 1000).unwrap_or_default();
+        self.last_id = self.last_id.max(seconds).checked_add(1).unwrap_or(1);
         let (id, command_type) = (self.last_id, command_type.to_owned());
         let command = Command { id, command_type, payload, created: now, ttl, state: State::Pending, result: None };
         self.list.push_back(command.clone());

@@ -15,13 +15,14 @@ use mqtt::connection::{ConnectionOptions, Event, TimerKind};
 use mqtt::packet::{GenericPacketTrait, Packet, Qos, SubEntry};
 use mqtt::{Version, packet, result_code as code, role};
 use mqtt_protocol_core::mqtt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cloud::{Cloud, Place};
+use super::tls::Acceptor;
 use super::links::Delivery;
 use super::service::{Message, Source};
 
@@ -40,6 +41,15 @@ const PARTING: Duration = Duration::from_millis(100);
 
 type Protocol = mqtt::Connection<role::Server>;
 
+/// Who may come in, and how.
+#[derive(Clone)]
+pub(super) struct Door {
+    /// Empty lets everybody in.
+    pub users: Arc<[User]>,
+    /// None for plain MQTT.
+    pub tls: Option<Acceptor>,
+}
+
 /// A client's name and password; the platform's names are `<name>@<tenant>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -53,7 +63,7 @@ pub struct User {
 pub(super) async fn serve(
     listener: TcpListener,
     cloud: Cloud,
-    users: Arc<[User]>,
+    door: Door,
     mut gate: watch::Receiver<bool>,
     listening: watch::Sender<bool>,
 ) {
@@ -78,7 +88,7 @@ pub(super) async fn serve(
         listening.send_replace(true);
         tokio::select! {
             accepted = open.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, cloud.clone(), Arc::clone(&users)))),
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, cloud.clone(), door.clone()))),
                 // Out of file handles, most likely.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             },
@@ -99,9 +109,17 @@ async fn reopen(address: SocketAddr) -> Option<TcpListener> {
     }
 }
 
-async fn connection(stream: TcpStream, cloud: Cloud, users: Arc<[User]>) {
+async fn connection(stream: TcpStream, cloud: Cloud, door: Door) {
     let Some((place, inbox)) = cloud.open() else { return };
-    if let Err(error) = Session::new(cloud, place, users).run(stream, inbox).await {
+    let serve = async {
+        stream.set_nodelay(true).context("setting up the socket")?;
+        let Some(tls) = &door.tls else {
+            return Session::new(cloud, place, door.users, true).run(stream, inbox).await;
+        };
+        let (stream, is_trusted) = timeout(PATIENCE, tls.accept(stream)).await.context("no TLS handshake")??;
+        Session::new(cloud, place, door.users, is_trusted).run(stream, inbox).await
+    };
+    if let Err(error) = serve.await {
         tracing::debug!("stand-in of Kaa: a connection ends: {error:#}");
     }
 }
@@ -121,10 +139,12 @@ struct Session {
     closing: bool,
     /// By a fault.
     dropped: bool,
+    /// Whether it may publish; one without a client certificate is noticed only then.
+    is_trusted: bool,
 }
 
 impl Session {
-    fn new(cloud: Cloud, place: Place, users: Arc<[User]>) -> Session {
+    fn new(cloud: Cloud, place: Place, users: Arc<[User]>, is_trusted: bool) -> Session {
         let options = ConnectionOptions::new().maximum_packet_size_recv(MAX_PACKET);
         let mut protocol = Protocol::with_options(Version::Undetermined, options);
         protocol.set_auto_pub_response(true);
@@ -140,11 +160,15 @@ impl Session {
             deadline: Some(Instant::now() + PATIENCE),
             closing: false,
             dropped: false,
+            is_trusted,
         }
     }
 
-    async fn run(mut self, mut stream: TcpStream, mut inbox: mpsc::Receiver<Delivery>) -> Result<()> {
-        stream.set_nodelay(true).context("setting up the socket")?;
+    async fn run(
+        mut self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        mut inbox: mpsc::Receiver<Delivery>,
+    ) -> Result<()> {
         let mut buffer = vec![0; 16 << 10];
         while !self.closing {
             let deadline = self.deadline;
@@ -169,7 +193,11 @@ impl Session {
                 () = timer => self.time_out(),
             }
             self.drain(&mut inbox);
-            timeout(PATIENCE, stream.write_all(&self.output)).await.context("the client does not read")??;
+            let write = async {
+                stream.write_all(&self.output).await?;
+                stream.flush().await
+            };
+            timeout(PATIENCE, write).await.context("the client does not read")??;
             self.output.clear();
         }
         if self.dropped {
@@ -214,7 +242,7 @@ impl Session {
         let is_publication = |event: &Event| {
             matches!(event, Event::NotifyPacketReceived(Packet::V3_1_1Publish(_) | Packet::V5_0Publish(_)))
         };
-        if events.iter().any(is_publication) && self.place.drops_publication() {
+        if events.iter().any(is_publication) && (!self.is_trusted || self.place.drops_publication()) {
             // Before the PUBACK, which is among the events.
             self.closing = true;
             return;
