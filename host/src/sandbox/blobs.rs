@@ -29,7 +29,6 @@ impl blobs::Host for State {
         let (store, questions, channel) = route.ok_or(BlobError::Unsupported)?;
         let file = File { name, content_type, bytes: bytes.into() };
         let upload = tokio::time::timeout(PATIENCE, store.upload(&questions, &channel, file)).await;
-        self.cpu.waited = true;
         upload.unwrap_or(Err(UploadError::NoToken(NoAnswer::TimedOut))).map_err(|error| match error {
             UploadError::NoToken(NoAnswer::Unavailable) => BlobError::Unavailable,
             UploadError::NoToken(NoAnswer::TimedOut) => BlobError::TimedOut,

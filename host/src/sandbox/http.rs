@@ -71,7 +71,6 @@ impl http::Host for State {
             Some(milliseconds) => timeout(milliseconds).map_err(HttpError::InvalidRequest)?,
         };
         let result = self.exchange(request, limit).await;
-        self.cpu.waited = true;
         if let Err(HttpError::NotGranted(text)) = &result {
             let text = text.clone();
             self.complain(&text, &text);

@@ -88,11 +88,12 @@ impl Instance {
         limits: Limits,
     ) -> Result<Self, CallError> {
         let mut store = Store::new(pre.engine(), state);
+        let meter = store.data_mut().cpu.begin();
         store.limiter(|state| &mut state.memory);
         // What one host call may lift into the host's own memory.
         store.set_hostcall_fuel(HOSTCALL_FUEL);
-        store.epoch_deadline_callback(|mut context| {
-            if context.data_mut().cpu.tick() {
+        store.epoch_deadline_callback(|context| {
+            if context.data().cpu.is_left() {
                 Ok(wasmtime::UpdateDeadline::Yield(1))
             } else {
                 Err(BudgetUsedUp.into())
@@ -105,7 +106,7 @@ impl Instance {
             let migration = Migration::find(pre, &mut store, &instance);
             Ok((bindings, migration))
         };
-        let result = tokio::time::timeout(limits.call, instantiate).await;
+        let result = tokio::time::timeout(limits.call, meter.run(instantiate)).await;
         let (bindings, migration) = outcome(result, "instantiation", &store, &limits)?;
         Ok(Instance { store, bindings, migration, limits })
     }
@@ -192,9 +193,10 @@ impl Instance {
         name: &'static str,
         call: impl AsyncFnOnce(&Bindings, &mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
-        self.store.data_mut().cpu.begin();
+        let meter = self.store.data_mut().cpu.begin();
         self.store.set_epoch_deadline(1);
-        let result = tokio::time::timeout(self.limits.call, call(&self.bindings, &mut self.store)).await;
+        let call = meter.run(call(&self.bindings, &mut self.store));
+        let result = tokio::time::timeout(self.limits.call, call).await;
         let value = outcome(result, name, &self.store, &self.limits)?;
         self.store.data_mut().flush_alerts();
         Ok(value)

@@ -2,6 +2,11 @@
 //!
 //! Defaults with their reasons stand here and nowhere else.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use wasmtime::ResourceLimiter;
@@ -106,7 +111,7 @@ impl RateLimiter {
     }
 }
 
-/// Counts the linear memory of one instance.
+/// Counts the linear memory of one instance, and its tables.
 #[derive(Debug)]
 pub struct MemoryLimit {
     limit: usize,
@@ -114,9 +119,6 @@ pub struct MemoryLimit {
     /// Whether the guest was refused memory; explains the trap that follows.
     pub refused: bool,
 }
-
-/// A component is a handful of core modules, each with a table of functions.
-const MAX_TABLE: usize = 100_000;
 
 impl MemoryLimit {
     /// Allows so many bytes in all linear memories together.
@@ -136,8 +138,9 @@ impl ResourceLimiter for MemoryLimit {
         Ok(true)
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= MAX_TABLE)
+    fn table_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> wasmtime::Result<bool> {
+        let size = |elements: usize| elements.saturating_mul(size_of::<usize>());
+        self.memory_growing(size(current), size(desired), most)
     }
 
     fn instances(&self) -> usize {
@@ -153,36 +156,61 @@ impl ResourceLimiter for MemoryLimit {
     }
 }
 
-/// The CPU time of one call, in ticks.
+/// The processor time of one call: how long its future was polled. What it
+/// waits for, by whichever import, is not in it.
 #[derive(Debug)]
 pub struct CpuBudget {
-    limit: u32,
-    used: u32,
-    /// The guest waited for the host since the last tick: the epoch went on
-    /// without it, so the next tick is not its own.
-    pub waited: bool,
+    limit: Duration,
+    meter: Arc<Meter>,
+}
+
+/// Measures how long a future is polled. Its numbers are read from inside of
+/// a poll, by the epoch's callback, so they are shared; one task writes them.
+#[derive(Debug)]
+pub struct Meter {
+    base: Instant,
+    /// When the running poll began, in nanoseconds since `base`.
+    began: AtomicU64,
+    /// All polls before, in nanoseconds.
+    used: AtomicU64,
 }
 
 impl CpuBudget {
     /// A budget for each call.
-    pub fn new(cpu: Duration) -> Self {
-        let ticks = cpu.as_millis().div_ceil(TICK.as_millis());
-        CpuBudget { limit: u32::try_from(ticks).unwrap_or(u32::MAX), used: 0, waited: false }
+    pub fn new(limit: Duration) -> Self {
+        let meter = Meter { base: Instant::now(), began: AtomicU64::new(0), used: AtomicU64::new(0) };
+        CpuBudget { limit, meter: Arc::new(meter) }
     }
 
-    /// A call begins.
-    pub fn begin(&mut self) {
-        self.used = 0;
-        self.waited = false;
+    /// A call begins; its future is to be run through the meter.
+    pub fn begin(&mut self) -> Arc<Meter> {
+        self.meter.used.store(0, Relaxed);
+        Arc::clone(&self.meter)
     }
 
-    /// A tick passed while the guest ran. False when the budget is used up.
-    pub fn tick(&mut self) -> bool {
-        if std::mem::take(&mut self.waited) {
-            return true;
-        }
-        self.used += 1;
-        self.used <= self.limit
+    /// Whether the guest, which runs now, may go on.
+    pub fn is_left(&self) -> bool {
+        let running = self.meter.now().saturating_sub(self.meter.began.load(Relaxed));
+        Duration::from_nanos(self.meter.used.load(Relaxed) + running) < self.limit
+    }
+}
+
+impl Meter {
+    /// Runs a future and measures its polls.
+    pub async fn run<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            let began = self.now();
+            self.began.store(began, Relaxed);
+            let polled = future.as_mut().poll(context);
+            self.used.fetch_add(self.now().saturating_sub(began), Relaxed);
+            polled
+        })
+        .await
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.base.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -200,16 +228,22 @@ mod tests {
         assert_eq!(passed(&mut limiter, start + Duration::from_secs(100)), 3);
     }
 
-    #[test]
-    fn waiting_for_the_host_does_not_use_the_budget() {
-        let mut budget = CpuBudget::new(TICK * 2);
-        budget.begin();
-        for _ in 0..10 {
-            budget.waited = true;
-            assert!(budget.tick());
-        }
-        assert!(budget.tick() && budget.tick());
-        assert!(!budget.tick());
+    #[tokio::test]
+    async fn a_call_that_lets_others_run_again_and_again_uses_its_budget_all_the_same() {
+        let mut budget = CpuBudget::new(Duration::from_millis(20));
+        let meter = budget.begin();
+        let compute = async {
+            for polls in 0_u32.. {
+                if !budget.is_left() {
+                    return polls;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                tokio::task::yield_now().await;
+            }
+            0
+        };
+        // Each poll takes at least a millisecond.
+        assert!(meter.run(compute).await <= 20);
     }
 
     #[test]
@@ -218,6 +252,8 @@ mod tests {
         assert!(limit.memory_growing(0, 60, None).unwrap());
         assert!(!limit.memory_growing(0, 60, None).unwrap());
         assert!(limit.refused);
-        assert!(limit.memory_growing(60, 100, None).unwrap());
+        assert!(limit.memory_growing(60, 80, None).unwrap());
+        assert!(limit.table_growing(0, 2, None).unwrap());
+        assert!(!limit.table_growing(2, 100_000, None).unwrap());
     }
 }

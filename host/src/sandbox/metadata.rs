@@ -22,7 +22,6 @@ impl State {
         let (questions, channel) = route.ok_or(MetadataError::Unsupported)?;
         let answer = ask(&questions, channel, "epmx", path.to_owned(), payload);
         let answer = tokio::time::timeout(PATIENCE, answer).await;
-        self.cpu.waited = true;
         answer.unwrap_or(Err(NoAnswer::TimedOut)).map_err(|error| match error {
             NoAnswer::Unavailable => MetadataError::Unavailable,
             NoAnswer::TimedOut => MetadataError::TimedOut,

@@ -57,7 +57,6 @@ impl State {
         }
         let result = unit.bus.transact(unit.unit, request, unit.timeout).await;
         unit.last = Some(Instant::now());
-        self.cpu.waited = true;
         Ok(result.map_err(ModbusError::from))
     }
 

@@ -78,7 +78,6 @@ impl net::HostTcpConnection for State {
             Ok(stream)
         };
         let result = tokio::time::timeout(limit, connect).await.unwrap_or(Err(NetError::TimedOut));
-        self.cpu.waited = true;
         Ok(match result {
             Ok(stream) => {
                 self.connections += 1;
@@ -104,7 +103,6 @@ impl net::HostTcpConnection for State {
         };
         let stream = &mut self.table.get_mut(&connection)?.0;
         let result = tokio::time::timeout(limit, stream.write_all(&bytes)).await;
-        self.cpu.waited = true;
         Ok(match result {
             Ok(sent) => sent.map_err(NetError::from),
             Err(_) => Err(NetError::TimedOut),
@@ -129,7 +127,6 @@ impl net::HostTcpConnection for State {
         let mut buffer = Vec::with_capacity(usize::try_from(most.min(4096)).unwrap_or_default());
         let mut part = stream.take(u64::from(most));
         let result = tokio::time::timeout(limit, part.read_buf(&mut buffer)).await;
-        self.cpu.waited = true;
         Ok(match result {
             Ok(Ok(0)) => Err(NetError::Closed),
             Ok(Ok(_)) => Ok(buffer),

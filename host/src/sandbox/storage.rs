@@ -20,7 +20,6 @@ impl State {
             return Err(StorageError::Failed("this gateway has no storage".into()));
         };
         let result = tokio::task::spawn_blocking(move || call(&storage)).await;
-        self.cpu.waited = true;
         match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(StorageError::Failed(format!("{error:#}"))),

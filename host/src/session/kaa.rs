@@ -10,7 +10,7 @@ mod delivery;
 mod intake;
 mod requests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,8 @@ pub struct KaaDialogue {
     later: BTreeMap<(Instant, u64), (Request<Purpose>, Bytes)>,
     /// What each endpoint was attached with: its channel and facts.
     attached: HashMap<Recipient, (String, Facts)>,
+    /// Resources that were asked for and have not answered: topics without numbers.
+    asked: HashSet<String>,
     poll_at: Option<Instant>,
     properties: Vec<Attribute>,
     commands: Commands,
@@ -123,6 +125,7 @@ impl KaaDialogue {
             first: VecDeque::new(),
             later: BTreeMap::new(),
             attached: HashMap::new(),
+            asked: HashSet::new(),
             poll_at: None,
             properties: Vec::new(),
             commands: Commands::default(),
@@ -173,7 +176,7 @@ impl KaaDialogue {
                 let _ = reply.send(result.map_err(|failure| NoAnswer::Refused(failure.code, failure.reason)));
             }
             (Purpose::Time, Ok(())) => compare_clocks(&self.session, payload),
-            (Purpose::Attach { .. }, Ok(())) => {}
+            (Purpose::Attach { .. }, Ok(())) => drop(self.asked.remove(&resource(&channel, extension, &path))),
             (Purpose::Time, Err(failure)) => tracing::warn!(session = &*self.session, "asking the time: {failure}"),
             (Purpose::Attach { payload, failures }, Err(failure)) => {
                 let purpose = Purpose::Attach { payload: payload.clone(), failures: failures + 1 };
@@ -237,6 +240,7 @@ impl Dialogue for KaaDialogue {
     fn connected(&mut self, picture: &Picture, now: Time) {
         self.later.clear();
         self.attached.clear();
+        self.asked.clear();
         self.commands.begin_anew();
         self.properties.clear();
         self.reconsider();
@@ -369,6 +373,11 @@ impl Dialogue for KaaDialogue {
     }
 }
 
+/// Names a resource of an endpoint.
+fn resource(channel: &str, extension: &str, path: &str) -> String {
+    format!("{channel}/{extension}/{path}")
+}
+
 /// 2 s, 4 s, 8 s, … 120 s.
 fn pause(refusals: u32) -> Duration {
     SHORTEST_PAUSE.saturating_mul(1 << refusals.min(16)).min(LONGEST_PAUSE)
@@ -391,3 +400,6 @@ fn compare_clocks(session: &str, payload: &[u8]) {
         tracing::warn!(session, "the clock of this machine is {seconds} s {way} the cloud's");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value as Json, json};
 
 use super::requests::Request;
-use super::{KaaDialogue, Purpose, pause};
+use super::{KaaDialogue, Purpose, pause, resource};
 use crate::cloud::kaa::answer::{Failure, Remedy};
 use crate::message::OfferKind;
 use crate::router::Recipient;
@@ -16,6 +16,7 @@ use crate::session::Facts;
 impl KaaDialogue {
     /// Sends a request until it is answered.
     pub(super) fn attach(&mut self, channel: &str, extension: &'static str, path: String, payload: &Json) {
+        self.asked.insert(resource(channel, extension, &path));
         let payload = Bytes::from(payload.to_string());
         let purpose = Purpose::Attach { payload: payload.clone(), failures: 0 };
         self.first.push_back((Request { channel: channel.to_owned(), extension, path, purpose }, payload, None));
@@ -51,10 +52,14 @@ impl KaaDialogue {
     pub(super) fn ask_again(&mut self, recipient: &Recipient) {
         let Some((channel, facts)) = self.attached.get(recipient).cloned() else { return };
         for kind in &facts.commands {
-            self.attach(&channel, "cex", format!("command/{kind}"), &json!({"observe": true}));
+            let path = format!("command/{kind}");
+            if !self.asked.contains(&resource(&channel, "cex", &path)) {
+                self.attach(&channel, "cex", path, &json!({"observe": true}));
+            }
         }
         self.ask_for_configurations(recipient, &channel, &facts);
-        if self.manner.software && facts.version.is_some() {
+        let is_asked = self.asked.contains(&resource(&channel, "cmx_ota", "config/json"));
+        if self.manner.software && facts.version.is_some() && !is_asked {
             self.attach(&channel, "cmx_ota", "config/json".into(), &json!({"observe": true}));
         }
     }
@@ -66,6 +71,9 @@ impl KaaDialogue {
         let names = std::iter::once(None).chain(self.manner.configurations.clone().into_iter().map(Some));
         for name in names.collect::<Vec<_>>() {
             let path = name.as_ref().map_or("config/json".to_owned(), |name| format!("config/json/{name}"));
+            if self.asked.contains(&resource(channel, "cmx", &path)) {
+                continue;
+            }
             let payload = match facts.applied.get(&OfferKind::Configuration(name)) {
                 Some(id) => json!({"configId": id, "observe": true}),
                 None => json!({"observe": true}),
@@ -80,7 +88,10 @@ impl KaaDialogue {
         let (session, device) = (&*self.session, self.name_of(&request.channel));
         let (extension, path) = (request.extension, &request.path);
         match failure.remedy(extension, path) {
-            Remedy::Drop => tracing::warn!(session, device, "{extension}/{path}: the cloud refused: {failure}"),
+            Remedy::Drop => {
+                tracing::warn!(session, device, "{extension}/{path}: the cloud refused: {failure}");
+                self.asked.remove(&resource(&request.channel, extension, path));
+            }
             // An endpoint that is no longer configured has nothing to ask.
             _ if self.table.find(&request.channel).is_none() => {}
             Remedy::Later | Remedy::Aside => {
