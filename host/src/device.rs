@@ -134,12 +134,7 @@ impl DeviceHandle {
         };
         let (publisher, status) = watch::channel(first_status);
         let obituary = publisher.clone();
-        let life = Life {
-            instance: Some(first.instance),
-            since: None,
-            configuration,
-            log: spec.log(&first.driver),
-        };
+        let life = Life { instance: Some(first.instance), since: None, configuration, log: spec.log(&first.driver) };
         let device = Device {
             spec: Arc::clone(&spec),
             driver: first.driver,

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use crate::message::{
-    CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object, size_of,
+    CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object,
+    size_of,
 };
 
 /// So many commands of a device are remembered, and so many bytes of their

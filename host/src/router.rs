@@ -49,6 +49,11 @@ impl Outlet {
         self.routes.iter().for_each(|route| route.send(&self.device, now, uplink));
     }
 
+    /// The device's address in a session.
+    pub fn channel(&self, session: &str) -> Option<&Channel> {
+        self.routes.iter().find(|route| &*route.session == session).map(|route| &route.channel)
+    }
+
     /// Encodes a message for the one session that waits for it; what was asked
     /// at the gateway itself is answered there.
     pub fn answer(&self, session: Option<&str>, now: Time, uplink: &Uplink<'_>) {

@@ -45,8 +45,13 @@ const ON_DEMAND: &[(&str, &str)] = &[
 ];
 
 /// Drivers that are wrong but may live.
-const HARMLESS: &[&str] =
-    &["naps in on-timer", "not granted in on-timer", "undeclared in on-timer", "huge strings in on-timer", "timers in start"];
+const HARMLESS: &[&str] = &[
+    "naps in on-timer",
+    "not granted in on-timer",
+    "undeclared in on-timer",
+    "huge strings in on-timer",
+    "timers in start",
+];
 
 fn device(id: &str, act: &str, peer: u16) -> String {
     format!(

@@ -8,13 +8,14 @@ use serde_json::{Value as Json, json};
 use crate::harness::{Broker, Gateway, Observer, fixture, free_port, have};
 
 /// A private CA, a server certificate for another name, a client certificate.
-struct Papers {
-    ca: String,
-    server: (String, String),
-    client: (String, String),
+pub struct Papers {
+    pub ca: String,
+    /// Certificate and key.
+    pub server: (String, String),
+    pub client: (String, String),
 }
 
-fn papers() -> Papers {
+pub fn papers() -> Papers {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, "private CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

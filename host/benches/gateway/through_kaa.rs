@@ -70,7 +70,8 @@ fn cloud() -> Kaa {
 }
 
 fn route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
-    let endpoint = Endpoint { token: Source::Value(Secret(device.to_string())), app_version: None, plain: Default::default() };
+    let endpoint =
+        Endpoint { token: Source::Value(Secret(device.to_string())), app_version: None, plain: Default::default() };
     let channel = cloud().device(device, Some(&endpoint)).unwrap();
     Route { session: "kaa".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
 }

@@ -123,7 +123,8 @@ impl Device {
         let statistics = &self.spec.statistics;
         let (calls, errors) = (statistics.calls.get(), statistics.errors.get());
         let log = self.spec.log(&driver);
-        let new = Life { instance: Some(instance), since: Some(Instant::now()), configuration: configuration.into(), log };
+        let new =
+            Life { instance: Some(instance), since: Some(Instant::now()), configuration: configuration.into(), log };
         let old = std::mem::replace(&mut self.life, new);
         let old_driver = std::mem::replace(&mut self.driver, driver);
         self.previous = Some(old_driver);

@@ -93,11 +93,7 @@ impl Instance {
         // What one host call may lift into the host's own memory.
         store.set_hostcall_fuel(HOSTCALL_FUEL);
         store.epoch_deadline_callback(|context| {
-            if context.data().cpu.is_left() {
-                Ok(wasmtime::UpdateDeadline::Yield(1))
-            } else {
-                Err(BudgetUsedUp.into())
-            }
+            if context.data().cpu.is_left() { Ok(wasmtime::UpdateDeadline::Yield(1)) } else { Err(BudgetUsedUp.into()) }
         });
         store.set_epoch_deadline(1);
         let instantiate = async {

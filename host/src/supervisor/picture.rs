@@ -41,8 +41,10 @@ impl Supervisor {
             .map(|(id, device)| (DeviceId::new(id), device))
             .collect();
         let channels = own.iter().filter_map(|(id, device)| {
-            let channel = entry.cloud.device(id, device.config.endpoints.get(session))?;
-            Some((Recipient::Device(id.clone()), channel))
+            // While another one is being prepared the old one goes on, with its own address.
+            let running = device.handle.as_ref().and_then(|handle| handle.spec.outlet.channel(session));
+            let configured = || entry.cloud.device(id, device.config.endpoints.get(session));
+            Some((Recipient::Device(id.clone()), running.cloned().or_else(configured)?))
         });
         let gateway = entry.cloud.gateway().map(|channel| (Recipient::Gateway, channel));
         let running = own.iter().filter_map(|(id, device)| Some((id.clone(), device.handle.clone()?)));

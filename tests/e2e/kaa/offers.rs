@@ -58,7 +58,7 @@ async fn a_configuration_that_cannot_be_is_refused_with_the_reason() {
 }
 
 /// Puts a file into the stand-in's store and offers it.
-async fn offer(site: &Site, version: &str, file: Vec<u8>, change: impl FnOnce(&mut Json)) {
+pub async fn offer(site: &Site, version: &str, file: Vec<u8>, change: impl FnOnce(&mut Json)) {
     let url = format!("http://{}/standin/v1/files/driver.wasm", site.cloud.http);
     let _ = rustls::crypto::ring::default_provider().install_default();
     let stored = reqwest::Client::new().post(url).body(file).send().await.unwrap();

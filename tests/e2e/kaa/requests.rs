@@ -109,29 +109,22 @@ async fn metadata_can_be_listed_read_replaced_merged_and_deleted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn files_are_uploaded_with_a_token_that_is_replaced_when_it_is_refused() {
     let mut site = Site::prepare(&[("notes.wasm", fixture("notes"))]).await;
-    site.start("", "[devices.d1]\ndriver = 'notes.wasm'\nendpoints.kaa.token = 't1'\n");
+    let devices = "[devices.d1]\ndriver = 'notes.wasm'\nendpoints.kaa.token = 't1'\n";
+    site.start("poll_every = '1s'", devices);
     let first = site.command("t1", "upload", json!({"size": 1000})).await;
     assert_eq!(first.status_code, 200, "{}", first.reason_phrase);
     let place = first.payload.unwrap()["place"].as_str().unwrap().to_owned();
     assert_eq!(get(&place).await, vec![b'x'; 1000]);
-    // Another stand-in with the same address knows nothing of the token that is cached.
-    let cloud = kaa_with_short_tokens(&mut site).await;
+    // A suspension ends the cached token: the store refuses it, and a fresh one is asked for.
+    let cloud = site.cloud.cloud.clone();
+    cloud.set_token("t1", TokenState::Suspended, None).unwrap();
+    cloud.set_token("t1", TokenState::Active, None).unwrap();
+    site.until("the gateway to come back", || cloud.is_connected("t1").then_some(())).await;
     let second = site.command("t1", "upload", json!({"size": 10})).await;
     assert_eq!(second.status_code, 200, "{}: {}", second.reason_phrase, site.story());
-    drop(cloud);
+    let again = second.payload.unwrap()["place"].as_str().unwrap().to_owned();
+    assert_ne!(again, place);
+    assert_eq!(get(&again).await, vec![b'x'; 10]);
     let large = site.command("t1", "upload", json!({"size": 5 << 20})).await;
     assert!(large.reason_phrase.contains("TooLarge(4194304)"), "{}", large.reason_phrase);
-}
-
-/// Starts the stand-in anew on its old addresses, with no memory.
-async fn kaa_with_short_tokens(site: &mut Site) -> sandgate::standin::kaa::Cloud {
-    use sandgate::standin::kaa::{self, Settings};
-    let (mqtt, http) = (site.cloud.mqtt, site.cloud.http);
-    let other = kaa::start(Settings::default()).await.unwrap();
-    let old = std::mem::replace(&mut site.cloud, other);
-    let cloud = old.stop().await;
-    site.cloud = kaa::start(Settings { mqtt, http, ..Settings::default() }).await.unwrap();
-    site.cloud.cloud.set_token("t1", TokenState::Active, Some(APP)).unwrap();
-    site.until("the gateway to come back", || site.cloud.cloud.is_connected("t1").then_some(())).await;
-    cloud
 }

@@ -22,9 +22,14 @@ pub struct Site {
 impl Site {
     /// A stand-in and a prepared gateway with these guests; nothing runs yet.
     pub async fn prepare(files: &[(&str, Vec<u8>)]) -> Site {
-        let cloud = kaa::start(Settings::default()).await.unwrap();
+        Site::prepare_with(files, Settings::default()).await
+    }
+
+    /// The same with a stand-in that is set up in another way.
+    pub async fn prepare_with(files: &[(&str, Vec<u8>)], settings: Settings) -> Site {
+        let cloud = kaa::start(settings).await.unwrap();
         // Known beforehand, so that commands can be given before they connect.
-        for token in ["t1", "gw"] {
+        for token in ["t1", "t2", "gw"] {
             cloud.cloud.set_token(token, TokenState::Inactive, Some(APP)).unwrap();
         }
         Site { cloud, gateway: Gateway::prepare(files) }
@@ -135,6 +140,11 @@ impl Site {
             assert!(begin.elapsed() < PATIENCE, "waited in vain for {wanted} in {history:#}: {}", self.story());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Counts of the session, as `sandgate devices` shows them.
+    pub fn session(&self, count: &str) -> u64 {
+        self.gateway.json(&["devices"])["sessions"]["kaa"][count].as_u64().unwrap_or_default()
     }
 
     /// What the stand-in saw last.

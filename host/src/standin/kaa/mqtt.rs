@@ -22,9 +22,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cloud::{Cloud, Place};
-use super::tls::Acceptor;
 use super::links::Delivery;
 use super::service::{Message, Source};
+use super::tls::Acceptor;
 
 /// Larger packets close the connection; the core refuses smaller ones with an answer.
 pub const MAX_PACKET: u32 = 16 << 20;

@@ -104,9 +104,16 @@ impl Catalogue {
         self.offers.iter().filter(move |offer| offer.application == application)
     }
 
-    /// What an endpoint with this version should go to.
+    /// What an endpoint with this version should go to: the newest that names this version as one to start from, or
+    /// names none and was offered after it.
     pub fn find(&self, application: &str, token: &str, version: &str) -> Option<&Offer> {
-        self.offers.iter().rev().find(|offer| offer.application == application && offer.fits(token, version))
+        let own: Vec<&Offer> = self.offers.iter().filter(|offer| offer.application == application).collect();
+        let running = own.iter().position(|offer| offer.version == version);
+        let is_newer = |(place, offer): &(usize, &&Offer)| {
+            offer.upgradable_from.is_some() || running.is_none_or(|running| *place > running)
+        };
+        let mut newest = own.iter().enumerate().filter(is_newer).rev();
+        newest.find(|(_, offer)| offer.fits(token, version)).map(|(_, offer)| *offer)
     }
 }
 
@@ -251,6 +258,10 @@ mod tests {
         catalogue.put(offer("4", None, Rollout::Targeted)).unwrap();
         assert_eq!(found(&catalogue, "T").as_deref(), Some("4"));
         assert_eq!(found(&catalogue, "U").as_deref(), Some("2"));
+        // One that is older than what runs is no update, unless it says so.
+        assert!(catalogue.find("a", "U", "2").is_none());
+        catalogue.put(offer("0", Some(&["2"]), Rollout::General)).unwrap();
+        assert_eq!(catalogue.find("a", "U", "2").map(|offer| offer.version.as_str()), Some("0"));
         assert!(catalogue.delete("a", "2"));
         assert!(!catalogue.delete("a", "2"));
         assert_eq!(found(&catalogue, "U").as_deref(), Some("3"));
