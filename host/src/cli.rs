@@ -174,10 +174,10 @@ impl Cli {
         match self.command {
             Command::Run { config, check } => run::run(&config, check, json).await,
             Command::Demo(options) => crate::demo::run(options).await.map(|()| Outcome::Done),
-            Command::New { path, lang: Language::Rust } => new::rust(&path),
+            Command::New { path, lang: Language::Rust } => new::rust(&path, json),
             Command::Build(options) => build::run(&options, json),
             Command::Check { driver } => check::run(&driver, json).await,
-            Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref()).await,
+            Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref(), json).await,
             Command::Devices(gateway) => remote::devices(&gateway, json).await,
             Command::Swap { device, file, gateway } => remote::swap(&gateway, &device, file, json).await,
             Command::Rollback { device, gateway } => remote::roll_back(&gateway, &device, json).await,

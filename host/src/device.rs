@@ -6,6 +6,7 @@
 
 mod backoff;
 mod command;
+mod firmware;
 mod specification;
 mod statistics;
 mod swap;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use command::interrupted;
+pub use firmware::Firmware;
 pub use specification::Specification;
 pub use statistics::{Counter, Last, Statistics};
 pub use swap::{Prepared, prepare};
@@ -25,7 +27,7 @@ use crate::journal::Journal;
 use crate::message::{Alerts, CommandError, CommandRequest, CommandResult, Severity, Uplink, now};
 use crate::receipt::{Receipt, Receipts};
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
-use crate::sandbox::{CallError, DeviceLog, Driver, Instance, Limits};
+use crate::sandbox::{CallError, DeviceLog, Driver, FirmwareStep, Instance, Limits};
 use backoff::{Backoff, Verdict};
 use swap::Watch;
 
@@ -40,6 +42,10 @@ pub enum Input {
     Configure(String, oneshot::Sender<Result<(), String>>),
     /// Switch to a prepared driver.
     Swap(Box<Prepared>, String, oneshot::Sender<Receipt>),
+    /// Update the device behind the driver, a step.
+    Firmware(FirmwareStep, oneshot::Sender<Result<(), String>>),
+    /// Ask what the device behind the driver runs.
+    ReadFirmware(oneshot::Sender<()>),
     /// Go back to the paused driver; none when there is none.
     RollBack(String, oneshot::Sender<Option<Receipt>>),
     /// Start afresh, also after a crash loop; with a configuration that the
@@ -74,6 +80,8 @@ pub struct DeviceStatus {
     pub problem: Option<String>,
     /// The configuration that it has taken, JSON.
     pub configuration: Arc<str>,
+    /// The software that a cloud hears of.
+    pub firmware: Firmware,
 }
 
 /// How others talk to a device.
@@ -107,6 +115,9 @@ struct Device {
     restart_at: Option<Instant>,
     failed: bool,
     problem: Option<String>,
+    firmware: Firmware,
+    /// When to ask for its version again.
+    ask_firmware_at: Option<Instant>,
     inbox: mpsc::Receiver<Input>,
     /// The last error of a timer call, and when it was logged.
     complaint: Option<(String, Instant)>,
@@ -125,12 +136,14 @@ impl DeviceHandle {
     ) -> DeviceHandle {
         let (inbox, inputs) = mpsc::channel(INBOX);
         let configuration: Arc<str> = first.configuration.into();
+        let firmware = Firmware::of(&first.driver);
         let first_status = DeviceStatus {
             phase: Phase::Running,
             driver: Arc::clone(&first.driver),
             watching: false,
             problem: None,
             configuration: Arc::clone(&configuration),
+            firmware: firmware.clone(),
         };
         let (publisher, status) = watch::channel(first_status);
         let obituary = publisher.clone();
@@ -145,6 +158,8 @@ impl DeviceHandle {
             restart_at: None,
             failed: false,
             problem: None,
+            firmware,
+            ask_firmware_at: None,
             inbox: inputs,
             complaint: None,
             journal,
@@ -225,7 +240,7 @@ impl Device {
     /// The next time at which something is to do without an input.
     fn next_wake(&self) -> Option<Instant> {
         let timer = self.life.instance.as_ref().and_then(Instance::next_due);
-        [timer, self.restart_at, self.watch_ends()].into_iter().flatten().min()
+        [timer, self.restart_at, self.watch_ends(), self.ask_firmware_at].into_iter().flatten().min()
     }
 
     async fn wake(&mut self) {
@@ -233,6 +248,9 @@ impl Device {
         if self.restart_at.is_some_and(|time| time <= now) {
             self.restart_at = None;
             return self.restart().await;
+        }
+        if self.ask_firmware_at.is_some_and(|time| time <= now) {
+            self.read_firmware().await;
         }
         let due = self.life.instance.as_mut().and_then(|instance| instance.take_due(now));
         if let (Some(timer), Some(instance)) = (due, self.life.instance.as_mut()) {
@@ -278,10 +296,20 @@ impl Device {
                 // A swap during a watch settles the watch: the newer one counts.
                 self.watch = None;
                 let receipt = self.swap(*prepared, &asked_by).await;
+                self.read_firmware().await;
                 let _ = reply.send(receipt);
+            }
+            Input::Firmware(step, reply) => {
+                let result = self.update_firmware(step).await;
+                let _ = reply.send(result);
+            }
+            Input::ReadFirmware(reply) => {
+                self.read_firmware().await;
+                let _ = reply.send(());
             }
             Input::RollBack(asked_by, reply) => {
                 let receipt = self.roll_back(&asked_by, "asked for");
+                self.read_firmware().await;
                 let _ = reply.send(receipt);
             }
             Input::Restart(configuration, reply) => {
@@ -328,6 +356,7 @@ impl Device {
                 self.failed = false;
                 self.problem = None;
                 self.life.log.write(Severity::Info, "started");
+                return self.read_firmware().await;
             }
             Ok(Err(reason)) => {
                 self.spec.statistics.errors.count();
@@ -442,6 +471,7 @@ impl Device {
             watching: self.watch.is_some(),
             problem: self.problem.clone(),
             configuration: Arc::clone(&self.life.configuration),
+            firmware: self.firmware.clone(),
         });
     }
 }

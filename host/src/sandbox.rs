@@ -34,7 +34,7 @@ use wasmtime::{Config, Engine};
 
 pub use cache::compile_worker;
 pub use inspect::{Inspection, embed_manifest, inspect};
-pub use instance::{CallError, Instance};
+pub use instance::{CallError, FirmwareStep, Instance};
 pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
 
@@ -192,6 +192,11 @@ impl Sandbox {
 }
 
 impl Driver {
+    /// Whether it updates the software of the device behind it.
+    pub fn updates_device(&self) -> bool {
+        self.inspection.exports.iter().any(|name| name.starts_with("sandgate:driver/firmware@"))
+    }
+
     /// Makes an instance for a device.
     pub async fn instantiate(&self, capabilities: &Capabilities, limits: Limits) -> Result<Instance, CallError> {
         let state = State::new(&self.manifest, capabilities, &limits);

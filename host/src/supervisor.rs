@@ -24,7 +24,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::bus::{self, BusHandle};
 use crate::cloud::Cloud;
 use crate::config::{self, Config};
-use crate::device::{Counter, DeviceHandle, Prepared, Specification, Statistics};
+use crate::device::{Counter, DeviceHandle, Firmware, Prepared, Specification, Statistics};
 use crate::gateway;
 use crate::journal::Journal;
 use crate::message::{CommandResult, DeviceId, Uplink, now};
@@ -153,6 +153,8 @@ struct DeviceEntry {
     handle: Option<DeviceHandle>,
     /// Why there is no handle.
     problem: Option<String>,
+    /// The device's own software when the sessions were told last.
+    firmware: Option<Firmware>,
     /// Which start is meant; reports of older ones are ignored.
     generation: u64,
     /// Whether the first start is still under way.
@@ -380,13 +382,15 @@ impl Supervisor {
     }
 
     /// Notes which driver each device runs, for the next start; gives those
-    /// devices where it is another one than before.
+    /// devices where it, or the device's own software, is another one than before.
     fn remember_running(&mut self) -> Vec<String> {
         let mut changed = Vec::new();
-        for (id, entry) in &self.devices {
-            if let Some(handle) = &entry.handle
-                && self.memory.running(id, &handle.status.borrow().driver)
-            {
+        for (id, entry) in &mut self.devices {
+            let Some(handle) = &entry.handle else { continue };
+            let status = handle.status.borrow();
+            let is_other = self.memory.running(id, &status.driver);
+            if is_other | (entry.firmware.as_ref() != Some(&status.firmware)) {
+                entry.firmware = Some(status.firmware.clone());
                 changed.push(id.clone());
             }
         }

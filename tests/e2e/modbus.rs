@@ -161,17 +161,33 @@ async fn the_demo_shows_four_healthy_devices_and_obeys() {
     for name in ["power-meter-pm2100", "inverter-deye", "relay-tasmota"] {
         plugin(name);
     }
+    for cloud in ["enapter", "kaa"] {
+        demonstrate(cloud);
+    }
+}
+
+/// Stops the demo also when a test fails.
+struct Demo(Child);
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn demonstrate(cloud: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let mut demo = Command::new(SANDGATE)
-        .args(["demo", "--plain", "--seconds", "600", "--folder", "demo"])
+    let mut command = Command::new(SANDGATE);
+    command
+        .args(["demo", "--plain", "--seconds", "600", "--folder", "demo", "--cloud", cloud])
         .arg("--plugins")
         .arg(root().join("plugins"))
         .current_dir(folder.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::null());
+    let mut demo = Demo(command.spawn().unwrap());
     let cli = |arguments: &[&str]| {
         Command::new(SANDGATE)
             .args(arguments)
@@ -199,6 +215,11 @@ async fn the_demo_shows_four_healthy_devices_and_obeys() {
             "{report:#}"
         );
     }
+    crate::harness::until("messages in the cloud", || {
+        let status: Json = serde_json::from_slice(&cli(&["devices"]).stdout).ok()?;
+        let session = status["sessions"].as_object()?.values().next()?.clone();
+        (session["connected"] == true && session["delivered"].as_u64()? > 4).then_some(())
+    });
     assert!(device("inverter").unwrap()["telemetry"]["battery_soc"].is_number());
     assert_eq!(device("lamp").unwrap()["telemetry"]["status"], "on");
 
@@ -208,6 +229,6 @@ async fn the_demo_shows_four_healthy_devices_and_obeys() {
     assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
     let settings: Json = serde_json::from_slice(&cli(&["command", "inverter", "read_settings"]).stdout).unwrap();
     assert!(settings.to_string().contains("60"), "{settings}");
-    must(Command::new("kill").args(["-INT", &demo.id().to_string()]));
-    assert!(demo.wait().unwrap().success());
+    must(Command::new("kill").args(["-INT", &demo.0.id().to_string()]));
+    assert!(demo.0.wait().unwrap().success());
 }

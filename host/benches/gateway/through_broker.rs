@@ -175,7 +175,8 @@ async fn own_throughput(port: u16, driver: &Arc<Driver>, messages: u64, round: u
 }
 
 pub async fn command_round_trip() {
-    const TRIPS: usize = 2000;
+    const TRIPS: usize = 200;
+    const ROUNDS: usize = 11;
     let folder = tempfile::tempdir().unwrap();
     let broker = mosquitto(folder.path());
     let sandbox = sandbox();
@@ -184,12 +185,19 @@ pub async fn command_round_trip() {
     let handle = start(&specification("bench", &outbox), &driver, json!({"interval_ms": 0.0})).await;
     let _picture = session(broker.1, &outbox, &[&handle]).await;
     echo(broker.1).await;
-    let own =
-        trips(broker.1, "v1/to/S01/s--bench/v1/command/requests", "v1/from/S01/s--bench/v1/command/responses", TRIPS)
-            .await;
-    let bare = trips(broker.1, "echo/requests", "echo/responses", TRIPS).await;
-    let (own, bare) = (median(own), median(bare));
-    let ratio = own.as_secs_f64() / bare.as_secs_f64();
+    // In turns, because the machine's pace changes from second to second.
+    let (mut owns, mut bares, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (request, response) =
+            ("v1/to/S01/s--bench/v1/command/requests", "v1/from/S01/s--bench/v1/command/responses");
+        let own = median(trips(broker.1, request, response, TRIPS).await);
+        let bare = median(trips(broker.1, "echo/requests", "echo/responses", TRIPS).await);
+        ratios.push(own.as_secs_f64() / bare.as_secs_f64());
+        owns.push(own);
+        bares.push(bare);
+    }
+    ratios.sort_by(f64::total_cmp);
+    let (own, bare, ratio) = (median(owns), median(bares), ratios[ROUNDS / 2]);
     print(
         "command round trip through the broker, p50, vs a bare echo",
         micros(own),
@@ -239,7 +247,7 @@ async fn trips(port: u16, request: &str, response: &str, number: usize) -> Vec<D
     arrived.recv().await.unwrap();
     let mut times = Vec::new();
     for trip in 0..number {
-        let payload = json!({"id": format!("{request}{trip}"), "name": "ping"}).to_string();
+        let payload = json!({"id": format!("{}{trip}", fastrand::u64(..)), "name": "ping"}).to_string();
         let begin = Instant::now();
         client.publish(request, QoS::AtLeastOnce, false, payload).await.unwrap();
         arrived.recv().await.unwrap();

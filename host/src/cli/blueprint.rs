@@ -9,9 +9,14 @@ use crate::config::Config;
 use crate::manifest::{clean_blueprint, parent_blueprint};
 use crate::sandbox::{inspect, read_component};
 
-/// Writes the blueprint of a driver, or of the gateway with its children.
-pub(super) async fn run(file: &Path, parent: bool, output: Option<&Path>) -> Result<Outcome> {
-    let text = if parent { of_gateway(file).await? } else { clean_blueprint(&manifest(file).await?) };
+/// Writes the blueprint of a driver, or of the gateway with its children; as
+/// YAML, which clouds take, or as JSON.
+pub(super) async fn run(file: &Path, parent: bool, output: Option<&Path>, json: bool) -> Result<Outcome> {
+    let mut text = if parent { of_gateway(file).await? } else { clean_blueprint(&manifest(file).await?) };
+    if json {
+        let blueprint: serde_json::Value = serde_saphyr::from_str(&text).context("reading the blueprint again")?;
+        text = format!("{blueprint:#}\n");
+    }
     match output {
         Some(path) => std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?,
         None => print!("{text}"),

@@ -18,12 +18,14 @@ const FILES: &[(&str, &str)] = &[
     ("vendor/sandgate-driver/README.md", include_str!("../../../sdk/rust/README.md")),
     ("vendor/sandgate-driver/src/lib.rs", include_str!("../../../sdk/rust/src/lib.rs")),
     ("vendor/sandgate-driver/src/driver.rs", include_str!("../../../sdk/rust/src/driver.rs")),
+    ("vendor/sandgate-driver/src/firmware.rs", include_str!("../../../sdk/rust/src/firmware.rs")),
     ("vendor/sandgate-driver/src/error.rs", include_str!("../../../sdk/rust/src/error.rs")),
     ("vendor/sandgate-driver/src/log.rs", include_str!("../../../sdk/rust/src/log.rs")),
     ("vendor/sandgate-driver/src/registers.rs", include_str!("../../../sdk/rust/src/registers.rs")),
     ("vendor/sandgate-driver/src/sample.rs", include_str!("../../../sdk/rust/src/sample.rs")),
     ("wit/alerts.wit", include_str!("../../../wit/alerts.wit")),
     ("wit/blobs.wit", include_str!("../../../wit/blobs.wit")),
+    ("wit/firmware.wit", include_str!("../../../wit/firmware.wit")),
     ("wit/command-log.wit", include_str!("../../../wit/command-log.wit")),
     ("wit/device-driver.wit", include_str!("../../../wit/device-driver.wit")),
     ("wit/http.wit", include_str!("../../../wit/http.wit")),
@@ -41,7 +43,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// Writes a Rust driver into a new folder.
-pub(super) fn rust(path: &Path) -> Result<Outcome> {
+pub(super) fn rust(path: &Path, json: bool) -> Result<Outcome> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let is_name = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name
@@ -60,6 +62,10 @@ pub(super) fn rust(path: &Path) -> Result<Outcome> {
             std::fs::write(&file, text.replace("DRIVER-NAME", &name))
         };
         write().with_context(|| format!("writing {}", file.display()))?;
+    }
+    if json {
+        println!("{}", serde_json::json!({"created": path, "name": name}));
+        return Ok(Outcome::Done);
     }
     println!("created {}; next: sandgate build {0}, then sandgate check {0}/{name}.wasm", path.display());
     Ok(Outcome::Done)

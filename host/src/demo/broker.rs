@@ -50,15 +50,18 @@ pub fn start() -> Result<u16> {
     Ok(listen.port())
 }
 
-/// An address that nobody listens on now.
+/// An address that nobody listens on now. Below the ports that the system
+/// gives away by itself, or somebody could get it before the broker does.
 fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port")?;
-    listener.local_addr().context("finding a free port")
+    let mut candidates = std::iter::repeat_with(|| fastrand::u16(15_000..32_000)).take(100);
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let port = candidates.find(is_free).context("finding a free port")?;
+    Ok((Ipv4Addr::LOCALHOST, port).into())
 }
 
 /// Waits until the broker accepts connections.
 fn wait_for(address: SocketAddr) -> Result<()> {
-    for _ in 0..500 {
+    for _ in 0..6000 {
         if std::net::TcpStream::connect(address).is_ok() {
             return Ok(());
         }

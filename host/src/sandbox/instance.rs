@@ -58,10 +58,29 @@ pub enum CallError {
 #[error("CPU budget used up")]
 struct BudgetUsedUp;
 
+/// A step of an update of the device behind a driver.
+#[derive(Debug)]
+pub enum FirmwareStep {
+    /// It begins.
+    Begin {
+        /// The version to come.
+        version: String,
+        /// What came with the offer, JSON.
+        specification: String,
+        /// How many bytes come.
+        size: u32,
+    },
+    /// The next part.
+    Write(Vec<u8>),
+    /// All parts are there.
+    Finish,
+}
+
 /// See the module documentation.
 pub struct Instance {
     store: Store<State>,
     bindings: Bindings,
+    exports: wasmtime::component::Instance,
     migration: Option<Migration>,
     limits: Limits,
 }
@@ -72,6 +91,7 @@ struct Migration {
 }
 
 const MIGRATION: &str = "sandgate:driver/migration@0.1.1";
+const FIRMWARE: &str = "sandgate:driver/firmware@0.1.1";
 /// A sample is at most 128 KiB, a body of HTTP 1 MiB.
 const HOSTCALL_FUEL: usize = 8 << 20;
 /// Longer texts of a guest are cut before they go anywhere.
@@ -100,11 +120,11 @@ impl Instance {
             let instance = pre.instantiate_async(&mut store).await?;
             let bindings = indices.load(&mut store, &instance)?;
             let migration = Migration::find(pre, &mut store, &instance);
-            Ok((bindings, migration))
+            Ok((bindings, instance, migration))
         };
         let result = tokio::time::timeout(limits.call, meter.run(instantiate)).await;
-        let (bindings, migration) = outcome(result, "instantiation", &store, &limits)?;
-        Ok(Instance { store, bindings, migration, limits })
+        let (bindings, exports, migration) = outcome(result, "instantiation", &store, &limits)?;
+        Ok(Instance { store, bindings, exports, migration, limits })
     }
 
     /// Calls `start`.
@@ -173,6 +193,49 @@ impl Instance {
         Ok(shorten(result))
     }
 
+    /// Calls `firmware.version`: what the device runs.
+    pub async fn firmware_version(&mut self) -> Result<Result<String, String>, CallError> {
+        let Some(version) = self.firmware::<(), (Result<String, String>,)>("version") else {
+            return Ok(Err("the driver updates no device".to_owned()));
+        };
+        let (result,) = self.call("firmware.version", async |_, store| version.call_async(store, ()).await).await?;
+        Ok(result.map(|version| cut(&version)).map_err(|text| cut(&text)))
+    }
+
+    /// Does one step of an update of the device.
+    pub async fn update_firmware(&mut self, step: FirmwareStep) -> Result<Result<(), String>, CallError> {
+        type Answer = (Result<(), String>,);
+        let missing = || Ok(Err("the driver updates no device".to_owned()));
+        let (answer,) = match step {
+            FirmwareStep::Begin { version, specification, size } => {
+                let Some(begin) = self.firmware::<(String, String, u32), Answer>("begin") else { return missing() };
+                let given = (version, specification, size);
+                self.call("firmware.begin", async |_, store| begin.call_async(store, given).await).await?
+            }
+            FirmwareStep::Write(part) => {
+                let Some(write) = self.firmware::<(Vec<u8>,), Answer>("write") else { return missing() };
+                self.call("firmware.write", async |_, store| write.call_async(store, (part,)).await).await?
+            }
+            FirmwareStep::Finish => {
+                let Some(finish) = self.firmware::<(), Answer>("finish") else { return missing() };
+                self.call("firmware.finish", async |_, store| finish.call_async(store, ()).await).await?
+            }
+        };
+        Ok(shorten(answer))
+    }
+
+    /// A function of the optional interface. It is looked up for each call:
+    /// updates are rare, and an idle device should cost nothing for them.
+    fn firmware<P, R>(&mut self, name: &str) -> Option<TypedFunc<P, R>>
+    where
+        P: wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
+        R: wasmtime::component::ComponentNamedList + wasmtime::component::Lift,
+    {
+        let interface = self.exports.get_export_index(&mut self.store, None, FIRMWARE)?;
+        let function = self.exports.get_export_index(&mut self.store, Some(&interface), name)?;
+        self.exports.get_typed_func(&mut self.store, function).ok()
+    }
+
     /// When the next timer is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.store.data().timers.next_due()
@@ -219,7 +282,11 @@ impl Migration {
 
 /// Cuts a guest's error to a sensible length.
 fn shorten(result: Result<(), String>) -> Result<(), String> {
-    result.map_err(|text| text.chars().take(MAX_TEXT).collect())
+    result.map_err(|text| cut(&text))
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
 }
 
 /// Sorts what can happen to a call.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{DeviceEntry, Supervisor};
 use crate::cloud::Greeting;
+use crate::device::Firmware;
 use crate::gateway;
 use crate::manifest::Manifest;
 use crate::message::DeviceId;
@@ -76,7 +77,11 @@ impl Supervisor {
             let status = device.handle.as_ref()?.status.borrow();
             let facts = Facts {
                 commands: commands(&status.driver.manifest),
-                version: Some(status.driver.manifest.driver.version.clone()),
+                version: match &status.firmware {
+                    Firmware::Driver => Some(status.driver.manifest.driver.version.clone()),
+                    Firmware::Version(version) => Some(version.clone()),
+                    Firmware::Unknown => None,
+                },
                 applied: self.memory.applied(id.as_str(), session),
             };
             Some((Recipient::Device(id.clone()), facts))

@@ -1,25 +1,34 @@
-//! Software over the air: a cloud offers a new version of a device's driver.
+//! Software over the air: a cloud offers a new version of a device's driver,
+//! or of the software of the device behind a driver that can update it.
 //!
 //! The version that runs is the truth; a cloud hears of every change. What was
 //! refused or rolled back is not tried again until it is offered in another form.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::Value as Json;
+use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
 use super::memory::Refused;
 use super::{Report, Supervisor};
+use crate::device::{DeviceHandle, Firmware, Input};
 use crate::download::{self, Image};
 use crate::message::{DeviceId, Offer, now};
 use crate::receipt::{Outcome, Receipt};
 use crate::registry::Origin;
+use crate::sandbox::FirmwareStep;
 
 /// Downloads that run at a time.
 pub(super) const AT_ONCE: usize = 4;
+/// Bytes that a driver gets at a time.
+const PART: usize = 16 << 10;
+/// A device may take so long to switch to its new software, and is asked so often.
+const SWITCH: Duration = Duration::from_secs(600);
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -38,6 +47,8 @@ enum Step {
     Here(tempfile::TempPath),
     /// A swap was tried.
     Swapped(Box<Result<Receipt, String>>),
+    /// An update of the device behind the driver was tried.
+    Updated(Result<(), String>),
     /// It is not to be had.
     Failed(String),
 }
@@ -56,7 +67,25 @@ impl Supervisor {
     pub(super) fn take_software(&mut self, session: &str, device: &DeviceId, offer: Offer, specification: Json) {
         let id = device.as_str();
         let running = self.devices.get(id).and_then(|entry| entry.handle.as_ref());
-        let running = running.map(|handle| handle.status.borrow().driver.manifest.driver.version.clone());
+        let running = running.map(|handle| {
+            let status = handle.status.borrow();
+            match &status.firmware {
+                Firmware::Driver => Some(status.driver.manifest.driver.version.clone()),
+                Firmware::Version(version) => Some(version.clone()),
+                Firmware::Unknown => None,
+            }
+        });
+        // Without a version an update could be in vain; the cloud is asked again when there is one.
+        if running == Some(None) {
+            tracing::info!(
+                device = id,
+                session,
+                "version {} is offered and left for later: what the device runs is not known now",
+                offer.id
+            );
+            return self.forget_offer(session, id, &offer);
+        }
+        let running = running.flatten();
         let refused = self
             .memory
             .refused(id, session)
@@ -97,6 +126,23 @@ impl Supervisor {
                 tracing::info!(device, session, "version {} is left out: a newer one is offered", offer.id);
                 self.forget_offer(&session, &device, &offer);
             }
+            Step::Here(file) if self.updates_device(&device) => {
+                let Some(handle) = self.devices.get(&device).and_then(|entry| entry.handle.clone()) else { return };
+                let report = self.report.clone();
+                tokio::spawn(async move {
+                    let result = update(&handle, &offer.id, &specification, file).await;
+                    let step = Step::Updated(result);
+                    let _ =
+                        report.send(Report::Downloaded(Download { session, device, offer, specification, step })).await;
+                });
+            }
+            Step::Updated(Ok(())) => {
+                tracing::info!(device, session, "the device runs version {} of the cloud", offer.id);
+                self.forget_offer(&session, &device, &offer);
+                self.report_applied(&session, &device, &offer, Ok(()));
+                self.publish();
+            }
+            Step::Updated(Err(reason)) => self.refuse_software(&session, &device, offer, specification, &reason),
             Step::Here(file) => {
                 let (reply, receipt) = oneshot::channel();
                 let asked_by = format!("software {} of {session}", offer.id);
@@ -134,6 +180,12 @@ impl Supervisor {
                 self.report_applied(&session, &device, &offer, Err(&problem));
             }
         }
+    }
+
+    /// Whether software is for the device behind the driver.
+    fn updates_device(&self, device: &str) -> bool {
+        let handle = self.devices.get(device).and_then(|entry| entry.handle.as_ref());
+        handle.is_some_and(|handle| handle.status.borrow().firmware != Firmware::Driver)
     }
 
     fn refuse_software(&mut self, session: &str, device: &str, offer: Offer, specification: Json, reason: &str) {
@@ -174,6 +226,54 @@ impl Supervisor {
             let Some(reason) = reason else { continue };
             let reason = format!("rolled back: {reason}");
             self.refuse_software(&trial.session, &trial.device, trial.offer, trial.specification, &reason);
+        }
+    }
+}
+
+/// Gives a file to the device behind a driver, part by part, and waits until
+/// the device runs it.
+async fn update(
+    handle: &DeviceHandle,
+    version: &str,
+    specification: &Json,
+    file: tempfile::TempPath,
+) -> Result<(), String> {
+    let reading = |error: std::io::Error| format!("reading the download: {error}");
+    let step = async |step| {
+        let done = handle.ask(|reply| Input::Firmware(step, reply)).await;
+        done.unwrap_or(Err("the device was stopped".to_owned()))
+    };
+    let size = tokio::fs::metadata(&file).await.map_err(reading)?.len();
+    let size = u32::try_from(size).map_err(|_| format!("expected at most 4 GiB, found {size} bytes"))?;
+    let mut image = tokio::fs::File::open(&file).await.map_err(reading)?;
+    let (version, specification) = (version.to_owned(), specification.to_string());
+    step(FirmwareStep::Begin { version: version.clone(), specification, size }).await?;
+    let (mut done, mut told) = (0_u64, 0);
+    loop {
+        let mut part = vec![0; PART];
+        let length = image.read(&mut part).await.map_err(reading)?;
+        if length == 0 {
+            break;
+        }
+        part.truncate(length);
+        step(FirmwareStep::Write(part)).await?;
+        done += length as u64;
+        let percent = done * 100 / u64::from(size.max(1));
+        if percent >= told + 25 {
+            told = percent;
+            tracing::info!(device = handle.spec.id.as_str(), "gave the device {percent} % of {} KiB", size / 1024);
+        }
+    }
+    step(FirmwareStep::Finish).await?;
+    let begin = Instant::now();
+    loop {
+        handle.ask(Input::ReadFirmware).await.ok_or("the device was stopped")?;
+        let runs = handle.status.borrow().firmware.clone();
+        match runs {
+            Firmware::Version(runs) if runs == version => return Ok(()),
+            _ if begin.elapsed() < SWITCH => tokio::time::sleep(LOOK_AGAIN).await,
+            Firmware::Version(runs) => return Err(format!("the device still runs version {runs} after the update")),
+            _ => return Err("the device does not tell its version after the update".into()),
         }
     }
 }

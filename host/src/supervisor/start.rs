@@ -162,6 +162,7 @@ impl Supervisor {
             config: device.clone(),
             statistics,
             handle: old.clone(),
+            firmware: None,
             problem,
             generation,
             pending,

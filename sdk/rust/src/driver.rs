@@ -142,11 +142,11 @@ thread_local! {
 }
 
 /// Runs a call on the started driver.
-fn with<D: 'static, R>(call: impl FnOnce(&mut D) -> R) -> Option<R> {
+pub(crate) fn with<D: 'static, R>(call: impl FnOnce(&mut D) -> R) -> Option<R> {
     SLOT.with_borrow_mut(|slot| slot.driver.as_mut().and_then(|driver| driver.downcast_mut()).map(call))
 }
 
-const NOT_STARTED: &str = "the driver was not started";
+pub(crate) const NOT_STARTED: &str = "the driver was not started";
 
 impl<D: Driver> device_driver::Guest for Adapter<D> {
     fn start(context: device_driver::Context) -> Result<(), String> {

@@ -13,8 +13,22 @@ pub mod bindings {
     });
 }
 
+#[doc(hidden)]
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unsafe_code)]
+pub mod firmware_bindings {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "package sandgate:sdk; world firmware { export sandgate:driver/firmware@0.1.1; }",
+        world: "sandgate:sdk/firmware",
+        pub_export_macro: true,
+        export_macro_name: "export_firmware",
+        default_bindings_module: "sandgate_driver::firmware_bindings",
+    });
+}
+
 mod driver;
 mod error;
+mod firmware;
 mod log;
 mod registers;
 mod sample;
@@ -26,6 +40,7 @@ pub use bindings::sandgate::driver::timers::TimerId;
 pub use bindings::sandgate::driver::types::{Attribute, Rejection, Value};
 pub use driver::{Adapter, Command, Configuration, Context, Driver, result};
 pub use error::{Describe, Error};
+pub use firmware::Firmware;
 pub use registers::{Registers, WordOrder};
 pub use sample::{Sample, attribute, publish_properties};
 
@@ -108,8 +123,14 @@ pub mod logging {
 ///
 /// `export!(Meter)` embeds `manifest.yml` beside `Cargo.toml`;
 /// `export!(Meter, manifest = "other.yml")` another file, relative to it.
+/// `export!(Meter, firmware)` and `export!(Meter, firmware, manifest = …)` are
+/// for drivers that also implement `Firmware`.
 #[macro_export]
 macro_rules! export {
+    ($driver:ty, firmware $(, manifest = $path:literal)?) => {
+        $crate::export!($driver $(, manifest = $path)?);
+        $crate::firmware_bindings::export_firmware!(SandgateDriver with_types_in $crate::firmware_bindings);
+    };
     ($driver:ty) => {
         $crate::export!($driver, manifest = "manifest.yml");
     };

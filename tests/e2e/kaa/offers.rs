@@ -149,3 +149,28 @@ async fn software_that_is_rolled_back_is_reported_so_and_not_tried_again() {
     site.until("the gateway to come back", || site.cloud.cloud.is_connected("t1").then_some(())).await;
     assert_eq!(site.gateway.json(&["swaps", "d1"]).as_array().unwrap().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn software_goes_to_the_device_behind_a_driver_that_can_update_it() {
+    let mut site = Site::prepare(&[("updater.wasm", fixture("updater"))]).await;
+    site.start("poll_every = '1s'", "[devices.d1]\ndriver = 'updater.wasm'\nendpoints.kaa.token = 't1'\n");
+    let runs =
+        |site: &Site, version: &str| (site.cloud.cloud.endpoint("t1").ok()?["software"] == version).then_some(());
+    site.until("the version of the device", || runs(&site, "fw-1")).await;
+    let image: Vec<u8> = (0..300_000_u32).map(|number| (number % 251) as u8).collect();
+    let sum: u64 = image.iter().map(|byte| u64::from(*byte)).sum();
+    offer(&site, "fw-2", image.clone(), |_| ()).await;
+    expect_refusal(&site, "fw-2", "this firmware is for another model").await;
+    offer(&site, "fw-3", image, |specification| specification["model"] = Json::from("M1")).await;
+    site.wait_for_report("t1", "software", "fw-3", true).await;
+    site.until("the sum of what came", || site.samples("t1").iter().find(|sample| sample["sum"] == sum).map(|_| ()))
+        .await;
+    // It is told again at the next start, and the driver itself is the same.
+    site.gateway.kill();
+    site.gateway.restart();
+    site.gateway.wait_for_device("d1", "the same driver", |device| (device["version"] == "1.0.0").then_some(()));
+    let told = || site.cloud.cloud.events().iter().filter(|event| event.text.contains("fw-3 applied")).count();
+    site.until("the version again", || (told() >= 2).then_some(())).await;
+    assert!(runs(&site, "fw-3").is_some());
+    assert!(site.gateway.json(&["swaps"]).as_array().unwrap().is_empty());
+}
