@@ -173,7 +173,8 @@ impl Supervisor {
         let Some(handle) = entry.handle.as_ref().filter(|_| !entry.starting) else { return };
         let status = handle.status.borrow().clone();
         let wanted = status.driver.manifest.check_configuration(self.configuration(id, &entry.config));
-        if wanted.is_ok_and(|wanted| serde_json::Value::Object(wanted).to_string() != *status.configuration) {
+        let wanted = wanted.map(|wanted| serde_json::Value::Object(wanted).to_string());
+        if wanted.is_ok_and(|wanted| wanted.as_str() != &*status.configuration) {
             self.configure(id);
         }
     }
