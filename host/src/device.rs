@@ -356,6 +356,7 @@ impl Device {
                 self.failed = false;
                 self.problem = None;
                 self.life.log.write(Severity::Info, "started");
+                self.publish();
                 return self.read_firmware().await;
             }
             Ok(Err(reason)) => {

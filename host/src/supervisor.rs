@@ -372,7 +372,8 @@ impl Supervisor {
     /// What is looked after every second.
     fn look_after(&mut self) {
         let changed = self.remember_running();
-        if !changed.is_empty() {
+        let updated = self.note_firmware();
+        if updated || !changed.is_empty() {
             // Clouds want to know the version that runs.
             self.publish();
         }
@@ -382,19 +383,28 @@ impl Supervisor {
     }
 
     /// Notes which driver each device runs, for the next start; gives those
-    /// devices where it, or the device's own software, is another one than before.
+    /// devices where it is another one than before.
     fn remember_running(&mut self) -> Vec<String> {
         let mut changed = Vec::new();
-        for (id, entry) in &mut self.devices {
-            let Some(handle) = &entry.handle else { continue };
-            let status = handle.status.borrow();
-            let is_other = self.memory.running(id, &status.driver);
-            if is_other | (entry.firmware.as_ref() != Some(&status.firmware)) {
-                entry.firmware = Some(status.firmware.clone());
+        for (id, entry) in &self.devices {
+            if let Some(handle) = &entry.handle
+                && self.memory.running(id, &handle.status.borrow().driver)
+            {
                 changed.push(id.clone());
             }
         }
         self.memory.save();
+        changed
+    }
+
+    /// Notes what the devices behind drivers run; whether it is something else than before.
+    fn note_firmware(&mut self) -> bool {
+        let mut changed = false;
+        for entry in self.devices.values_mut() {
+            let now = entry.handle.as_ref().map(|handle| handle.status.borrow().firmware.clone());
+            changed |= entry.firmware != now;
+            entry.firmware = now;
+        }
         changed
     }
 

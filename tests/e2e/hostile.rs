@@ -197,3 +197,38 @@ async fn a_device_that_crashes_again_waits_and_a_hand_starts_it_at_once() {
     assert_eq!(gateway.cli(&["restart", "a"]).status.code(), Some(0));
     gateway.wait_for_device("a", "the restart by hand", |device| (device["phase"] == "running").then_some(()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_no_drivers_are_explained_at_the_start_and_the_neighbour_runs() {
+    let broker = Broker::embedded();
+    let echo = fixture("echo");
+    let cases = [
+        ("nothing", Vec::new(), "expected a WebAssembly component, found an empty file"),
+        ("text", b"hello".to_vec(), "expected a WebAssembly component, found something else"),
+        ("half", echo[..echo.len() / 2].to_vec(), "expected a whole WebAssembly component; it is damaged or cut off"),
+        ("module", b"\0asm\x01\0\0\0".to_vec(), "expected a WebAssembly component, found a core module"),
+        ("world", fixture("other-world"), "not a Sandgate driver: expected the export sandgate:driver/device-driver"),
+        ("huge", Vec::new(), "expected a component of at most 64 MiB, found 200 MiB"),
+        ("missing", Vec::new(), "No such file or directory"),
+    ];
+    let mut gateway = Gateway::prepare(&[("echo.wasm", echo)]);
+    let mut devices = "[devices.good]\ndriver = 'echo.wasm'\nconfiguration.main.interval_ms = 20\n".to_owned();
+    for (name, bytes, _) in &cases {
+        let _ = write!(devices, "[devices.{name}]\ndriver = '{name}.wasm'\ntype = 'echo'\n");
+        match *name {
+            "missing" => {}
+            "huge" => std::fs::File::create(gateway.path("huge.wasm")).unwrap().set_len(200 << 20).unwrap(),
+            _ => gateway.write(&format!("{name}.wasm"), bytes),
+        }
+    }
+    let observer = Observer::connect(broker.port).await;
+    gateway.start(broker.port, &devices);
+    observer.find("the good device", |m| m.on("v1/from/S01/s--good/v1/telemetry").filter(|t| t["count"] == 20)).await;
+    for (name, _, expected) in &cases {
+        let problem = gateway.wait_for_device(name, expected, |device| device["problem"].as_str().map(str::to_owned));
+        assert!(problem.contains(expected) && problem.contains(&format!("{name}.wasm")), "{name}: {problem}");
+    }
+    // Each is a child all the same, and says why it does nothing.
+    let answer = observer.command("s--half", json!({"id": "x", "name": "echo"})).await;
+    assert_eq!(answer["payload"]["message"], "the driver of this device is not running");
+}

@@ -102,10 +102,8 @@ async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_
     assert_eq!((&dead["alerts"], &dead["conn_alerts"]), (&Json::Null, &json!(["communication_failed"])));
     gateway.wait_for_log("does not answer; asking less often");
     let before = gateway.device("first")["samples"].as_u64().unwrap();
-    let dead = gateway.device("dead")["samples"].as_u64().unwrap();
+    // In its quarantine the dead one takes no time of the line.
     gateway.wait_for_samples("first", before + 20);
-    // Both were due equally often; in its quarantine the dead one takes no time of the line.
-    assert!(gateway.device("dead")["samples"].as_u64().unwrap() >= dead);
     assert_eq!(gateway.device("dead")["crashes"], 0);
 }
 

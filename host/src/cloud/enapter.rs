@@ -58,11 +58,14 @@ impl Enapter {
         body.extend_from_slice(Json::Object(children).to_string().as_bytes());
         body.push(b'}');
         let mut all = vec![publication(self.properties(&self.channel_id), body)];
-        if self.needs_ucm {
-            let payload = json!({"timestamp": time / 1000, "virtual": true, "lua_api_ver": 1});
-            all.push(publication(self.properties("ucm"), payload.to_string()));
-        }
+        all.extend(self.ucm_properties(time));
         all
+    }
+
+    /// What a v1 UCM says of itself, at first and every 30 s.
+    pub fn ucm_properties(&self, time: Time) -> Option<Publication> {
+        let payload = json!({"timestamp": time / 1000, "virtual": true, "lua_api_ver": 1});
+        self.needs_ucm.then(|| publication(self.properties("ucm"), payload.to_string()))
     }
 
     /// What is published every second: a v1 UCM must be heard.

@@ -14,6 +14,8 @@ use crate::router::Table;
 
 /// How often a v1 UCM must be heard.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// It repeats its properties after so many times.
+const BEATS: u32 = 30;
 
 /// See the module documentation.
 pub struct EnapterDialogue {
@@ -24,13 +26,15 @@ pub struct EnapterDialogue {
     /// What goes before the outbox.
     first: VecDeque<Publication>,
     keep_alive: Option<Instant>,
+    /// Keep-alives since the connect.
+    beats: u32,
 }
 
 impl EnapterDialogue {
     /// A dialogue that has not begun.
     pub fn new(session: &str, cloud: Enapter, outbox: Arc<Outbox>) -> Self {
         let (table, first) = (Table::default(), VecDeque::new());
-        EnapterDialogue { session: session.into(), cloud, outbox, table, first, keep_alive: None }
+        EnapterDialogue { session: session.into(), cloud, outbox, table, first, keep_alive: None, beats: 0 }
     }
 }
 
@@ -95,6 +99,42 @@ impl Dialogue for EnapterDialogue {
         if self.keep_alive.is_some_and(|due| due <= now) {
             self.keep_alive = Some(now + KEEP_ALIVE);
             self.first.extend(self.cloud.keep_alive(time));
+            self.beats = self.beats.wrapping_add(1);
+            if self.beats % BEATS == 0 {
+                self.first.extend(self.cloud.ucm_properties(time));
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PropertiesTopic;
+    use crate::outbox::Bounds;
+
+    #[test]
+    fn a_v1_ucm_is_heard_every_second_and_tells_its_properties_every_thirtieth() {
+        let cloud = Enapter {
+            hardware_id: "U01".into(),
+            channel_id: "c".into(),
+            properties_topic: PropertiesTopic::Properties,
+            needs_ucm: true,
+        };
+        let outbox = Arc::new(Outbox::new(Bounds::default()));
+        let mut dialogue = EnapterDialogue::new("s", cloud, outbox);
+        dialogue.connected(&Picture::default(), 0);
+        let topics = |dialogue: &mut EnapterDialogue| -> Vec<String> {
+            std::iter::from_fn(|| dialogue.announce()).map(|publication| publication.topic).collect()
+        };
+        assert_eq!(topics(&mut dialogue), ["v1/from/U01/c/v1/properties", "v1/from/U01/ucm/v1/properties"]);
+        let begin = Instant::now();
+        let mut said = Vec::new();
+        for second in 0..60 {
+            dialogue.wake(begin + Duration::from_secs(second), second * 1000);
+            said.extend(topics(&mut dialogue));
+        }
+        let count = |end: &str| said.iter().filter(|topic| topic.ends_with(end)).count();
+        assert_eq!((count("ucm/v1/telemetry"), count("ucm/v1/properties"), said.len()), (60, 2, 62));
     }
 }

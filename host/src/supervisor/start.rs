@@ -226,7 +226,10 @@ impl Supervisor {
             entry.pending = false;
             entry.starting = false;
             match started {
-                Ok(handle) => (entry.handle, entry.problem) = (Some(handle), None),
+                Ok(handle) => {
+                    entry.firmware = Some(handle.status.borrow().firmware.clone());
+                    (entry.handle, entry.problem) = (Some(handle), None);
+                }
                 Err(problem) if entry.handle.as_ref().is_some_and(DeviceHandle::is_alive) => {
                     tracing::error!(
                         device = id,

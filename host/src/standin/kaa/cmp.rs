@@ -178,6 +178,9 @@ mod tests {
         }
         let applied = read_applied(br#"{"configId":"x","statusCode":null,"reasonPhrase":null}"#).unwrap();
         assert_eq!(applied, Applied { config_id: "x".into(), status_code: 200, reason_phrase: None });
+        // What Kaa's own Python client sends when it reports its software.
+        let vendor = read_applied(br#"{"configId": "1.0", "config": null}"#).unwrap();
+        assert_eq!(vendor, Applied { config_id: "1.0".into(), status_code: 200, reason_phrase: None });
         let rejected = read_applied(br#"{"configId":"x","statusCode":400,"reasonPhrase":"no"}"#).unwrap();
         assert!(!rejected.is_success());
         let long = format!(r#"{{"configId":"{}"}}"#, "x".repeat(300));
