@@ -100,7 +100,7 @@ impl Dialogue for EnapterDialogue {
             self.keep_alive = Some(now + KEEP_ALIVE);
             self.first.extend(self.cloud.keep_alive(time));
             self.beats = self.beats.wrapping_add(1);
-            if self.beats % BEATS == 0 {
+            if self.beats.is_multiple_of(BEATS) {
                 self.first.extend(self.cloud.ucm_properties(time));
             }
         }
