@@ -207,7 +207,7 @@ impl DeviceHandle {
 
 impl Device {
     async fn run(mut self) {
-        self.start(StartReason::FirstStart).await;
+        Box::pin(self.start(StartReason::FirstStart)).await;
         loop {
             let wake = self.next_wake();
             let sleep = async move {
@@ -247,10 +247,10 @@ impl Device {
         let now = Instant::now();
         if self.restart_at.is_some_and(|time| time <= now) {
             self.restart_at = None;
-            return self.restart().await;
+            return Box::pin(self.restart()).await;
         }
         if self.ask_firmware_at.is_some_and(|time| time <= now) {
-            self.read_firmware().await;
+            Box::pin(self.read_firmware()).await;
         }
         let due = self.life.instance.as_mut().and_then(|instance| instance.take_due(now));
         if let (Some(timer), Some(instance)) = (due, self.life.instance.as_mut()) {
@@ -289,27 +289,28 @@ impl Device {
                 self.judge();
             }
             Input::Configure(configuration, reply) => {
-                let result = self.configure(configuration).await;
+                let result = Box::pin(self.configure(configuration)).await;
                 let _ = reply.send(result);
             }
             Input::Swap(prepared, asked_by, reply) => {
                 // A swap during a watch settles the watch: the newer one counts.
                 self.watch = None;
-                let receipt = self.swap(*prepared, &asked_by).await;
-                self.read_firmware().await;
+                // What is rare has its state on the heap, so that an idle device is small.
+                let receipt = Box::pin(self.swap(*prepared, &asked_by)).await;
+                Box::pin(self.read_firmware()).await;
                 let _ = reply.send(receipt);
             }
             Input::Firmware(step, reply) => {
-                let result = self.update_firmware(step).await;
+                let result = Box::pin(self.update_firmware(step)).await;
                 let _ = reply.send(result);
             }
             Input::ReadFirmware(reply) => {
-                self.read_firmware().await;
+                Box::pin(self.read_firmware()).await;
                 let _ = reply.send(());
             }
             Input::RollBack(asked_by, reply) => {
                 let receipt = self.roll_back(&asked_by, "asked for");
-                self.read_firmware().await;
+                Box::pin(self.read_firmware()).await;
                 let _ = reply.send(receipt);
             }
             Input::Restart(configuration, reply) => {
@@ -319,7 +320,7 @@ impl Device {
                 self.backoff.reset();
                 self.failed = false;
                 self.stop().await;
-                self.restart().await;
+                Box::pin(self.restart()).await;
                 let _ = reply.send(());
             }
             Input::Stop(_) => {}
@@ -357,7 +358,7 @@ impl Device {
                 self.problem = None;
                 self.life.log.write(Severity::Info, "started");
                 self.publish();
-                return self.read_firmware().await;
+                return Box::pin(self.read_firmware()).await;
             }
             Ok(Err(reason)) => {
                 self.spec.statistics.errors.count();

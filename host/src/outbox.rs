@@ -126,6 +126,16 @@ impl Outbox {
         }
     }
 
+    /// The same for messages that were delivered together.
+    pub fn acknowledge_all(&self, sequences: &[Sequence]) {
+        let mut queue = self.lock();
+        for sequence in sequences {
+            if queue.remove(*sequence).is_some() {
+                queue.stats.delivered += 1;
+            }
+        }
+    }
+
     /// Forgets a message that the cloud refused for good.
     pub fn reject(&self, sequence: Sequence) {
         let mut queue = self.lock();

@@ -196,7 +196,7 @@ impl Session {
                     greeted = true;
                 }
                 Event::Incoming(Packet::PingResp) if connection.is_stalled() => {
-                    bail!("{address}: the broker has acknowledged no message for a minute");
+                    bail!("{address}: the broker answers pings and acknowledges no message");
                 }
                 event => self.handle(&mut connection, event, &address),
             }

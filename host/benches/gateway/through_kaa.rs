@@ -125,7 +125,7 @@ fn session(
 }
 
 pub async fn batching() {
-    const SAMPLES: u64 = 60_000;
+    const SAMPLES: u64 = 400_000;
     let stand_in = StandIn::start();
     let sandbox = sandbox();
     let driver = driver(&sandbox, "bench", "1.0.0").await;

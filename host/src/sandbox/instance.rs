@@ -3,6 +3,8 @@
 //! Owned by one device task. After a trap, a used-up budget or a time-out the
 //! instance is dead and must be dropped.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -122,7 +124,10 @@ impl Instance {
             let migration = Migration::find(pre, &mut store, &instance);
             Ok((bindings, instance, migration))
         };
-        let result = tokio::time::timeout(limits.call, meter.run(instantiate)).await;
+        let mut instantiate = Box::pin(instantiate);
+        let metered = poll_fn(|context| meter.poll(instantiate.as_mut(), context));
+        let result = tokio::time::timeout(limits.call, metered).await;
+        drop(instantiate);
         let (bindings, exports, migration) = outcome(result, "instantiation", &store, &limits)?;
         Ok(Instance { store, bindings, exports, migration, limits })
     }
@@ -254,8 +259,11 @@ impl Instance {
     ) -> Result<R, CallError> {
         let meter = self.store.data_mut().cpu.begin();
         self.store.set_epoch_deadline(1);
-        let call = meter.run(call(&self.bindings, &mut self.store));
-        let result = tokio::time::timeout(self.limits.call, call).await;
+        let result = {
+            let mut call = pin!(call(&self.bindings, &mut self.store));
+            let metered = poll_fn(|context| meter.poll(call.as_mut(), context));
+            tokio::time::timeout(self.limits.call, metered).await
+        };
         let value = outcome(result, name, &self.store, &self.limits)?;
         self.store.data_mut().flush_alerts();
         Ok(value)

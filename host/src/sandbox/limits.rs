@@ -2,11 +2,11 @@
 //!
 //! Defaults with their reasons stand here and nowhere else.
 
-use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use wasmtime::ResourceLimiter;
@@ -196,17 +196,14 @@ impl CpuBudget {
 }
 
 impl Meter {
-    /// Runs a future and measures its polls.
-    pub async fn run<F: Future>(&self, future: F) -> F::Output {
-        let mut future = pin!(future);
-        poll_fn(|context| {
-            let began = self.now();
-            self.began.store(began, Relaxed);
-            let polled = future.as_mut().poll(context);
-            self.used.fetch_add(self.now().saturating_sub(began), Relaxed);
-            polled
-        })
-        .await
+    /// Polls a future and measures how long that takes. The future stays where
+    /// it is: a second copy would double the size of every device.
+    pub fn poll<F: Future>(&self, future: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let began = self.now();
+        self.began.store(began, Relaxed);
+        let polled = future.poll(context);
+        self.used.fetch_add(self.now().saturating_sub(began), Relaxed);
+        polled
     }
 
     fn now(&self) -> u64 {
@@ -242,8 +239,9 @@ mod tests {
             }
             0
         };
+        let mut compute = std::pin::pin!(compute);
         // Each poll takes at least a millisecond.
-        assert!(meter.run(compute).await <= 20);
+        assert!(std::future::poll_fn(|context| meter.poll(compute.as_mut(), context)).await <= 20);
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! The state of one connection: what was handed to the MQTT client and has no
 //! proof yet, and what is subscribed to. The session's, and gone with its end.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::Duration;
+use std::collections::{HashSet, VecDeque};
 
 use rumqttc::{AsyncClient, QoS, Request, Subscribe, SubscribeFilter, Unsubscribe};
 use tokio::time::Instant;
@@ -11,10 +10,13 @@ use crate::outbox::Sequence;
 
 /// Messages on the way to the broker without a PUBACK.
 pub(super) const IN_FLIGHT: u16 = 256;
-/// A broker that acknowledges a message this late acknowledges nothing any more.
-const STALLED: Duration = Duration::from_secs(60);
+/// So many answered pings without a PUBACK are enough.
+const STALLED: u32 = 2;
 /// Filters in one SUBSCRIBE packet.
 const FILTERS: usize = 100;
+
+/// A message without a PUBACK: its entry of the outbox, if it has one.
+type Unproved = Option<Sequence>;
 
 /// See the module documentation.
 pub(super) struct Connection {
@@ -24,8 +26,15 @@ pub(super) struct Connection {
     handed: VecDeque<Option<Sequence>>,
     /// Requests other than messages in the client's channel.
     in_channel: usize,
-    /// Packet ids without a PUBACK, since when.
-    unproved: HashMap<u16, (Option<Sequence>, Instant)>,
+    /// What has no PUBACK, by packet id: the client uses ids up to `IN_FLIGHT`.
+    unproved: Vec<Option<Unproved>>,
+    /// How many those are.
+    open: usize,
+    /// How many PUBACKs came, in all and until the last answer to a ping.
+    proofs: u64,
+    proofs_at_ping: u64,
+    /// Pings that were answered in a row while no PUBACK came.
+    idle_pings: u32,
     pub subscriptions: Subscriptions,
     pub since: Instant,
     /// Whether a burst may be written: what has arrived was looked at since the last one.
@@ -40,7 +49,11 @@ impl Connection {
             client,
             handed: VecDeque::new(),
             in_channel: 0,
-            unproved: HashMap::new(),
+            unproved: vec![None; usize::from(IN_FLIGHT) + 1],
+            open: 0,
+            proofs: 0,
+            proofs_at_ping: 0,
+            idle_pings: 0,
             subscriptions: Subscriptions::default(),
             since: Instant::now(),
             may_burst: true,
@@ -71,18 +84,27 @@ impl Connection {
         if packet == 0 {
             return sequence;
         }
-        self.unproved.insert(packet, (sequence, Instant::now()));
+        if let Some(place) = self.unproved.get_mut(usize::from(packet)) {
+            self.open += usize::from(place.replace(sequence).is_none());
+        }
         None
     }
 
     /// A PUBACK came; gives the entry of the outbox that it proves.
     pub(super) fn proved(&mut self, packet: u16) -> Option<Sequence> {
-        self.unproved.remove(&packet)?.0
+        self.proofs += 1;
+        let sequence = self.unproved.get_mut(usize::from(packet))?.take()?;
+        self.open -= 1;
+        sequence
     }
 
-    /// Whether the broker has left a message without a PUBACK for too long.
-    pub(super) fn is_stalled(&self) -> bool {
-        self.unproved.values().any(|(_, since)| since.elapsed() > STALLED)
+    /// A ping was answered. Whether the broker answers pings, but acknowledges
+    /// nothing of what waits.
+    pub(super) fn is_stalled(&mut self) -> bool {
+        let is_idle = self.open > 0 && self.proofs == self.proofs_at_ping;
+        self.idle_pings = if is_idle { self.idle_pings + 1 } else { 0 };
+        self.proofs_at_ping = self.proofs;
+        self.idle_pings >= STALLED
     }
 
     /// Whether the client has told of everything that it was handed, so that
@@ -92,7 +114,7 @@ impl Connection {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.handed.len() + self.unproved.len() < usize::from(IN_FLIGHT)
+        self.handed.len() + self.open < usize::from(IN_FLIGHT)
     }
 }
 

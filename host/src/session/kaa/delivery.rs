@@ -114,7 +114,7 @@ impl KaaDialogue {
 
     /// Kaa has it.
     pub(super) fn delivered_to(&mut self, channel: &str, delivery: &Delivery) {
-        delivery.sequences.iter().for_each(|sequence| self.outbox.acknowledge(*sequence));
+        self.outbox.acknowledge_all(&delivery.sequences);
         delivery.results.iter().for_each(|name| self.commands.finished(channel, name));
         if self.refusals.pass(&delivery.device, &delivery.sequences)
             && let Some(recipient) = self.table.find(channel).cloned()
