@@ -183,8 +183,8 @@ pub struct CommandRequest {
 /// An encoded message, ready for a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
-    /// The MQTT topic.
-    pub topic: String,
+    /// The MQTT topic; clones share it.
+    pub topic: Arc<str>,
     /// The MQTT payload; clones share it.
     pub payload: Bytes,
     /// Whether the payload is one element of an array that the cloud takes as

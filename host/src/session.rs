@@ -12,6 +12,7 @@ pub mod enapter;
 pub mod kaa;
 mod picture;
 mod tls;
+mod window;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ use crate::device::Counter;
 use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
 use crate::outbox::{Class, Outbox};
 use crate::router::{GATEWAY, Recipient};
-use connection::{Connection, IN_FLIGHT};
+use connection::Connection;
 use dialogue::{Event as Meaning, Outgoing as Message};
 
 /// The largest packet in either direction; commands are checked more strictly.
@@ -46,6 +47,8 @@ const MAX_PACKET: usize = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(15);
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// Requests in the client's channel; hardly ever more than one.
+const CHANNEL: usize = 16;
 /// Bytes that are written at once at most, but for a single larger message:
 /// nothing is read meanwhile.
 const BURST: usize = 64 << 10;
@@ -208,7 +211,7 @@ impl Session {
         let mut options = MqttOptions::new(&self.client_id, &broker.host, broker.port);
         options.set_keep_alive(self.keep_alive);
         options.set_clean_session(true);
-        options.set_inflight(IN_FLIGHT);
+        options.set_inflight(window::MOST);
         options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
         if let Credentials::Password(user, password) = &broker.credentials {
             options.set_credentials(user, &password.0);
@@ -217,7 +220,7 @@ impl Session {
             let config = tls::client_config(tls)?;
             options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config))));
         }
-        let (client, mut events) = AsyncClient::new(options, 2 * usize::from(IN_FLIGHT));
+        let (client, mut events) = AsyncClient::new(options, CHANNEL);
         events.network_options.set_tcp_nodelay(true);
         events.network_options.set_connection_timeout(PATIENCE.as_secs());
         Ok((client, events))
@@ -295,7 +298,7 @@ impl Session {
         };
         connection.handed(message.proof);
         let Message { publication, .. } = message;
-        Some(Request::Publish(Publish::from_bytes(publication.topic, self.qos(), publication.payload)))
+        Some(Request::Publish(Publish::from_bytes(&*publication.topic, self.qos(), publication.payload)))
     }
 
     /// Sends one thing by the client's channel.

@@ -46,7 +46,8 @@ impl Enapter {
     }
 
     fn channel(&self, name: String) -> Channel {
-        Channel { encoder: Arc::new(Encoder { cloud: self.clone(), channel: name.clone() }), name }
+        let telemetry = self.topic(&name, "v1/telemetry").into();
+        Channel { encoder: Arc::new(Encoder { cloud: self.clone(), channel: name.clone(), telemetry }), name }
     }
 
     /// The whole set of children, always: each message replaces the one before.
@@ -139,6 +140,8 @@ impl Cloud for Enapter {
 struct Encoder {
     cloud: Enapter,
     channel: String,
+    /// The topic of most messages.
+    telemetry: Arc<str>,
 }
 
 impl Encoder {
@@ -155,7 +158,7 @@ impl Encode for Encoder {
                 let mut payload = start(*time, attributes);
                 write_alerts(&mut payload, alerts);
                 payload.push(b'}');
-                publication(cloud.topic(channel, "v1/telemetry"), payload)
+                publication(Arc::clone(&self.telemetry), payload)
             }
             Uplink::Properties { time, attributes } => {
                 let mut payload = start(*time, attributes);
@@ -186,8 +189,8 @@ impl Encode for Encoder {
     }
 }
 
-fn publication(topic: String, payload: impl Into<bytes::Bytes>) -> Publication {
-    Publication { topic, payload: payload.into(), joins: false }
+fn publication(topic: impl Into<Arc<str>>, payload: impl Into<bytes::Bytes>) -> Publication {
+    Publication { topic: topic.into(), payload: payload.into(), joins: false }
 }
 
 /// `{"timestamp":<seconds>,"name":value,…` without the closing brace.
@@ -236,7 +239,7 @@ mod tests {
 
     fn check(uplink: &Uplink<'_>, topic: &str, body: &Json) {
         let publication = cloud().channel("s--meter".into()).encoder.encode(uplink).remove(0);
-        assert_eq!(publication.topic, topic);
+        assert_eq!(&*publication.topic, topic);
         assert_eq!(&serde_json::from_slice::<Json>(&publication.payload).unwrap(), body);
     }
 
@@ -298,7 +301,7 @@ mod tests {
             Greeting { properties: vec![attribute("version", Value::Text("1".into()))], children: vec![] };
         let body = |greeting: &Greeting| {
             let all = cloud().greet(5000, greeting);
-            assert_eq!(all[0].topic, "v1/from/S01/s/v1/properties");
+            assert_eq!(&*all[0].topic, "v1/from/S01/s/v1/properties");
             serde_json::from_slice::<Json>(&all[0].payload).unwrap()
         };
         assert_eq!(body(&greeting), json!({"timestamp": 5, "version": "1", "children": {}}));
@@ -313,9 +316,9 @@ mod tests {
     fn the_older_properties_topic_and_the_ucm_channel_are_settings() {
         let cloud = Enapter { properties_topic: PropertiesTopic::Register, needs_ucm: true, ..cloud() };
         let all = cloud.greet(5000, &Greeting::default());
-        assert_eq!(all[0].topic, "v1/from/S01/s/v1/register");
-        assert_eq!(all[1].topic, "v1/from/S01/ucm/v1/register");
-        assert_eq!(cloud.keep_alive(7000)[0].topic, "v1/from/S01/ucm/v1/telemetry");
+        assert_eq!(&*all[0].topic, "v1/from/S01/s/v1/register");
+        assert_eq!(&*all[1].topic, "v1/from/S01/ucm/v1/register");
+        assert_eq!(&*cloud.keep_alive(7000)[0].topic, "v1/from/S01/ucm/v1/telemetry");
     }
 
     #[test]

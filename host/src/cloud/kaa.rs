@@ -39,6 +39,8 @@ pub struct Kaa {
 struct EndpointEncoder {
     app_version: String,
     token: String,
+    /// The topic of most messages.
+    samples: Arc<str>,
     timestamp_field: Arc<str>,
     timestamp_format: TimestampFormat,
     /// Measurements that go as plain numbers: name and unit.
@@ -50,6 +52,7 @@ impl Kaa {
         let encoder = EndpointEncoder {
             app_version: app_version.to_owned(),
             token: token.to_owned(),
+            samples: topic(app_version, token, "dcx/json").into(),
             timestamp_field: Arc::clone(&self.timestamp_field),
             timestamp_format: self.timestamp_format,
             plain,
@@ -85,6 +88,12 @@ pub fn channel_name(app_version: &str, token: &str) -> String {
     format!("{app_version}/{token}")
 }
 
+/// The topic without a request id; `end` is the extension and the path.
+fn topic(app_version: &str, token: &str, end: &str) -> String {
+    let (extension, path) = end.split_once('/').unwrap_or((end, ""));
+    format!("kp1/{app_version}/{extension}/{token}/{path}")
+}
+
 /// The id of a command in this gateway: its number is unique for its endpoint
 /// and type only.
 pub fn command_id(session: &str, device: &DeviceId, kind: &str, number: i64) -> String {
@@ -112,10 +121,7 @@ fn status_of(error: &CommandError) -> u16 {
 
 impl EndpointEncoder {
     fn publication(&self, end: &str, payload: impl Into<bytes::Bytes>, joins: bool) -> Publication {
-        // `end` starts with the extension, the token stands behind it.
-        let (extension, path) = end.split_once('/').unwrap_or((end, ""));
-        let topic = format!("kp1/{}/{extension}/{}/{path}", self.app_version, self.token);
-        Publication { topic, payload: payload.into(), joins }
+        Publication { topic: topic(&self.app_version, &self.token, end).into(), payload: payload.into(), joins }
     }
 
     fn samples(&self, time: Time, attributes: &[Attribute], alerts: &Alerts) -> Vec<Publication> {
@@ -135,7 +141,7 @@ impl EndpointEncoder {
         write_alerts(&mut body, alerts);
         if body.len() > empty {
             body.push(b'}');
-            all.push(self.publication("dcx/json", body, true));
+            all.push(Publication { topic: Arc::clone(&self.samples), payload: body.into(), joins: true });
         }
         all
     }

@@ -107,6 +107,7 @@ impl Queue {
         Queue { bounds, ..Queue::default() }
     }
 
+    /// Takes an entry, and makes room for it.
     pub(super) fn append(&mut self, entry: Entry) {
         let sequence = self.next;
         self.next += 1;
@@ -114,7 +115,7 @@ impl Queue {
         self.stats.waiting += 1;
         let cost = entry.cost();
         self.stats.bytes += cost;
-        let device = entry.device.clone();
+        let (device, now) = (entry.device.clone(), entry.time);
         let share = self.shares.entry(device.clone()).or_default();
         share.bytes += cost;
         share.unsent_bytes += cost;
@@ -123,8 +124,16 @@ impl Queue {
             Class::Keep => share.urgent = Some(sequence),
         }
         share.unsent.push_back(sequence);
+        // Most often it is in turn already.
+        let (is_in_turn, oldest) = (share.turn == Turn::Now, share.streams.front().copied());
         self.entries.insert(sequence, entry);
-        self.schedule(&device);
+        if !is_in_turn {
+            self.schedule(&device);
+        }
+        if oldest.is_some_and(|oldest| self.is_old(oldest, now)) {
+            self.drop_old(&device, now);
+        }
+        self.drop_for_room();
     }
 
     /// Takes the next message: of the device whose turn it is, with as much
@@ -166,7 +175,6 @@ impl Queue {
     fn schedule(&mut self, device: &DeviceId) {
         let Some(share) = self.shares.get_mut(device) else { return };
         let before = share.turn;
-        // Most often it is in turn already.
         if before == Turn::Now {
             return;
         }
@@ -218,19 +226,22 @@ impl Queue {
     }
 
     /// Drops what is too old of one device: the one that just sent something.
-    pub(super) fn drop_old(&mut self, device: &DeviceId, now: Time) {
-        let age = Time::try_from(self.bounds.age.as_millis()).unwrap_or(Time::MAX);
-        while let Some(first) = self.shares.get(device).and_then(|share| share.streams.front()).copied() {
-            match self.entries.get(&first) {
-                Some(entry) if now.saturating_sub(entry.time) > age => self.drop_entry(first),
-                _ => break,
-            }
+    fn drop_old(&mut self, device: &DeviceId, now: Time) {
+        while let Some(first) = self.shares.get(device).and_then(|share| share.streams.front()).copied()
+            && self.is_old(first, now)
+        {
+            self.drop_entry(first);
         }
+    }
+
+    fn is_old(&self, sequence: Sequence, now: Time) -> bool {
+        let age = Time::try_from(self.bounds.age.as_millis()).unwrap_or(Time::MAX);
+        self.entries.get(&sequence).is_some_and(|entry| now.saturating_sub(entry.time) > age)
     }
 
     /// Makes room at the expense of the device that holds the most, so that one
     /// that floods the outbox does not push the others out.
-    pub(super) fn drop_for_room(&mut self) {
+    fn drop_for_room(&mut self) {
         while self.stats.bytes > self.bounds.bytes {
             let largest = self.shares.values().max_by_key(|share| share.bytes);
             let oldest = largest.and_then(|share| share.streams.front().or(share.unsent.front()).copied());

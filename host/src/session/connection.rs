@@ -6,10 +6,9 @@ use std::collections::{HashSet, VecDeque};
 use rumqttc::{AsyncClient, QoS, Request, Subscribe, SubscribeFilter, Unsubscribe};
 use tokio::time::Instant;
 
+use super::window::{MOST, Window};
 use crate::outbox::Sequence;
 
-/// Messages on the way to the broker without a PUBACK.
-pub(super) const IN_FLIGHT: u16 = 256;
 /// So many answered pings without a PUBACK are enough.
 const STALLED: u32 = 2;
 /// Filters in one SUBSCRIBE packet.
@@ -26,10 +25,11 @@ pub(super) struct Connection {
     handed: VecDeque<Option<Sequence>>,
     /// Requests other than messages in the client's channel.
     in_channel: usize,
-    /// What has no PUBACK, by packet id: the client uses ids up to `IN_FLIGHT`.
+    /// What has no PUBACK, by packet id: the client uses ids up to `MOST`.
     unproved: Vec<Option<Unproved>>,
-    /// How many those are.
+    /// How many those are, and how many they may be.
     open: usize,
+    window: Window,
     /// How many PUBACKs came, in all and until the last answer to a ping.
     proofs: u64,
     proofs_at_ping: u64,
@@ -49,8 +49,9 @@ impl Connection {
             client,
             handed: VecDeque::new(),
             in_channel: 0,
-            unproved: vec![None; usize::from(IN_FLIGHT) + 1],
+            unproved: vec![None; usize::from(MOST) + 1],
             open: 0,
+            window: Window::new(),
             proofs: 0,
             proofs_at_ping: 0,
             idle_pings: 0,
@@ -86,6 +87,7 @@ impl Connection {
         }
         if let Some(place) = self.unproved.get_mut(usize::from(packet)) {
             self.open += usize::from(place.replace(sequence).is_none());
+            self.window.wrote(packet);
         }
         None
     }
@@ -95,6 +97,7 @@ impl Connection {
         self.proofs += 1;
         let sequence = self.unproved.get_mut(usize::from(packet))?.take()?;
         self.open -= 1;
+        self.window.proved(packet);
         sequence
     }
 
@@ -114,7 +117,7 @@ impl Connection {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.handed.len() + self.open < usize::from(IN_FLIGHT)
+        self.handed.len() + self.open < self.window.size()
     }
 }
 

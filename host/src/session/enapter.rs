@@ -125,7 +125,7 @@ mod tests {
         let mut dialogue = EnapterDialogue::new("s", cloud, outbox);
         dialogue.connected(&Picture::default(), 0);
         let topics = |dialogue: &mut EnapterDialogue| -> Vec<String> {
-            std::iter::from_fn(|| dialogue.announce()).map(|publication| publication.topic).collect()
+            std::iter::from_fn(|| dialogue.announce()).map(|publication| publication.topic.to_string()).collect()
         };
         assert_eq!(topics(&mut dialogue), ["v1/from/U01/c/v1/properties", "v1/from/U01/ucm/v1/properties"]);
         let begin = Instant::now();

@@ -149,7 +149,7 @@ impl KaaDialogue {
             }
             None => self.requests.begin(request, deadline),
         };
-        let publication = Publication { topic: format!("{topic}/{id}"), payload, joins: false };
+        let publication = Publication { topic: format!("{topic}/{id}").into(), payload, joins: false };
         Outgoing { publication, proof: None }
     }
 

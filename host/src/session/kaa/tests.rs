@@ -64,7 +64,7 @@ impl Talk {
         let mut last = String::new();
         let messages = std::iter::from_fn(|| self.dialogue.next(self.now));
         let topics = messages.map(|message| {
-            last = message.publication.topic;
+            last = message.publication.topic.to_string();
             last.rsplit_once('/').unwrap().0.to_owned()
         });
         (topics.collect(), last)
