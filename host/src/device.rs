@@ -7,6 +7,7 @@
 mod backoff;
 mod command;
 mod firmware;
+mod handle;
 mod specification;
 mod statistics;
 mod swap;
@@ -14,85 +15,25 @@ mod swap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 pub use command::interrupted;
 pub use firmware::Firmware;
+pub use handle::{DeviceHandle, DeviceStatus, Input, Phase};
 pub use specification::Specification;
 pub use statistics::{Counter, Last, Statistics};
 pub use swap::{Prepared, prepare};
 
 use crate::journal::Journal;
-use crate::message::{Alerts, CommandError, CommandRequest, CommandResult, Severity, Uplink, now};
-use crate::receipt::{Receipt, Receipts};
+use crate::message::{Alerts, CommandError, Severity, Uplink, now};
+use crate::receipt::Receipts;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
-use crate::sandbox::{CallError, DeviceLog, Driver, FirmwareStep, Instance, Limits};
+use crate::sandbox::{CallError, DeviceLog, Driver, Instance, Limits};
 use backoff::{Backoff, Verdict};
 use swap::Watch;
 
 /// Commands that may wait for a device; more are answered with "busy".
 const INBOX: usize = 16;
-
-/// Something that a device shall do.
-pub enum Input {
-    /// Carry out a command.
-    Command(CommandRequest, Option<oneshot::Sender<CommandResult>>),
-    /// Take a configuration that the manifest allows.
-    Configure(String, oneshot::Sender<Result<(), String>>),
-    /// Switch to a prepared driver.
-    Swap(Box<Prepared>, String, oneshot::Sender<Receipt>),
-    /// Update the device behind the driver, a step.
-    Firmware(FirmwareStep, oneshot::Sender<Result<(), String>>),
-    /// Ask what the device behind the driver runs.
-    ReadFirmware(oneshot::Sender<()>),
-    /// Go back to the paused driver; none when there is none.
-    RollBack(String, oneshot::Sender<Option<Receipt>>),
-    /// Start afresh, also after a crash loop; with a configuration that the
-    /// manifest allows, or with the last one.
-    Restart(Option<String>, oneshot::Sender<()>),
-    /// End.
-    Stop(oneshot::Sender<()>),
-}
-
-/// Where a device is in its life.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Its driver runs.
-    Running,
-    /// Its driver crashed or refused to start; it is tried again.
-    Restarting,
-    /// It crashed too often; only a person or a new driver starts it again.
-    Failed,
-}
-
-/// What a device tells about itself.
-#[derive(Clone)]
-pub struct DeviceStatus {
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// The driver it runs.
-    pub driver: Arc<Driver>,
-    /// Whether an older driver is still paused behind it.
-    pub watching: bool,
-    /// The last failure.
-    pub problem: Option<String>,
-    /// The configuration that it has taken, JSON.
-    pub configuration: Arc<str>,
-    /// The software that a cloud hears of.
-    pub firmware: Firmware,
-}
-
-/// How others talk to a device.
-#[derive(Clone)]
-pub struct DeviceHandle {
-    /// What does not change.
-    pub spec: Arc<Specification>,
-    /// The state of its life.
-    pub status: watch::Receiver<DeviceStatus>,
-    inbox: mpsc::Sender<Input>,
-}
 
 /// The life of one instance; the instance is gone after a crash.
 struct Life {
@@ -177,31 +118,6 @@ impl DeviceHandle {
             }
         });
         DeviceHandle { spec, status, inbox }
-    }
-
-    /// Whether its task has not ended.
-    pub fn is_alive(&self) -> bool {
-        !self.inbox.is_closed()
-    }
-
-    /// Hands a command to the device. When it has no room, says so.
-    pub fn command(
-        &self,
-        request: CommandRequest,
-        reply: Option<oneshot::Sender<CommandResult>>,
-    ) -> Result<(), CommandError> {
-        self.inbox.try_send(Input::Command(request, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => CommandError::Busy("too many commands wait for this device".into()),
-            mpsc::error::TrySendError::Closed(_) => CommandError::Failed("the device is stopped".into()),
-        })
-    }
-
-    /// Hands a question to the device and waits for its answer; none when the
-    /// device has stopped.
-    pub async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.inbox.send(input(reply)).await.ok()?;
-        answer.await.ok()
     }
 }
 

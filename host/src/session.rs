@@ -6,6 +6,7 @@
 //! connection the unproved ones are sent again.
 
 mod binary_data;
+mod complaints;
 mod connection;
 mod dialogue;
 pub mod enapter;
@@ -29,12 +30,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 pub use binary_data::{BinaryData, File, UploadError, ask};
+pub use complaints::Complaints;
 pub use dialogue::{Dialogue, NoAnswer, Question};
 pub use picture::{Facts, Order, Picture, SessionStatus};
 
 use crate::cloud::Cloud;
 use crate::config::{Broker, Credentials};
-use crate::device::Counter;
 use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
 use crate::outbox::{Class, Outbox};
 use crate::router::{GATEWAY, Recipient};
@@ -54,8 +55,6 @@ const CHANNEL: usize = 16;
 const BURST: usize = 64 << 10;
 /// Events that are taken before everything else is looked at as well.
 const STREAK: u32 = 64;
-/// Refused messages that are told of in a minute; the others are counted only.
-const TOLD: u32 = 20;
 /// A connection that lasted so long was a good one.
 const STABLE: Duration = Duration::from_secs(30);
 
@@ -86,13 +85,8 @@ pub struct Session {
     /// Where the state is told.
     pub status: watch::Sender<SessionStatus>,
     /// Messages from the cloud that could not be used.
-    pub refused: Arc<Counter>,
-    /// Since when such messages are told of, and how many were: `Default`.
-    pub told: Told,
+    pub complaints: Complaints,
 }
-
-/// Since when refused messages are told of, and how many were.
-pub type Told = (Option<Instant>, u32);
 
 impl Session {
     /// Runs until the picture's sender is gone.
@@ -351,28 +345,12 @@ impl Session {
             match meaning {
                 Meaning::Command { recipient, request } => self.dispatch(&recipient, request),
                 Meaning::Offered { device, offer, document } => self.offer(device, offer, document),
-                Meaning::Refused(problem) => self.tell_refused(&problem),
+                Meaning::Refused(problem) => self.complaints.refused(&problem),
                 Meaning::Unusable { recipient, command, problem } => {
-                    self.tell_refused(&format!("a command: {problem}"));
+                    self.complaints.refused(&format!("a command: {problem}"));
                     self.answer(&recipient, &command, CommandError::InvalidArgument(problem));
                 }
             }
-        }
-    }
-
-    /// Counts a message from the cloud that cannot be used, and says so if not
-    /// too many come.
-    fn tell_refused(&mut self, problem: &str) {
-        self.refused.count();
-        let (since, told) = &mut self.told;
-        if since.is_none_or(|since| since.elapsed() > Duration::from_secs(60)) {
-            (*since, *told) = (Some(Instant::now()), 0);
-        }
-        *told += 1;
-        match *told {
-            ..TOLD => tracing::warn!(session = self.name, "refused {problem}"),
-            TOLD => tracing::warn!(session = self.name, "refused {problem}; more of this minute are counted only"),
-            _ => {}
         }
     }
 

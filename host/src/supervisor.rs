@@ -6,6 +6,7 @@
 
 mod change;
 mod command;
+mod control;
 mod memory;
 mod offer;
 mod picture;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::bus::{self, BusHandle};
@@ -27,9 +28,9 @@ use crate::config::{self, Config};
 use crate::device::{Counter, DeviceHandle, Firmware, Prepared, Specification, Statistics};
 use crate::gateway;
 use crate::journal::Journal;
-use crate::message::{CommandResult, DeviceId, Uplink, now};
+use crate::message::{DeviceId, Uplink, now};
 use crate::outbox::Outbox;
-use crate::receipt::{Receipt, Receipts};
+use crate::receipt::Receipts;
 use crate::registry::Registry;
 use crate::router::{GATEWAY, Outlet, Route};
 use crate::sandbox::{Compiler, Sandbox};
@@ -37,6 +38,8 @@ use crate::session::{BinaryData, Order, Picture, Question, SessionStatus};
 use crate::status::{DeviceReport, SessionReport, Status, resident_memory};
 use crate::storage::Storage;
 use crate::watcher::Watcher;
+use control::Request;
+pub use control::{Arguments, Control};
 use memory::Memory;
 
 /// How long a stop waits for the drivers.
@@ -45,43 +48,6 @@ const GOODBYE: Duration = Duration::from_secs(10);
 const ORDERS: usize = 4096;
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
-
-/// Asks the supervisor; cloned freely.
-#[derive(Clone)]
-pub struct Control {
-    requests: mpsc::Sender<Request>,
-    receipts: Arc<Receipts>,
-}
-
-/// A question or an order.
-enum Request {
-    Status(oneshot::Sender<Status>),
-    Swap {
-        device: String,
-        file: Option<PathBuf>,
-        asked_by: String,
-        reply: oneshot::Sender<Result<Receipt, String>>,
-    },
-    RollBack {
-        device: String,
-        asked_by: String,
-        reply: oneshot::Sender<Result<Receipt, String>>,
-    },
-    Restart {
-        device: String,
-        reply: oneshot::Sender<Result<(), String>>,
-    },
-    Command {
-        device: String,
-        name: String,
-        arguments: Arguments,
-        reply: oneshot::Sender<Result<CommandResult, String>>,
-    },
-    Stop(oneshot::Sender<()>),
-}
-
-/// Arguments of a command.
-pub type Arguments = serde_json::Map<String, serde_json::Value>;
 
 /// What a task of the supervisor's reports back.
 enum Report {
@@ -161,57 +127,6 @@ struct DeviceEntry {
     pending: bool,
     /// Whether a start is under way, the first or a later one.
     starting: bool,
-}
-
-impl Control {
-    /// The state of everything.
-    pub async fn status(&self) -> Option<Status> {
-        self.ask(Request::Status).await
-    }
-
-    /// Swaps a device's driver: from a file, or from its configured one.
-    pub async fn swap(&self, device: &str, file: Option<PathBuf>, asked_by: &str) -> Result<Receipt, String> {
-        let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
-        self.ask(|reply| Request::Swap { device, file, asked_by, reply }).await.unwrap_or_else(stopping)
-    }
-
-    /// Goes back to the driver before the last swap.
-    pub async fn roll_back(&self, device: &str, asked_by: &str) -> Result<Receipt, String> {
-        let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
-        self.ask(|reply| Request::RollBack { device, asked_by, reply }).await.unwrap_or_else(stopping)
-    }
-
-    /// Starts a device afresh.
-    pub async fn restart(&self, device: &str) -> Result<(), String> {
-        let device = device.to_owned();
-        self.ask(|reply| Request::Restart { device, reply }).await.unwrap_or_else(stopping)
-    }
-
-    /// Runs a command on a device, as the cloud would.
-    pub async fn command(&self, device: &str, name: &str, arguments: Arguments) -> Result<CommandResult, String> {
-        let (device, name) = (device.to_owned(), name.to_owned());
-        self.ask(|reply| Request::Command { device, name, arguments, reply }).await.unwrap_or_else(stopping)
-    }
-
-    /// The newest receipts, oldest first.
-    pub fn receipts(&self) -> Vec<Receipt> {
-        self.receipts.all()
-    }
-
-    /// Stops all devices and then the supervisor.
-    pub async fn stop(&self) {
-        self.ask(Request::Stop).await;
-    }
-
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.ok()?;
-        answer.await.ok()
-    }
-}
-
-fn stopping<T>() -> Result<T, String> {
-    Err("the gateway is stopping".into())
 }
 
 impl Supervisor {

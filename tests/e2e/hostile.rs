@@ -138,7 +138,7 @@ async fn each_misbehaviour_is_stopped_and_explained_and_the_neighbour_keeps_its_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loop_in_configure_stop_or_snapshot_harms_only_its_device() {
+async fn a_driver_that_misbehaves_in_configure_stop_or_a_swap_harms_only_its_device() {
     let broker = Broker::embedded();
     let observer = Observer::connect(broker.port).await;
     let acts =
@@ -172,7 +172,25 @@ async fn a_loop_in_configure_stop_or_snapshot_harms_only_its_device() {
     for id in ["a", "c", "d"] {
         gateway.wait_for_device(id, "it to run again", |device| (device["phase"] == "running").then_some(()));
     }
-    let _ = observer;
+    let rejected = [
+        ("loop in restore", "used up its CPU budget of 50 ms in restore"),
+        ("trap in restore", "trapped in restore: wasm trap: wasm `unreachable` instruction executed"),
+        ("memory in restore", "ran out of memory in restore: limit 8388608 bytes"),
+        ("error in restore", "restore: an error on purpose"),
+        ("trap in swap", "trapped in start: wasm trap: wasm `unreachable` instruction executed"),
+    ];
+    for (number, (act, expected)) in rejected.iter().enumerate() {
+        gateway.configure(broker.port, &device(&format!("r{number}"), act, 1));
+        let id = format!("r{number}");
+        gateway.wait_for_device(&id, act, |device| (device["phase"] == "running").then_some(()));
+        let receipt = gateway.json(&["swap", &id]);
+        let reason = receipt["reason"].as_str().unwrap_or_default();
+        assert!(receipt["outcome"] == "rejected" && reason.contains(expected), "{act}: {receipt}");
+        // The one before goes on and answers.
+        let answer = observer.command(&format!("s--{id}"), json!({"id": act, "name": "act"})).await;
+        assert_eq!(answer["state"], "completed", "{act}: {answer}");
+        assert_eq!(gateway.device(&id)["crashes"], 0, "{act}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,9 +1,11 @@
 //! Shared Modbus lines: the three drivers against the simulated site, and the
 //! meter against a server that others wrote.
 
-use std::io::BufRead;
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read, Write};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{Value as Json, json};
 
@@ -105,6 +107,55 @@ async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_
     // In its quarantine the dead one takes no time of the line.
     gateway.wait_for_samples("first", before + 20);
     assert_eq!(gateway.device("dead")["crashes"], 0);
+}
+
+/// A Modbus server that counts what each unit is asked, and answers for unit 1 only.
+fn counting_server() -> (u16, Arc<Mutex<BTreeMap<u8, u64>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked: Arc<Mutex<BTreeMap<u8, u64>>> = Arc::default();
+    let counts = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, counts) = (stream.unwrap(), Arc::clone(&counts));
+            std::thread::spawn(move || {
+                // Transaction, protocol, length, unit; function, address, count.
+                let mut request = [0; 12];
+                while stream.read_exact(&mut request).is_ok() {
+                    let unit = request[6];
+                    *counts.lock().unwrap().entry(unit).or_default() += 1;
+                    if unit != 1 {
+                        continue;
+                    }
+                    let size = request[11] * 2;
+                    let mut answer = [&request[..4], &[0, size + 3, unit, request[7], size]].concat();
+                    answer.resize(answer.len() + usize::from(size), 0);
+                    stream.write_all(&answer).unwrap();
+                }
+            });
+        }
+    });
+    (port, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_unit_is_asked_less_and_less_while_the_others_are_asked_as_before() {
+    let (port, asked) = counting_server();
+    let broker = Broker::embedded();
+    let devices = format!(
+        "[buses.field.modbus_tcp]\naddress = '127.0.0.1:{port}'\ntimeout = '300ms'\n{}{}",
+        meter("alive", 1),
+        meter("dead", 9),
+    );
+    let mut gateway = Gateway::prepare(&[("meter.wasm", plugin("power-meter-pm2100"))]);
+    gateway.start(broker.port, &devices);
+    gateway.wait_for_log("does not answer; asking less often");
+    let count = |unit: u8| asked.lock().unwrap().get(&unit).copied().unwrap_or_default();
+    let (alive, dead) = (count(1), count(9));
+    assert_eq!(dead, 3, "it is given up after so many silences");
+    crate::harness::until("the living unit to be asked", || (count(1) >= alive + 200).then_some(()));
+    // Its pauses double from 2 s: some minutes would bring six more.
+    assert!(count(9) <= dead + 6, "{dead} questions before, {} after", count(9));
 }
 
 /// Two ends of a serial line.
@@ -229,4 +280,30 @@ fn demonstrate(cloud: &str) {
     assert!(settings.to_string().contains("60"), "{settings}");
     must(Command::new("kill").args(["-INT", &demo.0.id().to_string()]));
     assert!(demo.0.wait().unwrap().success());
+}
+
+/// The live view on a terminal of its own, which `script` lends.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_draws_on_a_terminal_and_leaves_it_as_it_was() {
+    if !have("script") {
+        return;
+    }
+    for name in ["power-meter-pm2100", "inverter-deye", "relay-tasmota"] {
+        plugin(name);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let plugins = root().join("plugins");
+    let command = format!("stty rows 40 cols 140; {SANDGATE} demo --folder demo --plugins {}", plugins.display());
+    let mut demo = Command::new("script");
+    demo.args(["--quiet", "--return", "--flush", "--command", &command, "screen"]);
+    demo.current_dir(folder.path()).env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut demo = Demo(demo.spawn().unwrap());
+    let screen =
+        || String::from_utf8_lossy(&std::fs::read(folder.path().join("screen")).unwrap_or_default()).into_owned();
+    for text in ["\u{1b}[?1049h", "house_meter", "heat_pump_meter", "inverter", "lamp", "power-meter-pm2100"] {
+        crate::harness::until(&format!("{text:?} on the screen"), || screen().contains(text).then_some(()));
+    }
+    demo.0.stdin.take().unwrap().write_all(b"q").unwrap();
+    assert!(demo.0.wait().unwrap().success());
+    assert!(screen().contains("\u{1b}[?1049l"), "the screen before is shown again");
 }

@@ -15,7 +15,7 @@ use sandgate::outbox::{Batching, Bounds, Outbox};
 use sandgate::router::{Outlet, Recipient, Route, Table};
 use sandgate::sandbox::{Compiler, Driver};
 use sandgate::session::kaa::{KaaDialogue, Manner};
-use sandgate::session::{Facts, Picture, Session, SessionStatus};
+use sandgate::session::{Complaints, Facts, Picture, Session, SessionStatus};
 use sandgate::status::resident_memory;
 use sandgate::supervisor::Supervisor;
 use serde_json::{Value as Json, json};
@@ -117,8 +117,7 @@ fn session(
         gateway,
         questions,
         status,
-        refused: Arc::default(),
-        told: Default::default(),
+        complaints: Complaints::new("kaa", Arc::default()),
     };
     tokio::spawn(session.run());
     (sender, states)

@@ -19,7 +19,7 @@ use crate::registry::{Origin, Registry};
 use crate::router::GATEWAY;
 use crate::session::enapter::EnapterDialogue;
 use crate::session::kaa::{KaaDialogue, Manner};
-use crate::session::{BinaryData, Dialogue, Order, Picture, Session, SessionStatus};
+use crate::session::{BinaryData, Complaints, Dialogue, Order, Picture, Session, SessionStatus};
 
 /// Questions of drivers to a cloud that may wait.
 const QUESTIONS: usize = 1024;
@@ -67,8 +67,7 @@ pub(super) fn session(
         gateway: gateway.clone(),
         questions,
         status: publisher,
-        refused: Arc::clone(&refused),
-        told: Default::default(),
+        complaints: Complaints::new(name, Arc::clone(&refused)),
     };
     Ok(SessionEntry {
         cloud: parts.cloud,

@@ -1,0 +1,99 @@
+//! A device as others see it: what it can be asked, what it tells.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::swap::Prepared;
+use super::{Firmware, Specification};
+use crate::message::{CommandError, CommandRequest, CommandResult};
+use crate::receipt::Receipt;
+use crate::sandbox::{Driver, FirmwareStep};
+
+/// Something that a device shall do.
+pub enum Input {
+    /// Carry out a command.
+    Command(CommandRequest, Option<oneshot::Sender<CommandResult>>),
+    /// Take a configuration that the manifest allows.
+    Configure(String, oneshot::Sender<Result<(), String>>),
+    /// Switch to a prepared driver.
+    Swap(Box<Prepared>, String, oneshot::Sender<Receipt>),
+    /// Update the device behind the driver, a step.
+    Firmware(FirmwareStep, oneshot::Sender<Result<(), String>>),
+    /// Ask what the device behind the driver runs.
+    ReadFirmware(oneshot::Sender<()>),
+    /// Go back to the paused driver; none when there is none.
+    RollBack(String, oneshot::Sender<Option<Receipt>>),
+    /// Start afresh, also after a crash loop; with a configuration that the
+    /// manifest allows, or with the last one.
+    Restart(Option<String>, oneshot::Sender<()>),
+    /// End.
+    Stop(oneshot::Sender<()>),
+}
+
+/// Where a device is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Its driver runs.
+    Running,
+    /// Its driver crashed or refused to start; it is tried again.
+    Restarting,
+    /// It crashed too often; only a person or a new driver starts it again.
+    Failed,
+}
+
+/// What a device tells about itself.
+#[derive(Clone)]
+pub struct DeviceStatus {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The driver it runs.
+    pub driver: Arc<Driver>,
+    /// Whether an older driver is still paused behind it.
+    pub watching: bool,
+    /// The last failure.
+    pub problem: Option<String>,
+    /// The configuration that it has taken, JSON.
+    pub configuration: Arc<str>,
+    /// The software that a cloud hears of.
+    pub firmware: Firmware,
+}
+
+/// How others talk to a device.
+#[derive(Clone)]
+pub struct DeviceHandle {
+    /// What does not change.
+    pub spec: Arc<Specification>,
+    /// The state of its life.
+    pub status: watch::Receiver<DeviceStatus>,
+    pub(super) inbox: mpsc::Sender<Input>,
+}
+
+impl DeviceHandle {
+    /// Whether its task has not ended.
+    pub fn is_alive(&self) -> bool {
+        !self.inbox.is_closed()
+    }
+
+    /// Hands a command to the device. When it has no room, says so.
+    pub fn command(
+        &self,
+        request: CommandRequest,
+        reply: Option<oneshot::Sender<CommandResult>>,
+    ) -> Result<(), CommandError> {
+        self.inbox.try_send(Input::Command(request, reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => CommandError::Busy("too many commands wait for this device".into()),
+            mpsc::error::TrySendError::Closed(_) => CommandError::Failed("the device is stopped".into()),
+        })
+    }
+
+    /// Hands a question to the device and waits for its answer; none when the
+    /// device has stopped.
+    pub async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(input(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}

@@ -1,0 +1,98 @@
+//! How others ask the supervisor: questions and orders with their replies.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::message::CommandResult;
+use crate::receipt::{Receipt, Receipts};
+use crate::status::Status;
+
+/// Asks the supervisor; cloned freely.
+#[derive(Clone)]
+pub struct Control {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) receipts: Arc<Receipts>,
+}
+
+/// A question or an order.
+pub(super) enum Request {
+    Status(oneshot::Sender<Status>),
+    Swap {
+        device: String,
+        file: Option<PathBuf>,
+        asked_by: String,
+        reply: oneshot::Sender<Result<Receipt, String>>,
+    },
+    RollBack {
+        device: String,
+        asked_by: String,
+        reply: oneshot::Sender<Result<Receipt, String>>,
+    },
+    Restart {
+        device: String,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Command {
+        device: String,
+        name: String,
+        arguments: Arguments,
+        reply: oneshot::Sender<Result<CommandResult, String>>,
+    },
+    Stop(oneshot::Sender<()>),
+}
+
+/// Arguments of a command.
+pub type Arguments = serde_json::Map<String, serde_json::Value>;
+
+impl Control {
+    /// The state of everything.
+    pub async fn status(&self) -> Option<Status> {
+        self.ask(Request::Status).await
+    }
+
+    /// Swaps a device's driver: from a file, or from its configured one.
+    pub async fn swap(&self, device: &str, file: Option<PathBuf>, asked_by: &str) -> Result<Receipt, String> {
+        let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
+        self.ask(|reply| Request::Swap { device, file, asked_by, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Goes back to the driver before the last swap.
+    pub async fn roll_back(&self, device: &str, asked_by: &str) -> Result<Receipt, String> {
+        let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
+        self.ask(|reply| Request::RollBack { device, asked_by, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Starts a device afresh.
+    pub async fn restart(&self, device: &str) -> Result<(), String> {
+        let device = device.to_owned();
+        self.ask(|reply| Request::Restart { device, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Runs a command on a device, as the cloud would.
+    pub async fn command(&self, device: &str, name: &str, arguments: Arguments) -> Result<CommandResult, String> {
+        let (device, name) = (device.to_owned(), name.to_owned());
+        self.ask(|reply| Request::Command { device, name, arguments, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// The newest receipts, oldest first.
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.receipts.all()
+    }
+
+    /// Stops all devices and then the supervisor.
+    pub async fn stop(&self) {
+        self.ask(Request::Stop).await;
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+fn stopping<T>() -> Result<T, String> {
+    Err("the gateway is stopping".into())
+}
