@@ -189,7 +189,10 @@ impl Cli {
             }
             Command::Cloud(cloud) => cloud::run(cloud, json).await,
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "sandgate", &mut std::io::stdout());
+                // Into memory first: the generator panics when nobody reads on.
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "sandgate", &mut script);
+                print!("{}", String::from_utf8_lossy(&script));
                 Ok(Outcome::Done)
             }
             Command::CompileWorker { file } => crate::sandbox::compile_worker(&file).map(|()| Outcome::Done),

@@ -21,6 +21,7 @@ pub use diff::{Change, diff};
 pub use kaa::{Batch, Endpoint, KaaSession, Timestamp, TimestampFormat};
 pub use units::{Rate, Secret, Size, Source, Span};
 
+use crate::manifest::Manifest;
 use crate::network::Target;
 
 /// All that an operator says.
@@ -245,6 +246,29 @@ pub struct Device {
     /// rate in this time brings the old one back.
     #[serde(default = "default_health_window")]
     pub health_window: Span,
+}
+
+impl Device {
+    /// Holds what a driver asks for, and what a cloud is to get from it, against its manifest.
+    pub fn check(&self, manifest: &Manifest) -> Result<(), String> {
+        for bus in &manifest.driver.requests.modbus {
+            if !self.grants.modbus.contains_key(bus) {
+                return Err(format!(
+                    "it requests the Modbus line {bus:?}; expected grants.modbus.{bus} in the configuration"
+                ));
+            }
+        }
+        for (session, endpoint) in &self.endpoints {
+            for name in endpoint.plain.keys() {
+                if !manifest.blueprint.telemetry.contains_key(name) {
+                    return Err(format!(
+                        "endpoints.{session}.plain.{name}: expected telemetry that the manifest declares"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The level of a log line.

@@ -6,6 +6,7 @@
 
 mod backoff;
 mod command;
+mod configuration;
 mod firmware;
 mod handle;
 mod specification;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 pub use command::interrupted;
+pub use configuration::Configuration;
 pub use firmware::Firmware;
 pub use handle::{DeviceHandle, DeviceStatus, Input, Phase};
 pub use specification::Specification;
@@ -209,8 +211,6 @@ impl Device {
                 let _ = reply.send(result);
             }
             Input::Swap(prepared, asked_by, reply) => {
-                // A swap during a watch settles the watch: the newer one counts.
-                self.watch = None;
                 // What is rare has its state on the heap, so that an idle device is small.
                 let receipt = Box::pin(self.swap(*prepared, &asked_by)).await;
                 Box::pin(self.read_firmware()).await;
@@ -237,6 +237,7 @@ impl Device {
                 self.failed = false;
                 self.stop().await;
                 Box::pin(self.restart()).await;
+                self.go_back_if_dead();
                 let _ = reply.send(());
             }
             Input::Stop(_) => {}

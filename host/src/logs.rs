@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -72,8 +73,9 @@ impl LogTap {
     }
 }
 
-/// Libraries that would log secrets, whatever level is asked for.
-const SECRETIVE: [&str; 2] = ["rumqttc=warn", "reqwest=warn"];
+/// Libraries that would log secrets: the MQTT client's lines hold topics, and
+/// those hold the tokens of endpoints. Whatever is asked for, their warnings are the most.
+const SECRETIVE: [&str; 2] = ["rumqttc", "reqwest"];
 
 /// Starts logging. The level comes from `SANDGATE_LOG`, by default `info` for
 /// this program and `warn` for its libraries
@@ -81,10 +83,9 @@ const SECRETIVE: [&str; 2] = ["rumqttc=warn", "reqwest=warn"];
 pub fn start(tap: &LogTap, json: bool, to_terminal: bool) {
     let filter =
         EnvFilter::try_from_env("SANDGATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,sandgate=info,rumqttd=off"));
-    // The MQTT client's own lines hold topics, and those hold the tokens of endpoints.
-    let filter = SECRETIVE.into_iter().fold(filter, |filter, directive| match directive.parse() {
-        Ok(directive) => filter.add_directive(directive),
-        Err(_) => filter,
+    let discretion = filter_fn(|metadata| {
+        let library = metadata.target().split("::").next().unwrap_or_default();
+        *metadata.level() <= Level::WARN || !SECRETIVE.contains(&library)
     });
     let ansi = std::io::stderr().is_terminal();
     let lines = match (to_terminal, json) {
@@ -93,7 +94,7 @@ pub fn start(tap: &LogTap, json: bool, to_terminal: bool) {
         (true, false) => Some(fmt::layer().with_target(false).with_ansi(ansi).with_writer(std::io::stderr).boxed()),
     };
     // A second start, in a test, keeps the first.
-    let _ = tracing_subscriber::registry().with(filter).with(lines).with(tap.clone()).try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(discretion).with(lines).with(tap.clone()).try_init();
 }
 
 impl<S: Subscriber> Layer<S> for LogTap {

@@ -13,7 +13,7 @@ mod picture;
 mod software;
 mod start;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +53,8 @@ const FLUSH: Duration = Duration::from_secs(3);
 enum Report {
     /// A device's first or fresh instance is ready, or cannot be made.
     Prepared { device: String, generation: u64, base: Option<String>, result: Result<Box<Prepared>, String> },
+    /// While it was made ready the device was swapped to another driver.
+    Overtaken { device: String, generation: u64 },
     /// The digest of a device's configured file, as it is now.
     Base { device: String, digest: String },
     /// What became of something that a cloud offered.
@@ -81,8 +83,10 @@ pub struct Supervisor {
     orders: mpsc::Receiver<Order>,
     /// Offers of clouds that are being taken over.
     offers: BTreeSet<offer::Pending>,
-    /// Configurations that wait until their device has taken an earlier one.
-    waiting: BTreeMap<String, VecDeque<offer::Waiting>>,
+    /// Configurations that clouds offer, by device.
+    configurations: BTreeMap<String, offer::Queue>,
+    /// Software that waits until its device has started.
+    postponed: Vec<software::Download>,
     /// The newest software that each session offers to each device.
     newest_software: BTreeMap<(String, String), String>,
     /// Limits how many downloads run at a time.
@@ -165,7 +169,8 @@ impl Supervisor {
             changes,
             orders,
             offers: BTreeSet::new(),
-            waiting: BTreeMap::new(),
+            configurations: BTreeMap::new(),
+            postponed: Vec::new(),
             newest_software: BTreeMap::new(),
             downloads: Arc::new(Semaphore::new(software::AT_ONCE)),
             on_trial: Vec::new(),
@@ -288,28 +293,43 @@ impl Supervisor {
     fn look_after(&mut self) {
         let changed = self.remember_running();
         let updated = self.note_firmware();
-        if updated || !changed.is_empty() {
+        if updated || changed {
             // Clouds want to know the version that runs.
             self.publish();
         }
-        // A configuration may have come while another driver was being prepared or watched.
-        changed.iter().for_each(|id| self.configure_if_changed(id));
+        self.reconcile();
+        for download in std::mem::take(&mut self.postponed) {
+            self.downloaded(download);
+        }
         self.judge_trials();
     }
 
-    /// Notes which driver each device runs, for the next start; gives those
-    /// devices where it is another one than before.
-    fn remember_running(&mut self) -> Vec<String> {
-        let mut changed = Vec::new();
+    /// Notes which driver each device runs, for the next start; whether one
+    /// is another than before.
+    fn remember_running(&mut self) -> bool {
+        let mut changed = false;
         for (id, entry) in &self.devices {
-            if let Some(handle) = &entry.handle
-                && self.memory.running(id, &handle.status.borrow().driver)
-            {
-                changed.push(id.clone());
+            if let Some(handle) = &entry.handle {
+                changed |= self.memory.running(id, &handle.status.borrow().driver);
             }
         }
         self.memory.save();
         changed
+    }
+
+    /// Looks at the devices that had news: a configuration may have come while
+    /// another driver was being prepared, or watched and rolled back.
+    fn reconcile(&mut self) {
+        let mut news = Vec::new();
+        for (id, entry) in &mut self.devices {
+            if let Some(handle) = entry.handle.as_mut().filter(|_| !entry.starting)
+                && handle.status.has_changed().unwrap_or(false)
+            {
+                handle.status.mark_unchanged();
+                news.push(id.clone());
+            }
+        }
+        news.iter().for_each(|id| self.configure_if_changed(id));
     }
 
     /// Notes what the devices behind drivers run; whether it is something else than before.

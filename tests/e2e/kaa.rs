@@ -6,5 +6,6 @@ mod delivery;
 mod endpoints;
 mod faults;
 mod offers;
+mod races;
 mod requests;
 mod site;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandgate::device::{DeviceHandle, Input, Phase, Specification, prepare};
+use sandgate::device::{Configuration, DeviceHandle, Input, Phase, Specification, prepare};
 use sandgate::manifest::Manifest;
 use sandgate::message::{Alerts, Attribute, CommandRequest, Uplink, Value, now};
 use sandgate::status::resident_memory;
@@ -27,8 +27,8 @@ pub async fn sandbox_cost() {
     // A small outbox, so that both sides drop the oldest all the time.
     let outbox = outbox(1 << 16);
     let spec = specification("bench", &outbox);
-    let given = json!({"main": {"interval_ms": 1.0, "burst": 1}}).as_object().unwrap().clone();
-    let mut instance = prepare(&spec, Arc::clone(&driver), given).await.unwrap().into_started("bench").await.unwrap();
+    let given = Configuration::own(json!({"main": {"interval_ms": 1.0, "burst": 1}}).as_object().unwrap().clone());
+    let mut instance = prepare(&spec, Arc::clone(&driver), &given).await.unwrap().into_started("bench").await.unwrap();
     for _ in 0..ROUNDS {
         let begin = Instant::now();
         for _ in 0..CALLS {
@@ -114,11 +114,11 @@ pub async fn swaps() {
     let spec = specification("bench", &outbox);
     let configuration = json!({"interval_ms": 1.0, "burst": 4});
     let handle = start(&spec, &drivers[0], configuration.clone()).await;
-    let given = json!({ "main": configuration }).as_object().unwrap().clone();
+    let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
     let mut pauses = Vec::new();
     let begin = Instant::now();
     for number in 0..SWAPS {
-        let prepared = prepare(&spec, Arc::clone(&drivers[(number + 1) % 2]), given.clone()).await.unwrap();
+        let prepared = prepare(&spec, Arc::clone(&drivers[(number + 1) % 2]), &given).await.unwrap();
         let ask = |reply| Input::Swap(Box::new(prepared), "bench".into(), reply);
         let receipt = handle.ask(ask).await.unwrap();
         assert_eq!(receipt.outcome, sandgate::receipt::Outcome::Accepted, "{receipt}");

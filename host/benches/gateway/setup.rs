@@ -9,7 +9,7 @@ use std::time::Duration;
 use sandgate::cloud::Cloud;
 use sandgate::cloud::enapter::Enapter;
 use sandgate::config::{Limits, LogLevel, PropertiesTopic, Rate, Span};
-use sandgate::device::{DeviceHandle, Specification, prepare};
+use sandgate::device::{Configuration, DeviceHandle, Specification, prepare};
 use sandgate::journal::Journal;
 use sandgate::message::DeviceId;
 use sandgate::outbox::{Bounds, Outbox};
@@ -95,8 +95,8 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
 }
 
 pub async fn start(spec: &Arc<Specification>, driver: &Arc<Driver>, configuration: serde_json::Value) -> DeviceHandle {
-    let given = json!({ "main": configuration }).as_object().unwrap().clone();
-    let prepared = prepare(spec, Arc::clone(driver), given).await.unwrap();
+    let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
+    let prepared = prepare(spec, Arc::clone(driver), &given).await.unwrap();
     DeviceHandle::start(Arc::clone(spec), prepared, Arc::new(Journal::in_memory()), Arc::new(Receipts::in_memory()))
 }
 

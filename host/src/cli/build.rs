@@ -1,5 +1,6 @@
 //! `sandgate build`: from a driver's source to one `.wasm` file.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -101,7 +102,9 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> Result<()> {
         std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        // For whoever may read what this user writes, as for any other file: the gateway may be another user's.
+        let everyone = std::fs::Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new().permissions(everyone).tempfile_in(folder)?;
         std::io::Write::write_all(&mut file, bytes)?;
         file.persist(path)?;
         Ok(())

@@ -70,7 +70,10 @@ async fn check(config: &Config, json: bool) -> Result<Outcome> {
                 let given = serde_json::to_value(&device.configuration).unwrap_or_default();
                 let checked = driver.manifest.check_configuration(given.as_object().cloned().unwrap_or_default());
                 let problem = |problem| format!("devices.{id}.configuration.{problem}");
-                checked.map(|_| format!("{} is fine", driver.manifest.label())).map_err(problem)
+                let checked = checked
+                    .map_err(problem)
+                    .and_then(|_| device.check(&driver.manifest).map_err(|problem| format!("devices.{id}: {problem}")));
+                checked.map(|()| format!("{} is fine", driver.manifest.label()))
             }
         };
         findings.push((id.clone(), result));

@@ -9,7 +9,7 @@ use super::swap::Prepared;
 use super::{Firmware, Specification};
 use crate::message::{CommandError, CommandRequest, CommandResult};
 use crate::receipt::Receipt;
-use crate::sandbox::{Driver, FirmwareStep};
+use crate::sandbox::{Digest, Driver, FirmwareStep};
 
 /// Something that a device shall do.
 pub enum Input {
@@ -72,6 +72,11 @@ pub struct DeviceHandle {
 }
 
 impl DeviceHandle {
+    /// The driver that it runs, or ran last.
+    pub fn digest(&self) -> Digest {
+        self.status.borrow().driver.digest
+    }
+
     /// Whether its task has not ended.
     pub fn is_alive(&self) -> bool {
         !self.inbox.is_closed()

@@ -6,9 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value as Json};
-
-use super::{Device, Life, Specification};
+use super::{Configuration, Device, Firmware, Life, Specification};
 use crate::message::now;
 use crate::receipt::{DriverName, Outcome, Receipt};
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
@@ -55,19 +53,11 @@ pub(super) struct Watch {
 /// Makes an instance of a driver for a device. Touches nothing that runs.
 ///
 /// Errors say what the driver or the operator has to change.
-pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: Map<String, Json>) -> Result<Prepared, String> {
-    let configuration =
-        driver.manifest.check_configuration(given).map_err(|problem| format!("configuration.{problem}"))?;
-    for bus in &driver.manifest.driver.requests.modbus {
-        if !spec.buses.contains_key(bus) {
-            return Err(format!(
-                "it requests the Modbus line {bus:?}; expected grants.modbus.{bus} in the configuration"
-            ));
-        }
-    }
+pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: &Configuration) -> Result<Prepared, String> {
+    let (configuration, _) = given.check(&driver.manifest).map_err(|problem| format!("configuration.{problem}"))?;
     let limits = Limits::resolve(&spec.limits, &driver.manifest.driver.limits);
     let instance = driver.instantiate(&spec.capabilities(&driver), limits).await.map_err(|error| error.to_string())?;
-    Ok(Prepared { driver, instance, configuration: Json::Object(configuration).to_string() })
+    Ok(Prepared { driver, instance, configuration })
 }
 
 impl Device {
@@ -115,6 +105,8 @@ impl Device {
             Ok(()) => self.install(driver, instance, configuration, asked_by),
         }
         self.report(&receipt);
+        // It may have died when it was asked for its state.
+        self.go_back_if_dead();
         receipt
     }
 
@@ -163,6 +155,9 @@ impl Device {
         let bad = std::mem::replace(&mut self.driver, old_driver);
         self.life = watch.old;
         self.restart_at = None;
+        // The old driver may update its device, and is asked for the version in its turn.
+        self.firmware = Firmware::of(&self.driver);
+        self.ask_firmware_at = self.driver.updates_device().then_some(begin);
         let receipt = Receipt {
             time: now(),
             device: self.spec.id.to_string(),
@@ -179,6 +174,14 @@ impl Device {
         self.previous = Some(bad);
         self.report(&receipt);
         Some(receipt)
+    }
+
+    /// Goes back to the driver before the last swap, if the new one is watched and dead.
+    pub(super) fn go_back_if_dead(&mut self) {
+        if self.watch.is_some() && self.life.instance.is_none() {
+            let problem = self.problem.clone().unwrap_or_default();
+            self.roll_back("health check", &problem);
+        }
     }
 
     /// When the watch over a new driver ends.

@@ -100,8 +100,8 @@ impl Supervisor {
                 continue;
             }
             let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
-            manifest
-                .check_configuration(self.configuration(id, device))
+            self.configuration(id, device)
+                .check(&manifest)
                 .map_err(|problem| format!("devices.{id}.configuration.{problem}"))?;
         }
         Ok(())
@@ -156,9 +156,7 @@ impl Supervisor {
             let config = entry.config.clone();
             return self.start_device(id, &config);
         };
-        let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
-        let Ok(configuration) = manifest.check_configuration(self.configuration(id, &entry.config)) else { return };
-        let text = serde_json::Value::Object(configuration).to_string();
+        let Some(text) = self.wanted(id) else { return };
         let id = id.to_owned();
         tokio::spawn(async move {
             if let Some(Err(reason)) = handle.ask(|reply| Input::Configure(text, reply)).await {
@@ -171,12 +169,30 @@ impl Supervisor {
     pub(super) fn configure_if_changed(&mut self, id: &str) {
         let Some(entry) = self.devices.get(id) else { return };
         let Some(handle) = entry.handle.as_ref().filter(|_| !entry.starting) else { return };
-        let status = handle.status.borrow().clone();
-        let wanted = status.driver.manifest.check_configuration(self.configuration(id, &entry.config));
-        let wanted = wanted.map(|wanted| serde_json::Value::Object(wanted).to_string());
-        if wanted.is_ok_and(|wanted| wanted.as_str() != &*status.configuration) {
+        let has = Arc::clone(&handle.status.borrow().configuration);
+        if self.wanted(id).is_some_and(|wanted| wanted.as_str() != &*has) {
             self.configure(id);
         }
+    }
+
+    /// The configuration that a running device should have, as its driver gets it.
+    pub(super) fn wanted(&mut self, id: &str) -> Option<String> {
+        let entry = self.devices.get(id)?;
+        let status = entry.handle.as_ref()?.status.borrow().clone();
+        let (wanted, left_out) = self.configuration(id, &entry.config).check(&status.driver.manifest).ok()?;
+        // A driver that is rolled back wants it again.
+        if let Some(problem) = left_out.filter(|_| !status.watching) {
+            let driver = status.driver.manifest.label();
+            tracing::warn!(
+                device = id,
+                "{driver} does not fit the configuration of the cloud, which is forgotten: {problem}"
+            );
+            self.memory.forget_configurations(id);
+            self.memory.save();
+            // The cloud offers it again, and is told why it is refused.
+            self.publish();
+        }
+        Some(wanted)
     }
 
     /// Swaps a device's driver in a task of its own.
@@ -202,7 +218,7 @@ impl Supervisor {
     ) {
         let Some(entry) = self.devices.get(id) else { return };
         let Some(handle) = entry.handle.clone() else { return };
-        let given = self.configuration(id, &entry.config);
+        let (given, settings) = (self.configuration(id, &entry.config), entry.config.clone());
         let base = self.config.driver_path(&entry.config);
         let registry = Arc::clone(&self.registry);
         let receipts = Arc::clone(&self.receipts);
@@ -223,9 +239,13 @@ impl Supervisor {
                 Some(version) => is_version(&driver, version, &handle).map(|()| driver),
                 None => Ok(driver),
             });
+            let prepare = async |driver: &Arc<Driver>| {
+                settings.check(&driver.manifest)?;
+                device::prepare(&handle.spec, Arc::clone(driver), &given).await
+            };
             let result = match loaded {
                 Err(error) => Err(reject(&handle, &receipts, &asked_by, &format!("{error:#}"))),
-                Ok(driver) => match device::prepare(&handle.spec, Arc::clone(&driver), given).await {
+                Ok(driver) => match prepare(&driver).await {
                     Err(problem) => {
                         let mut receipt = rejection(&handle, &asked_by, &problem);
                         receipt.new = Some(DriverName::of(&driver));

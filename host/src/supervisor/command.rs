@@ -17,6 +17,9 @@ impl Supervisor {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Swap { device, reply, .. } if self.is_starting(&device) => {
+                drop(reply.send(Err(starting(&device))));
+            }
             Request::Swap { device, file, asked_by, reply } => match self.running(&device) {
                 Err(problem) => {
                     let problem = match (self.devices.get(&device), &file) {
@@ -38,15 +41,16 @@ impl Supervisor {
                     self.swap(&device, origin, &asked_by, Some(reply));
                 }
             },
+            Request::RollBack { device, reply, .. } if self.is_starting(&device) => {
+                drop(reply.send(Err(starting(&device))));
+            }
             Request::RollBack { device, asked_by, reply } => self.roll_back(&device, asked_by, reply),
             Request::Restart { device, reply } => match self.devices.get(&device) {
                 None => drop(reply.send(Err(self.unknown(&device)))),
                 Some(entry) => match entry.handle.clone() {
                     Some(handle) => {
                         // What is configured now, also if the driver refused to take it while it ran.
-                        let manifest = std::sync::Arc::clone(&handle.status.borrow().driver.manifest);
-                        let wanted = manifest.check_configuration(self.configuration(&device, &entry.config)).ok();
-                        let wanted = wanted.map(|wanted| serde_json::Value::Object(wanted).to_string());
+                        let wanted = self.wanted(&device);
                         tokio::spawn(async move {
                             let done = handle.ask(|reply| Input::Restart(wanted, reply)).await;
                             let _ = reply.send(done.ok_or("the device was stopped".to_owned()));
@@ -114,6 +118,11 @@ impl Supervisor {
         }
     }
 
+    /// Whether a running device is about to be replaced by a fresh start.
+    fn is_starting(&self, device: &str) -> bool {
+        self.devices.get(device).is_some_and(|entry| entry.starting && entry.handle.is_some())
+    }
+
     /// The handle of a device, or why there is none.
     fn running(&self, device: &str) -> Result<&DeviceHandle, String> {
         let entry = self.devices.get(device).ok_or_else(|| self.unknown(device))?;
@@ -178,6 +187,10 @@ impl Supervisor {
             }
         }
     }
+}
+
+fn starting(device: &str) -> String {
+    format!("device {device} is being started with new settings; try again when it runs")
 }
 
 fn outcome<T>(

@@ -127,6 +127,11 @@ impl Memory {
         });
     }
 
+    /// Forgets what clouds have configured of a device.
+    pub(super) fn forget_configurations(&mut self, device: &str) {
+        self.update(device, |entry| entry.applied.clear());
+    }
+
     /// The software of a session that a device did not take.
     pub(super) fn refused(&self, device: &str, session: &str) -> Option<&Refused> {
         self.devices.get(device)?.refused.get(session)

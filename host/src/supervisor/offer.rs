@@ -11,23 +11,30 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 use super::{Report, Supervisor};
-use crate::device::Input;
-use crate::message::{DeviceId, Offer, OfferKind, Uplink, now};
+use crate::device::{Configuration, DeviceHandle, Input, Phase};
+use crate::message::{Offer, OfferKind, Uplink, now};
 use crate::session::Order;
 
 /// An offer on its way: the session, the device, what.
 pub(super) type Pending = (String, String, OfferKind, String);
 
-/// An offered configuration that waits for an earlier one of its device.
-pub(super) type Waiting = (Arc<str>, Offer, Json);
+/// Configurations that clouds offer to one device. One at a time: each lies
+/// over what the one before has changed.
+#[derive(Default)]
+pub(super) struct Queue {
+    /// Whether the device is taking one.
+    busy: bool,
+    waiting: VecDeque<(Arc<str>, Offer, Json)>,
+}
 
 /// An offered configuration that the driver has taken or refused.
 pub(super) struct Taken {
-    session: String,
+    session: Arc<str>,
     device: String,
     offer: Offer,
     document: Json,
-    result: Result<(), String>,
+    /// None: the device was stopped before it could say.
+    result: Option<Result<(), String>>,
 }
 
 impl Supervisor {
@@ -41,42 +48,47 @@ impl Supervisor {
                     return;
                 }
                 match offer.kind {
-                    // One at a time: each lies over what the one before has changed.
-                    OfferKind::Configuration(_) => match self.waiting.get_mut(device.as_str()) {
-                        Some(waiting) => waiting.push_back((session, offer, document)),
-                        None => {
-                            self.waiting.insert(device.to_string(), VecDeque::new());
-                            self.take_configuration(&session, &device, offer, document);
-                        }
-                    },
+                    OfferKind::Configuration(_) => {
+                        let queue = self.configurations.entry(device.to_string()).or_default();
+                        queue.waiting.push_back((session, offer, document));
+                        self.next_configuration(device.as_str());
+                    }
                     OfferKind::Software => self.take_software(&session, &device, offer, document),
                 }
             }
         }
     }
 
-    fn take_configuration(&mut self, session: &str, device: &DeviceId, offer: Offer, document: Json) {
-        let id = device.as_str().to_owned();
-        let applied = self.memory.applied(&id, session);
-        let known = applied.get(&offer.kind) == Some(&offer.id);
-        let checked = self.checked_with(session, &id, &offer.kind, &document);
-        let handle = self.devices.get(&id).and_then(|entry| entry.handle.clone());
-        let mut taken = Taken { session: session.to_owned(), device: id, offer, document, result: Ok(()) };
-        match (checked, handle) {
-            (_, _) if known => self.taken(taken),
-            (Err(reason), _) => {
-                taken.result = Err(reason);
+    /// Takes the next configuration that is offered to a device, unless the
+    /// device is busy with one or with a start.
+    pub(super) fn next_configuration(&mut self, device: &str) {
+        if self.devices.get(device).is_some_and(|entry| entry.starting) {
+            return;
+        }
+        let Some(queue) = self.configurations.get_mut(device).filter(|queue| !queue.busy) else { return };
+        match queue.waiting.pop_front() {
+            None => drop(self.configurations.remove(device)),
+            Some((session, offer, document)) => {
+                queue.busy = true;
+                self.take_configuration(session, device, offer, document);
+            }
+        }
+    }
+
+    fn take_configuration(&mut self, session: Arc<str>, id: &str, offer: Offer, document: Json) {
+        let known = self.memory.applied(id, &session).get(&offer.kind) == Some(&offer.id);
+        let checked = self.checked_with(&session, id, &offer.kind, &document);
+        let mut taken = Taken { session, device: id.to_owned(), offer, document, result: Some(Ok(())) };
+        match checked {
+            _ if known => self.taken(taken),
+            Err(reason) => {
+                taken.result = Some(Err(reason));
                 self.taken(taken);
             }
-            (_, None) => {
-                taken.result = Err("the driver of this device is not running".into());
-                self.taken(taken);
-            }
-            (Ok(text), Some(handle)) => {
+            Ok((text, handle)) => {
                 let report = self.report.clone();
                 tokio::spawn(async move {
-                    let result = handle.ask(|reply| Input::Configure(text, reply)).await;
-                    taken.result = result.unwrap_or(Err("the device was stopped".into()));
+                    taken.result = configure(&handle, text).await;
                     // The supervisor may be gone at the end of the program.
                     let _ = report.send(Report::Taken(taken)).await;
                 });
@@ -87,26 +99,35 @@ impl Supervisor {
     /// Notes and reports what became of an offered configuration.
     pub(super) fn taken(&mut self, taken: Taken) {
         let Taken { session, device, offer, document, result } = taken;
+        if let Some(queue) = self.configurations.get_mut(&device) {
+            queue.busy = false;
+            if result.is_none() {
+                // It is started afresh, or gone: the next try tells.
+                queue.waiting.push_front((session, offer, document));
+                return self.next_configuration(&device);
+            }
+        }
+        let result = result.unwrap_or(Ok(()));
         self.offers.remove(&pending(&session, &device, &offer));
         match &result {
             Ok(()) => {
                 self.memory.apply(&device, &session, &offer, document);
                 self.memory.save();
-                tracing::info!(device, session, "configuration {} of the cloud applied", offer.id);
+                tracing::info!(device, session = &*session, "configuration {} of the cloud applied", offer.id);
             }
             Err(reason) => {
-                tracing::warn!(device, session, "configuration {} of the cloud refused: {reason}", offer.id);
+                tracing::warn!(
+                    device,
+                    session = &*session,
+                    "configuration {} of the cloud refused: {reason}",
+                    offer.id
+                );
             }
         }
         self.report_applied(&session, &device, &offer, result.as_ref().map(|&()| ()).map_err(String::as_str));
         // A session that reconnects asks with what is applied now.
         self.publish();
-        match self.waiting.get_mut(&device).and_then(VecDeque::pop_front) {
-            Some((session, offer, document)) => {
-                self.take_configuration(&session, &DeviceId::new(&device), offer, document);
-            }
-            None => drop(self.waiting.remove(&device)),
-        }
+        self.next_configuration(&device);
     }
 
     /// Tells one cloud what became of its offer.
@@ -122,35 +143,74 @@ impl Supervisor {
     }
 
     /// A device's configuration: of the file, and over it those of clouds.
-    pub(super) fn configuration(&self, id: &str, device: &crate::config::Device) -> Map<String, Json> {
-        let mut configuration = super::start::configuration_of(device);
+    pub(super) fn configuration(&self, id: &str, device: &crate::config::Device) -> Configuration {
+        self.laid_over(id, device, |_, _| true)
+    }
+
+    /// The same, with those documents only that are wanted.
+    fn laid_over(
+        &self,
+        id: &str,
+        device: &crate::config::Device,
+        is_wanted: impl Fn(&str, &OfferKind) -> bool,
+    ) -> Configuration {
+        let mut configuration = Configuration::own(super::start::configuration_of(device));
         let sessions = self.config.sessions_of(device);
-        for (_, kind, document) in self.memory.documents(id).filter(|(name, ..)| sessions.contains(name.as_str())) {
-            lay_over(&mut configuration, &kind, document);
+        for (session, kind, document) in self.memory.documents(id) {
+            if sessions.contains(session.as_str()) && is_wanted(session, &kind) {
+                lay_over(&mut configuration.whole, &kind, document);
+            }
         }
         configuration
     }
 
     /// The configuration that a device would have with a new document of a
-    /// session, as the driver gets it; an error says why it cannot be.
-    fn checked_with(&self, session: &str, id: &str, kind: &OfferKind, document: &Json) -> Result<String, String> {
+    /// session, as the driver gets it, and who gets it; an error says why it
+    /// cannot be.
+    fn checked_with(
+        &self,
+        session: &str,
+        id: &str,
+        kind: &OfferKind,
+        document: &Json,
+    ) -> Result<(String, DeviceHandle), String> {
         let entry = self.devices.get(id).ok_or("the device is not configured")?;
-        let handle = entry.handle.as_ref().ok_or("the driver of this device is not running")?;
+        let handle = entry.handle.clone().filter(DeviceHandle::is_alive);
+        let handle = handle.ok_or("the driver of this device is not running")?;
         if !document.is_object() {
             return Err("expected an object {\"<bucket>\": {\"<parameter>\": value}}".into());
         }
-        let mut configuration = super::start::configuration_of(&entry.config);
-        let sessions = self.config.sessions_of(&entry.config);
-        for (of, other, old) in self.memory.documents(id) {
-            let is_replaced = of == session && other == *kind;
-            if sessions.contains(of.as_str()) && !is_replaced {
-                lay_over(&mut configuration, &other, old);
-            }
-        }
+        let is_other = |of: &str, other: &OfferKind| of != session || other != kind;
+        let mut configuration = self.laid_over(id, &entry.config, is_other).whole;
         lay_over(&mut configuration, kind, document);
-        let manifest = std::sync::Arc::clone(&handle.status.borrow().driver.manifest);
-        manifest.check_configuration(configuration).map(|checked| Json::Object(checked).to_string())
+        let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
+        let checked = manifest.check_configuration(configuration)?;
+        Ok((Json::Object(checked).to_string(), handle))
     }
+}
+
+/// Gives a device a configuration. One whose driver does not run is started
+/// with it, and left with the one before when that does not help. None: the
+/// device was stopped.
+async fn configure(handle: &DeviceHandle, text: String) -> Option<Result<(), String>> {
+    let before = handle.status.borrow().clone();
+    match before.phase {
+        Phase::Running => handle.ask(|reply| Input::Configure(text, reply)).await,
+        Phase::Failed => Some(Err(not_running(before.problem))),
+        Phase::Restarting => {
+            handle.ask(|reply| Input::Restart(Some(text), reply)).await?;
+            let now = handle.status.borrow().clone();
+            if now.phase == Phase::Running {
+                return Some(Ok(()));
+            }
+            handle.ask(|reply| Input::Configure(before.configuration.to_string(), reply)).await?.ok();
+            Some(Err(not_running(now.problem)))
+        }
+    }
+}
+
+fn not_running(problem: Option<String>) -> String {
+    format!("the driver is not running: {}", problem.unwrap_or_default())
 }
 
 fn pending(session: &str, device: &str, offer: &Offer) -> Pending {

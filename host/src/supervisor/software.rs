@@ -126,16 +126,7 @@ impl Supervisor {
                 tracing::info!(device, session, "version {} is left out: a newer one is offered", offer.id);
                 self.forget_offer(&session, &device, &offer);
             }
-            Step::Here(file) if self.updates_device(&device) => {
-                let Some(handle) = self.devices.get(&device).and_then(|entry| entry.handle.clone()) else { return };
-                let report = self.report.clone();
-                tokio::spawn(async move {
-                    let result = update(&handle, &offer.id, &specification, file).await;
-                    let step = Step::Updated(result);
-                    let _ =
-                        report.send(Report::Downloaded(Download { session, device, offer, specification, step })).await;
-                });
-            }
+            Step::Here(file) => self.install(session, device, offer, specification, file),
             Step::Updated(Ok(())) => {
                 tracing::info!(device, session, "the device runs version {} of the cloud", offer.id);
                 self.forget_offer(&session, &device, &offer);
@@ -143,21 +134,6 @@ impl Supervisor {
                 self.publish();
             }
             Step::Updated(Err(reason)) => self.refuse_software(&session, &device, offer, specification, &reason),
-            Step::Here(file) => {
-                let (reply, receipt) = oneshot::channel();
-                let asked_by = format!("software {} of {session}", offer.id);
-                let expected = Some(offer.id.clone());
-                self.swap_checked(&device, Origin::File(file.to_path_buf()), &asked_by, Some(reply), expected);
-                let report = self.report.clone();
-                tokio::spawn(async move {
-                    let result = receipt.await.unwrap_or(Err("the device was stopped".into()));
-                    // Until now the file was needed.
-                    drop(file);
-                    let step = Step::Swapped(Box::new(result));
-                    let download = Download { session, device, offer, specification, step };
-                    let _ = report.send(Report::Downloaded(download)).await;
-                });
-            }
             Step::Swapped(result) => match *result {
                 Ok(Receipt { outcome: Outcome::Accepted, new: Some(new), .. }) => {
                     self.forget_offer(&session, &device, &offer);
@@ -182,10 +158,52 @@ impl Supervisor {
         }
     }
 
-    /// Whether software is for the device behind the driver.
-    fn updates_device(&self, device: &str) -> bool {
-        let handle = self.devices.get(device).and_then(|entry| entry.handle.as_ref());
-        handle.is_some_and(|handle| handle.status.borrow().firmware != Firmware::Driver)
+    /// Swaps downloaded software in, or gives it to the device behind a driver
+    /// that updates it. A device that is just being started gets it afterwards.
+    fn install(
+        &mut self,
+        session: String,
+        device: String,
+        offer: Offer,
+        specification: Json,
+        file: tempfile::TempPath,
+    ) {
+        let entry = self.devices.get(&device);
+        if entry.is_some_and(|entry| entry.starting) {
+            let step = Step::Here(file);
+            return self.postponed.push(Download { session, device, offer, specification, step });
+        }
+        let Some(handle) = entry.and_then(|entry| entry.handle.clone()).filter(DeviceHandle::is_alive) else {
+            let step = Step::Failed("the driver of this device is not running".into());
+            return self.downloaded(Download { session, device, offer, specification, step });
+        };
+        let is_driver = handle.status.borrow().firmware == Firmware::Driver;
+        let swap = is_driver.then(|| {
+            let (reply, receipt) = oneshot::channel();
+            let asked_by = format!("software {} of {session}", offer.id);
+            let origin = Origin::File(file.to_path_buf());
+            self.swap_checked(&device, origin, &asked_by, Some(reply), Some(offer.id.clone()));
+            receipt
+        });
+        let report = self.report.clone();
+        tokio::spawn(async move {
+            let (step, is_done) = match swap {
+                Some(receipt) => {
+                    let result = receipt.await.unwrap_or(Err("the device was stopped".into()));
+                    let is_done = result.is_ok();
+                    (Step::Swapped(Box::new(result)), is_done)
+                }
+                None => {
+                    let result = update(&handle, &offer.id, &specification, &file).await;
+                    let is_done = result.is_ok();
+                    (Step::Updated(result), is_done)
+                }
+            };
+            // Who was stopped meanwhile has refused nothing.
+            let step = if is_done || handle.is_alive() { step } else { Step::Here(file) };
+            // The supervisor may be gone at the end of the program.
+            let _ = report.send(Report::Downloaded(Download { session, device, offer, specification, step })).await;
+        });
     }
 
     fn refuse_software(&mut self, session: &str, device: &str, offer: Offer, specification: Json, reason: &str) {
@@ -232,20 +250,15 @@ impl Supervisor {
 
 /// Gives a file to the device behind a driver, part by part, and waits until
 /// the device runs it.
-async fn update(
-    handle: &DeviceHandle,
-    version: &str,
-    specification: &Json,
-    file: tempfile::TempPath,
-) -> Result<(), String> {
+async fn update(handle: &DeviceHandle, version: &str, specification: &Json, file: &Path) -> Result<(), String> {
     let reading = |error: std::io::Error| format!("reading the download: {error}");
     let step = async |step| {
         let done = handle.ask(|reply| Input::Firmware(step, reply)).await;
         done.unwrap_or(Err("the device was stopped".to_owned()))
     };
-    let size = tokio::fs::metadata(&file).await.map_err(reading)?.len();
+    let size = tokio::fs::metadata(file).await.map_err(reading)?.len();
     let size = u32::try_from(size).map_err(|_| format!("expected at most 4 GiB, found {size} bytes"))?;
-    let mut image = tokio::fs::File::open(&file).await.map_err(reading)?;
+    let mut image = tokio::fs::File::open(file).await.map_err(reading)?;
     let (version, specification) = (version.to_owned(), specification.to_string());
     step(FirmwareStep::Begin { version: version.clone(), specification, size }).await?;
     let (mut done, mut told) = (0_u64, 0);

@@ -19,7 +19,7 @@ use crate::registry::{Origin, Registry};
 use crate::router::GATEWAY;
 use crate::session::enapter::EnapterDialogue;
 use crate::session::kaa::{KaaDialogue, Manner};
-use crate::session::{BinaryData, Complaints, Dialogue, Order, Picture, Session, SessionStatus};
+use crate::session::{BinaryData, Complaints, Dialogue, Order, Picture, Session, SessionStatus, Suspects};
 
 /// Questions of drivers to a cloud that may wait.
 const QUESTIONS: usize = 1024;
@@ -68,6 +68,7 @@ pub(super) fn session(
         questions,
         status: publisher,
         complaints: Complaints::new(name, Arc::clone(&refused)),
+        suspects: Suspects::default(),
     };
     Ok(SessionEntry {
         cloud: parts.cloud,
@@ -173,23 +174,33 @@ impl Supervisor {
         let path = self.config.driver_path(device);
         let (last_base, last_good) = (self.memory.base_of(id), self.memory.last_good(id));
         let given = self.configuration(id, device);
+        let (before, settings) = (old.as_ref().map(DeviceHandle::digest), device.clone());
         let report = self.report.clone();
         let id = id.to_owned();
         tokio::spawn(async move {
             let base = registry.digest(&path).await.ok().map(|digest| digest.to_string());
-            let result =
-                first_that_runs(&registry, &spec, given, &id, candidates(path, base.as_deref(), last_base, last_good))
-                    .await;
+            let result = first_that_runs(
+                &registry,
+                &spec,
+                (&settings, &given),
+                &id,
+                candidates(path, base.as_deref(), last_base, last_good),
+            )
+            .await;
             // The old one goes on when the new one cannot run, unless it would
             // keep what the operator has taken away.
             if let Some(old) = old
                 && (result.is_ok() || revoked)
             {
                 old.ask(Input::Stop).await;
+                if before.is_some_and(|before| before != old.digest()) {
+                    // The supervisor may be gone at the end of the program.
+                    let _ = report.send(Report::Overtaken { device: id, generation }).await;
+                    return;
+                }
             }
             // A file that was refused may run when its reason is gone, so it does not count as seen.
             let base = base.filter(|base| matches!(&result, Ok(new) if new.driver.digest.to_string() == *base));
-            // The supervisor may be gone at the end of the program.
             let result = result.map(Box::new);
             let _ = report.send(Report::Prepared { device: id, generation, base, result }).await;
         });
@@ -203,6 +214,13 @@ impl Supervisor {
                     self.memory.base(&device, &base);
                 }
                 self.prepared(&device, generation, result);
+            }
+            Report::Overtaken { device, generation } => {
+                self.remember_running();
+                let entry = self.devices.get(&device).filter(|entry| entry.generation == generation);
+                if let Some(config) = entry.map(|entry| entry.config.clone()) {
+                    self.start_device(&device, &config);
+                }
             }
             Report::Base { device, digest } => self.memory.base(&device, &digest),
             Report::Taken(taken) => self.taken(taken),
@@ -243,6 +261,9 @@ impl Supervisor {
         }
         self.memory.save();
         self.settle();
+        // What has come since its start was prepared.
+        self.configure_if_changed(id);
+        self.next_configuration(id);
     }
 
     /// Answers commands that a crash of the gateway interrupted.
@@ -279,14 +300,17 @@ fn candidates(file: PathBuf, base: Option<&str>, last_base: Option<String>, last
 async fn first_that_runs(
     registry: &Registry,
     spec: &Specification,
-    given: serde_json::Map<String, serde_json::Value>,
+    (settings, given): (&config::Device, &device::Configuration),
     id: &str,
     candidates: Vec<Origin>,
 ) -> Result<Prepared, String> {
     let mut problem = "another one was chosen by hand, or the file was refused before".to_owned();
     for origin in candidates {
         let result = match registry.load(&origin).await {
-            Ok(driver) => device::prepare(spec, driver, given.clone()).await,
+            Ok(driver) => match settings.check(&driver.manifest) {
+                Ok(()) => device::prepare(spec, driver, given).await,
+                Err(problem) => Err(problem),
+            },
             Err(error) => Err(format!("{error:#}")),
         };
         match (result, &origin) {

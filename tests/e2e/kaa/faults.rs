@@ -1,6 +1,7 @@
 //! Every resource with every fault of the stand-in: late, in vain or twice,
 //! in the end it works, and nothing happens twice.
 
+use sandgate::standin::kaa::endpoint::TokenState;
 use serde_json::json;
 
 use super::offers::offer;
@@ -98,6 +99,28 @@ async fn metadata_and_files_get_an_answer_whatever_goes_wrong() {
             site.cloud.cloud.clear_faults();
         }
         assert_eq!(site.cloud.cloud.metadata("t2").unwrap()["floor"], json!(fault));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_suspended_token_holds_up_is_done_when_it_is_good_again() {
+    let site = site().await;
+    for round in 1..=2 {
+        let (text, version) = (format!("round {round}"), format!("1.0.{round}"));
+        site.cloud.cloud.set_token("t1", TokenState::Suspended, None).unwrap();
+        let refusals = || site.gateway.log().matches("kept, the cloud refused it").count();
+        site.until("samples to be refused", || (refusals() >= round).then_some(())).await;
+        let payload = Some(json!({ "text": text }));
+        let command = site.cloud.cloud.send_command("t1", "echo", payload, 600_000).unwrap();
+        let id = site.put_config("t1", json!({"main": {"label": text}}));
+        let new = fixture_with("echo", "version: 1.0.0", &format!("version: {version}"));
+        offer(&site, &version, new, |_| ()).await;
+        site.cloud.cloud.set_token("t1", TokenState::Active, None).unwrap();
+        assert_eq!(site.result("t1", &command).await.payload.unwrap()["text"], text.as_str());
+        site.wait_for_report("t1", "configurations", &id, true).await;
+        site.wait_for_report("t1", "software", &version, true).await;
+        site.wait_for_all_counts("t1").await;
+        assert_eq!(site.gateway.device("d1")["commands"], round, "{}", site.story());
     }
 }
 
