@@ -65,7 +65,7 @@ fn generic_clients_get_every_example_of_the_topic_list() {
         return;
     }
     let stand_in = StandIn::start(&[]);
-    for (version, qos) in [("311", "0"), ("311", "1"), ("5", "1"), ("311", "2")] {
+    for (version, qos) in [("311", "0"), ("311", "1"), ("5", "1"), ("31", "1"), ("311", "2")] {
         let token = format!("T{version}{qos}");
         let listener = Listener::start(&stand_in, version, &[&format!("kp1/a-v1/+/{token}/#")]);
         for (resource, payload, end, body) in EXAMPLES {

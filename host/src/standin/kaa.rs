@@ -36,6 +36,7 @@ mod http;
 mod links;
 pub mod metadata;
 mod mqtt;
+mod mqtt31;
 mod outcomes;
 mod platform;
 mod routes;

@@ -46,7 +46,7 @@ pub struct Channel {
     /// What was dropped: messages and attributes.
     pub dropped: u64,
     /// What was said about it on this connection; each thing is said once.
-    told: HashSet<Dropped>,
+    told: HashSet<(Option<String>, String)>,
 }
 
 /// What is known of a device's alerts.
@@ -132,8 +132,11 @@ impl Channel {
     /// comes each second would fill the log with the same words.
     pub fn count<'a>(&mut self, dropped: &'a [Dropped]) -> Vec<&'a Dropped> {
         self.dropped += dropped.len() as u64;
-        let is_news = |one: &&Dropped| self.told.len() < TOLD && self.told.insert((*one).clone());
-        dropped.iter().filter(is_news).collect()
+        // What was found is another thing each time.
+        let expected = |one: &Dropped| one.problem.split(", found ").next().unwrap_or_default().to_owned();
+        let mut is_news =
+            |one: &&Dropped| self.told.len() < TOLD && self.told.insert((one.attribute.clone(), expected(one)));
+        dropped.iter().filter(|one| is_news(one)).collect()
     }
 
     /// `online`, `offline` or `gone`. A guess: how the cloud decides is not public.

@@ -205,6 +205,11 @@ impl Cloud {
         self.step(|service, now| service.handle(now, message))
     }
 
+    /// Notes that a connection was refused or ended because of its client.
+    pub(super) fn tell_ended(&self, text: &str) {
+        self.step(|service, now| service.events.note(now, "refused", None, super::body::cut(text, 200)));
+    }
+
     /// Makes a place for a connection; None if there are too many.
     pub(super) fn open(&self) -> Option<(Place, mpsc::Receiver<Delivery>)> {
         let (id, receiver) = self.lock().links.open()?;

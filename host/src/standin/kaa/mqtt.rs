@@ -1,6 +1,6 @@
 //! The MQTT side: a listener, and a task for each connection.
 //!
-//! The protocol itself (3.1.1 and 5, QoS 0 to 2, keep-alive) is `mqtt-protocol-core`'s; this
+//! The protocol itself (3.1, 3.1.1 and 5, QoS 0 to 2, keep-alive) is `mqtt-protocol-core`'s; this
 //! moves bytes, gives publications to the core and writes what it wants delivered. It is a
 //! server and no broker: what a client publishes reaches no other client.
 
@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cloud::{Cloud, Place};
 use super::links::Delivery;
+use super::mqtt31::modern;
 use super::service::{Message, Source};
 use super::tls::Acceptor;
 
@@ -88,7 +89,9 @@ pub(super) async fn serve(
         listening.send_replace(true);
         tokio::select! {
             accepted = open.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, cloud.clone(), door.clone()))),
+                Ok((stream, peer)) => {
+                    drop(connections.spawn(connection(stream, peer, cloud.clone(), door.clone())));
+                }
                 // Out of file handles, most likely.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             },
@@ -109,8 +112,11 @@ async fn reopen(address: SocketAddr) -> Option<TcpListener> {
     }
 }
 
-async fn connection(stream: TcpStream, cloud: Cloud, door: Door) {
-    let Some((place, inbox)) = cloud.open() else { return };
+async fn connection(stream: TcpStream, peer: SocketAddr, cloud: Cloud, door: Door) {
+    let Some((place, inbox)) = cloud.open() else {
+        return cloud.tell_ended(&format!("{peer}: too many connections are open"));
+    };
+    let teller = cloud.clone();
     let serve = async {
         stream.set_nodelay(true).context("setting up the socket")?;
         let Some(tls) = &door.tls else {
@@ -120,7 +126,7 @@ async fn connection(stream: TcpStream, cloud: Cloud, door: Door) {
         Session::new(cloud, place, door.users, is_trusted).run(stream, inbox).await
     };
     if let Err(error) = serve.await {
-        tracing::debug!("stand-in of Kaa: a connection ends: {error:#}");
+        teller.tell_ended(&format!("{peer}: {error:#}"));
     }
 }
 
@@ -137,6 +143,8 @@ struct Session {
     in_flight: usize,
     deadline: Option<Instant>,
     closing: bool,
+    /// Why, if the client did something wrong.
+    trouble: Option<String>,
     /// By a fault.
     dropped: bool,
     /// Whether it may publish; one without a client certificate is noticed only then.
@@ -159,6 +167,7 @@ impl Session {
             in_flight: 0,
             deadline: Some(Instant::now() + PATIENCE),
             closing: false,
+            trouble: None,
             dropped: false,
             is_trusted,
         }
@@ -207,10 +216,13 @@ impl Session {
         timeout(PATIENCE, stream.shutdown()).await.context("closing")??;
         let rest = async { while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {} };
         let _ = timeout(Duration::from_secs(1), rest).await;
-        Ok(())
+        self.trouble.map_or(Ok(()), |trouble| bail!("{trouble}"))
     }
 
     fn receive(&mut self, bytes: &[u8], inbox: &mut mpsc::Receiver<Delivery>) {
+        let bytes =
+            if self.protocol.get_protocol_version() == Version::Undetermined { modern(bytes) } else { bytes.into() };
+        let bytes = bytes.as_ref();
         let mut cursor = Cursor::new(bytes);
         while !self.closing && cursor.position() < bytes.len() as u64 {
             let events = self.protocol.recv(&mut cursor);
@@ -229,12 +241,16 @@ impl Session {
     fn time_out(&mut self) {
         self.deadline = None;
         if self.protocol.get_protocol_version() == Version::Undetermined {
-            self.closing = true;
-            return;
+            return self.close(format!("no CONNECT within {} s", PATIENCE.as_secs()));
         }
         let events = self.protocol.notify_timer_fired(TimerKind::PingreqRecv);
         self.take(events);
+        self.close("nothing within its keep-alive".to_owned());
+    }
+
+    fn close(&mut self, trouble: String) {
         self.closing = true;
+        self.trouble.get_or_insert(trouble);
     }
 
     /// Does what the protocol asks for.
@@ -245,6 +261,9 @@ impl Session {
         if events.iter().any(is_publication) && (!self.is_trusted || self.place.drops_publication()) {
             // Before the PUBACK, which is among the events.
             self.closing = true;
+            if !self.is_trusted {
+                self.close("a publication without a client certificate".to_owned());
+            }
             return;
         }
         for event in events {
@@ -259,7 +278,10 @@ impl Session {
                     self.deadline = Some(Instant::now() + Duration::from_millis(duration_ms));
                 }
                 Event::RequestTimerCancel(_) => self.deadline = None,
-                Event::NotifyError(_) | Event::RequestClose => self.closing = true,
+                Event::NotifyError(error) => {
+                    self.close(format!("expected MQTT 3.1, 3.1.1 or 5: {error:?}"));
+                }
+                Event::RequestClose => self.closing = true,
             }
         }
     }
@@ -344,7 +366,9 @@ impl Session {
             self.place.identify(client_id);
         }
         self.send(answer);
-        self.closing |= !good;
+        if !good {
+            self.close(format!("client {client_id:?}: the user name or the password is wrong"));
+        }
     }
 
     fn subscribe(&self, entry: &SubEntry) -> Option<Qos> {
@@ -370,8 +394,7 @@ impl Session {
 
     fn deliver(&mut self, delivery: Delivery) {
         if self.waiting.len() >= MAX_WAITING {
-            self.closing = true;
-            return;
+            return self.close(format!("{MAX_WAITING} messages wait for it"));
         }
         self.waiting.push_back(delivery);
         self.send_waiting();

@@ -10,6 +10,9 @@ use super::super::super::{Outcome, remote};
 use crate::standin::enapter::channel::LogLine;
 use crate::standin::enapter::event::clean;
 
+/// Lines of an error that are shown.
+const LINES: usize = 40;
+
 /// What to ask.
 #[derive(Debug, Subcommand)]
 pub(super) enum Question {
@@ -247,12 +250,19 @@ async fn send_command(
             Ok(Outcome::Done)
         }
         "ERROR" => {
-            let message = response.pointer("/payload/message").and_then(Json::as_str).map(clean);
+            let message = response.pointer("/payload/message").and_then(Json::as_str).map(paragraph);
             bail!("{}", message.unwrap_or_else(|| payload(response)))
         }
         "TIMEOUT" => bail!("timed out: the device did not answer"),
         _ => bail!("the stand-in has stopped"),
     }
+}
+
+/// The last lines of a text: a traceback says at its end what went wrong.
+fn paragraph(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(clean).collect();
+    let first = lines.len().saturating_sub(LINES);
+    lines.get(first..).unwrap_or_default().join("\n")
 }
 
 fn payload(response: &Json) -> String {

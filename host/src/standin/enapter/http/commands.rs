@@ -8,8 +8,8 @@
 //! | `GET /v3/devices/DEVICE/command_executions/ID?expand=log` | one command: `{"execution": {…}}` |
 //!
 //! Beyond the platform's API, `timeout=SECONDS` sets how long a command may
-//! take. `created_at.gte` and `.lt` are not there. Executions and responses
-//! have the platform's states and fields.
+//! take. The list also takes `created_at.gte` and `created_at.lt`, in RFC 3339.
+//! Executions and responses have the platform's states and fields.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+use crate::message::Time;
 
 use super::super::execution::{Answer as Said, Execution, Order};
 use super::follow::{Batch, lines};
@@ -124,8 +126,23 @@ pub(super) struct Filter {
     states: Option<String>,
     #[serde(rename = "name.in")]
     names: Option<String>,
+    #[serde(rename = "created_at.gte")]
+    from: Option<String>,
+    #[serde(rename = "created_at.lt")]
+    before: Option<String>,
     #[serde(default)]
     offset: usize,
+}
+
+/// A time of a filter in milliseconds.
+fn moment(name: &str, text: &Option<String>) -> Result<Option<Time>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    match text.parse::<jiff::Timestamp>() {
+        Ok(time) => Ok(Some(Time::try_from(time.as_millisecond()).unwrap_or_default())),
+        Err(_) => {
+            Err(Failure::invalid(format!("{name}: expected a time such as 2026-01-31T12:00:00Z, found {text:?}")))
+        }
+    }
 }
 
 /// `GET /v3/devices/DEVICE/command_executions`
@@ -142,8 +159,12 @@ pub(super) async fn list(State(app): State<App>, Path(name): Path<String>, filte
     let among = |list: &Option<String>, word: &str| {
         list.as_ref().is_none_or(|list| list.split(',').any(|wanted| wanted == word))
     };
+    let (from, before) = (moment("created_at.gte", &filter.from)?, moment("created_at.lt", &filter.before)?);
     let wanted = |execution: &&Execution| {
-        among(&filter.states, execution.state.name()) && among(&filter.names, &execution.order.name)
+        from.is_none_or(|from| execution.created >= from)
+            && before.is_none_or(|before| execution.created < before)
+            && among(&filter.states, execution.state.name())
+            && among(&filter.names, &execution.order.name)
     };
     let platform = app.shared.platform();
     let device = platform.find(&name)?;
