@@ -2,6 +2,9 @@
 //! device, released only on proof of delivery. Where a cloud takes several
 //! messages as one, it puts them together.
 //!
+//! The answers to a device's commands go before what else it has to say:
+//! someone waits for them, and there may be hours of samples.
+//!
 //! Devices append, one session takes and acknowledges. It never blocks: when
 //! it is full, the device that holds the most loses its oldest telemetry or log
 //! lines first, and that is counted.
@@ -21,8 +24,10 @@ use queue::{Entry, Queue};
 pub enum Class {
     /// Measurements and logs: the oldest are dropped when there is no room.
     Stream,
-    /// Results and properties: dropped only when nothing else is left.
+    /// Properties and the like: dropped only when nothing else is left.
     Keep,
+    /// The same, and sent first.
+    Answer,
 }
 
 /// The number of an entry; rises with every append.
@@ -133,12 +138,17 @@ impl Outbox {
         }
     }
 
-    /// Forgets a message that the cloud refused for good.
-    pub fn reject(&self, sequence: Sequence) {
+    /// Forgets a message that the cloud refused for good, and gives it.
+    pub fn reject(&self, sequence: Sequence) -> Option<(DeviceId, Publication)> {
         let mut queue = self.lock();
-        if queue.remove(sequence).is_some() {
-            queue.stats.rejected += 1;
-        }
+        let entry = queue.remove(sequence)?;
+        queue.stats.rejected += 1;
+        Some((entry.device, entry.publication))
+    }
+
+    /// Whether a message still waits, or is on its way.
+    pub fn holds(&self, sequence: Sequence) -> bool {
+        self.lock().entries.contains_key(&sequence)
     }
 
     /// Makes sent messages unsent: no proof came. With `alone`, each goes by
@@ -277,7 +287,7 @@ mod tests {
             append(&outbox, "a", Class::Stream, 0, "a1");
         }
         assert!(outbox.lock().entries.len() <= 20);
-        let held: usize = outbox.lock().shares.values().map(|share| share.unsent.len() + share.streams.len()).sum();
+        let held: usize = outbox.lock().shares.values().map(|share| share.held()).sum();
         assert!(held <= 40, "{held}");
         outbox.rewind();
         assert_eq!(drain(&outbox).len(), 20);
@@ -321,6 +331,21 @@ mod tests {
         assert_eq!(parcel(&outbox, now), [0, 1]);
         assert_eq!(parcel(&outbox, now), [2]);
         assert!(parcel(&outbox, now).is_empty());
+    }
+
+    #[test]
+    fn answers_go_before_the_rest_in_their_own_order_also_when_they_go_again() {
+        let outbox = outbox(1 << 20);
+        append(&outbox, "a", Class::Stream, 0, "a1");
+        append(&outbox, "a", Class::Keep, 0, "p1");
+        append(&outbox, "a", Class::Answer, 0, "r1");
+        append(&outbox, "a", Class::Answer, 0, "r2");
+        let first = parcel(&outbox, Instant::now());
+        outbox.acknowledge(first[0]);
+        assert_eq!(drain(&outbox), ["r2", "a1", "p1"]);
+        outbox.rewind();
+        append(&outbox, "a", Class::Answer, 0, "r3");
+        assert_eq!(drain(&outbox), ["r2", "r3", "a1", "p1"]);
     }
 
     #[test]

@@ -68,8 +68,10 @@ impl Route {
     /// Encodes a message and puts it into the outbox.
     pub fn send(&self, device: &DeviceId, now: Time, uplink: &Uplink<'_>) {
         let class = match uplink {
-            Uplink::Telemetry { .. } | Uplink::Log { .. } | Uplink::CommandLog { .. } => Class::Stream,
-            Uplink::Properties { .. } | Uplink::CommandResult { .. } | Uplink::Applied { .. } => Class::Keep,
+            Uplink::Telemetry { .. } | Uplink::Log { .. } => Class::Stream,
+            Uplink::Properties { .. } | Uplink::Applied { .. } => Class::Keep,
+            // In the order of the command's progress.
+            Uplink::CommandLog { .. } | Uplink::CommandResult { .. } => Class::Answer,
         };
         for publication in self.channel.encoder.encode(uplink) {
             // What no broker takes would break the connection again and again.

@@ -6,12 +6,14 @@
 //! connection the unproved ones are sent again.
 
 mod binary_data;
+mod client;
 mod complaints;
 mod connection;
 mod dialogue;
 pub mod enapter;
 pub mod kaa;
 mod picture;
+mod suspects;
 mod tls;
 mod window;
 
@@ -21,10 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::FutureExt;
-use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS,
-    Request, SubscribeReasonCode, TlsConfiguration, Transport,
-};
+use rumqttc::{ConnectionError, Event, EventLoop, Outgoing, Packet, Publish, QoS, Request, SubscribeReasonCode};
 use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -33,23 +32,19 @@ pub use binary_data::{BinaryData, File, UploadError, ask};
 pub use complaints::Complaints;
 pub use dialogue::{Dialogue, NoAnswer, Question};
 pub use picture::{Facts, Order, Picture, SessionStatus};
+pub use suspects::Suspects;
 
 use crate::cloud::Cloud;
-use crate::config::{Broker, Credentials};
-use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
+use crate::config::Broker;
+use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Publication, Uplink, now};
 use crate::outbox::{Class, Outbox};
 use crate::router::{GATEWAY, Recipient};
+use client::{LONGEST_PATIENCE, client, explain, is_closed_by_peer, patience, slow};
 use connection::Connection;
 use dialogue::{Event as Meaning, Outgoing as Message};
 
-/// The largest packet in either direction; commands are checked more strictly.
-const MAX_PACKET: usize = 16 << 20;
-/// How long a broker may take to answer a connect or to take what is written.
-const PATIENCE: Duration = Duration::from_secs(15);
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// Requests in the client's channel; hardly ever more than one.
-const CHANNEL: usize = 16;
 /// Bytes that are written at once at most, but for a single larger message:
 /// nothing is read meanwhile.
 const BURST: usize = 64 << 10;
@@ -86,6 +81,8 @@ pub struct Session {
     pub status: watch::Sender<SessionStatus>,
     /// Messages from the cloud that could not be used.
     pub complaints: Complaints,
+    /// Messages that the broker may not take: none at first.
+    pub suspects: Suspects,
 }
 
 impl Session {
@@ -98,7 +95,8 @@ impl Session {
             if begin.elapsed() >= STABLE {
                 failures = 0;
             }
-            let delay = delay(failures, fastrand::f64());
+            // A broker that is there and dislikes one message is asked again soon.
+            let delay = delay(if self.suspects.is_careful() { 0 } else { failures }, fastrand::f64());
             failures += 1;
             let problem = format!("{error:#}");
             tracing::warn!(session = self.name, "{problem}; connecting again in {:.1} s", delay.as_secs_f64());
@@ -126,13 +124,14 @@ impl Session {
     /// One connection, from CONNECT to its end. Ok when the gateway stops.
     async fn connect(&mut self) -> Result<()> {
         let address = format!("{}:{}", self.broker.host, self.broker.port);
-        let (client, mut events) = self.client()?;
+        let (client, mut events) = client(&self.client_id, &self.broker, self.keep_alive)?;
         let mut connection = Connection::new(client);
+        connection.is_careful = self.suspects.is_careful();
         let mut greeted = false;
         let mut streak = 0;
         loop {
-            if greeted {
-                self.feed(&mut connection, &mut events).await.map_err(explain).with_context(|| address.clone())?;
+            if greeted && let Err(error) = self.feed(&mut connection, &mut events).await {
+                return self.lost(connection, events, error, &address);
             }
             let event = {
                 // Polling must not be cancelled half-way, so it outlives the inner loop.
@@ -176,16 +175,11 @@ impl Session {
             };
             let event = match event {
                 Ok(event) => event,
-                Err(error) => {
-                    // What came before the end counts, acknowledgements above all.
-                    for event in std::mem::take(&mut events.state.events) {
-                        self.handle(&mut connection, event, &address);
-                    }
-                    return Err(explain(error)).with_context(|| address.clone());
-                }
+                Err(error) => return self.lost(connection, events, error, &address),
             };
             match event {
                 Event::Incoming(Packet::ConnAck(_)) => {
+                    events.network_options.set_connection_timeout(LONGEST_PATIENCE.as_secs());
                     self.subscribe(&mut connection);
                     let picture = self.picture.borrow().clone();
                     self.dialogue.connected(&picture, now());
@@ -200,24 +194,33 @@ impl Session {
         }
     }
 
-    fn client(&self) -> Result<(AsyncClient, EventLoop)> {
-        let broker = &self.broker;
-        let mut options = MqttOptions::new(&self.client_id, &broker.host, broker.port);
-        options.set_keep_alive(self.keep_alive);
-        options.set_clean_session(true);
-        options.set_inflight(window::MOST);
-        options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
-        if let Credentials::Password(user, password) = &broker.credentials {
-            options.set_credentials(user, &password.0);
+    /// Ends a connection. What came before the end counts, acknowledgements
+    /// above all.
+    fn lost(
+        &mut self,
+        mut connection: Connection,
+        mut events: EventLoop,
+        error: ConnectionError,
+        address: &str,
+    ) -> Result<()> {
+        for event in std::mem::take(&mut events.state.events) {
+            self.handle(&mut connection, event, address);
         }
-        if let Some(tls) = &broker.tls {
-            let config = tls::client_config(tls)?;
-            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config))));
+        if is_closed_by_peer(&error)
+            && let Some(sequence) = self.suspects.lost(&connection.unproved())
+            && let Some((device, publication)) = self.outbox.reject(sequence)
+        {
+            let (topic, size) = (publication.topic, publication.payload.len());
+            tracing::error!(
+                session = self.name,
+                device = device.as_str(),
+                "dropped a message of {size} bytes on {topic}: the broker closes the connection at it again and again; \
+                 those like it are dropped at once for {} minutes",
+                suspects::BAN.as_secs() / 60
+            );
+            self.suspects.ban(topic, size, std::time::Instant::now());
         }
-        let (client, mut events) = AsyncClient::new(options, CHANNEL);
-        events.network_options.set_tcp_nodelay(true);
-        events.network_options.set_connection_timeout(PATIENCE.as_secs());
-        Ok((client, events))
+        Err(explain(error)).with_context(|| address.to_owned())
     }
 
     fn handle(&mut self, connection: &mut Connection, event: Event, address: &str) {
@@ -228,7 +231,11 @@ impl Session {
             Event::Outgoing(Outgoing::Subscribe(_) | Outgoing::Unsubscribe(_)) => connection.wrote_request(),
             Event::Incoming(Packet::PubAck(ack)) => {
                 connection.may_burst = true;
-                connection.proved(ack.pkid).into_iter().for_each(|sequence| self.dialogue.delivered(sequence));
+                if let Some(sequence) = connection.proved(ack.pkid) {
+                    self.dialogue.delivered(sequence);
+                    self.suspects.proved(sequence, |sequence| self.outbox.holds(sequence));
+                    connection.is_careful = self.suspects.is_careful();
+                }
             }
             Event::Incoming(Packet::SubAck(ack)) => {
                 if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
@@ -266,13 +273,13 @@ impl Session {
                 size += publish.payload.len() + publish.topic.len();
             }
             match events.state.handle_outgoing_packet(request)? {
-                Some(packet) => timeout(PATIENCE, network.write(packet)).await.map_err(slow)??,
+                Some(packet) => timeout(patience(size), network.write(packet)).await.map_err(slow)??,
                 // Its packet id is in use; the client sends it when that is free.
                 None => break,
             }
             connection.may_burst = false;
         }
-        Ok(timeout(PATIENCE, network.flush()).await.map_err(slow)??)
+        Ok(timeout(patience(size), network.flush()).await.map_err(slow)??)
     }
 
     fn qos(&self) -> QoS {
@@ -287,12 +294,27 @@ impl Session {
             Some(publication) => Message { publication, proof: None },
             None => match connection.subscriptions.next() {
                 Some(request) => return Some(request),
-                None => self.dialogue.next(std::time::Instant::now())?,
+                None => self.next_message()?,
             },
         };
-        connection.handed(message.proof);
-        let Message { publication, .. } = message;
+        let Message { publication, proof } = message;
+        connection.handed(proof, publication.topic.len() + publication.payload.len());
         Some(Request::Publish(Publish::from_bytes(&*publication.topic, self.qos(), publication.payload)))
+    }
+
+    /// The next message that the broker has not refused the like of.
+    fn next_message(&mut self) -> Option<Message> {
+        let now = std::time::Instant::now();
+        loop {
+            let message = self.dialogue.next(now)?;
+            let Publication { topic, payload, .. } = &message.publication;
+            match message.proof {
+                Some(sequence) if self.suspects.is_banned(topic, payload.len(), now) => {
+                    drop(self.outbox.reject(sequence));
+                }
+                _ => return Some(message),
+            }
+        }
     }
 
     /// Sends one thing by the client's channel.
@@ -391,7 +413,7 @@ impl Session {
             Recipient::Device(device) => device.clone(),
         };
         for publication in channel.encoder.encode(&Uplink::CommandResult { command, result: &result }) {
-            self.outbox.append(&device, Class::Keep, now(), publication);
+            self.outbox.append(&device, Class::Answer, now(), publication);
         }
     }
 }
@@ -400,25 +422,6 @@ async fn sleep_until(time: Option<std::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-fn slow(_: tokio::time::error::Elapsed) -> ConnectionError {
-    ConnectionError::FlushTimeout
-}
-
-/// Says what a connection error means, without what it may hold.
-fn explain(error: ConnectionError) -> anyhow::Error {
-    match error {
-        ConnectionError::ConnectionRefused(code) => match code {
-            ConnectReturnCode::BadUserNamePassword => anyhow::anyhow!("the broker refused the user name or password"),
-            ConnectReturnCode::NotAuthorized => anyhow::anyhow!("the broker refused: not authorized"),
-            code => anyhow::anyhow!("the broker refused: {code:?}"),
-        },
-        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
-            anyhow::anyhow!("the broker does not answer")
-        }
-        other => anyhow::anyhow!("connection lost: {other}"),
     }
 }
 

@@ -16,7 +16,7 @@ use sandgate::outbox::Outbox;
 use sandgate::router::{Recipient, Table};
 use sandgate::sandbox::Driver;
 use sandgate::session::enapter::EnapterDialogue;
-use sandgate::session::{Complaints, Picture, Session, SessionStatus};
+use sandgate::session::{Complaints, Picture, Session, SessionStatus, Suspects};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -87,6 +87,7 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
         questions,
         status,
         complaints: Complaints::new("bench", Arc::default()),
+        suspects: Suspects::default(),
     };
     tokio::spawn(session.run());
     states.wait_for(|status| status.connected).await.unwrap();

@@ -15,7 +15,7 @@ use sandgate::outbox::{Batching, Bounds, Outbox};
 use sandgate::router::{Outlet, Recipient, Route, Table};
 use sandgate::sandbox::{Compiler, Driver};
 use sandgate::session::kaa::{KaaDialogue, Manner};
-use sandgate::session::{Complaints, Facts, Picture, Session, SessionStatus};
+use sandgate::session::{Complaints, Facts, Picture, Session, SessionStatus, Suspects};
 use sandgate::status::resident_memory;
 use sandgate::supervisor::Supervisor;
 use serde_json::{Value as Json, json};
@@ -118,6 +118,7 @@ fn session(
         questions,
         status,
         complaints: Complaints::new("kaa", Arc::default()),
+        suspects: Suspects::default(),
     };
     tokio::spawn(session.run());
     (sender, states)

@@ -49,12 +49,15 @@ impl Hasher for Spread {
     }
 }
 
-/// One device's part. Both lists are in order and may hold entries that are
+/// One device's part. All lists are in order and may hold entries that are
 /// gone, but never at their front.
 #[derive(Debug, Default)]
 pub(super) struct Share {
-    pub(super) unsent: VecDeque<Sequence>,
-    pub(super) streams: VecDeque<Sequence>,
+    /// What is to be sent, and what goes before that.
+    unsent: VecDeque<Sequence>,
+    answers: VecDeque<Sequence>,
+    /// What may be dropped, sent or not.
+    streams: VecDeque<Sequence>,
     bytes: usize,
     /// Size of what is unsent.
     unsent_bytes: usize,
@@ -122,8 +125,9 @@ impl Queue {
         match entry.class {
             Class::Stream => share.streams.push_back(sequence),
             Class::Keep => share.urgent = Some(sequence),
+            Class::Answer => {}
         }
-        share.unsent.push_back(sequence);
+        share.list(entry.class).push_back(sequence);
         // Most often it is in turn already.
         let (is_in_turn, oldest) = (share.turn == Turn::Now, share.streams.front().copied());
         self.entries.insert(sequence, entry);
@@ -145,7 +149,7 @@ impl Queue {
             let Some(share) = self.shares.get_mut(&device) else { continue };
             share.turn = Turn::None;
             let parts = share.take(&mut self.entries, self.bounds.batching);
-            if !share.unsent.is_empty() {
+            if !share.is_idle() {
                 self.schedule(&device);
             }
             if !parts.is_empty() {
@@ -180,7 +184,7 @@ impl Queue {
         }
         let company = share.waits_for_company(&self.entries, self.bounds.batching, before);
         share.turn = match company.max(share.paused_until) {
-            _ if share.unsent.is_empty() => Turn::None,
+            _ if share.is_idle() => Turn::None,
             None => Turn::Now,
             Some(time) => Turn::At(time),
         };
@@ -207,8 +211,9 @@ impl Queue {
             if !entry.sent {
                 share.unsent_bytes -= entry.cost();
             }
-            trim(&mut share.unsent, &self.entries);
-            trim(&mut share.streams, &self.entries);
+            for list in [&mut share.unsent, &mut share.answers, &mut share.streams] {
+                trim(list, &self.entries);
+            }
             if share.bytes == 0 {
                 if let Turn::At(time) = share.turn {
                     self.waiting.remove(&(time, entry.device.clone()));
@@ -244,7 +249,7 @@ impl Queue {
     fn drop_for_room(&mut self) {
         while self.stats.bytes > self.bounds.bytes {
             let largest = self.shares.values().max_by_key(|share| share.bytes);
-            let oldest = largest.and_then(|share| share.streams.front().or(share.unsent.front()).copied());
+            let oldest = largest.and_then(Share::oldest);
             let oldest = oldest.or_else(|| self.entries.keys().min().copied());
             let Some(oldest) = oldest else { break };
             self.drop_entry(oldest);
@@ -262,14 +267,16 @@ impl Queue {
             }
             if let Some(share) = self.shares.get_mut(&entry.device) {
                 share.unsent_bytes += entry.cost();
-                share.unsent.push_back(sequence);
+                share.list(entry.class).push_back(sequence);
                 devices.insert(entry.device.clone());
             }
         }
         for device in devices {
             if let Some(share) = self.shares.get_mut(&device) {
-                share.unsent.make_contiguous().sort_unstable();
-                trim(&mut share.unsent, &self.entries);
+                for list in [&mut share.unsent, &mut share.answers] {
+                    list.make_contiguous().sort_unstable();
+                    trim(list, &self.entries);
+                }
             }
             self.schedule(&device);
         }
@@ -296,13 +303,38 @@ impl Queue {
 }
 
 impl Share {
+    /// The list of unsent entries where one of this class belongs.
+    fn list(&mut self, class: Class) -> &mut VecDeque<Sequence> {
+        match class {
+            Class::Stream | Class::Keep => &mut self.unsent,
+            Class::Answer => &mut self.answers,
+        }
+    }
+
+    /// Whether nothing is to be sent.
+    fn is_idle(&self) -> bool {
+        self.unsent.is_empty() && self.answers.is_empty()
+    }
+
+    /// What is dropped first.
+    fn oldest(&self) -> Option<Sequence> {
+        [&self.streams, &self.unsent, &self.answers].into_iter().find_map(|list| list.front().copied())
+    }
+
+    /// How many places its lists take.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.unsent.len() + self.answers.len() + self.streams.len()
+    }
+
     /// The first unsent entry and those that may go with it, now sent.
     fn take(&mut self, entries: &mut Entries, batching: Batching) -> Vec<(Sequence, Publication)> {
+        let list = if self.answers.is_empty() { &mut self.unsent } else { &mut self.answers };
         let mut parts: Vec<(Sequence, Publication)> = Vec::new();
         let mut bytes = 0;
-        while let Some(sequence) = self.unsent.front().copied() {
+        while let Some(sequence) = list.front().copied() {
             let Some(entry) = entries.get(&sequence) else {
-                self.unsent.pop_front();
+                list.pop_front();
                 continue;
             };
             bytes += entry.publication.payload.len() + 1;
@@ -312,7 +344,7 @@ impl Share {
                     break;
                 }
             }
-            self.unsent.pop_front();
+            list.pop_front();
             let Some(entry) = entries.get_mut(&sequence) else { continue };
             entry.sent = true;
             self.unsent_bytes -= entry.cost();
@@ -321,14 +353,14 @@ impl Share {
                 break;
             }
         }
-        trim(&mut self.unsent, entries);
+        trim(list, entries);
         parts
     }
 
     /// Until when the next message waits for more that can go with it. What
     /// waits already goes on waiting for the same time.
     fn waits_for_company(&self, entries: &Entries, batching: Batching, turn: Turn) -> Option<Instant> {
-        if batching.age == Duration::ZERO || self.unsent.len() >= batching.count {
+        if batching.age == Duration::ZERO || !self.answers.is_empty() || self.unsent.len() >= batching.count {
             return None;
         }
         let front = *self.unsent.front()?;

@@ -14,22 +14,31 @@ const STALLED: u32 = 2;
 /// Filters in one SUBSCRIBE packet.
 const FILTERS: usize = 100;
 
-/// A message without a PUBACK: its entry of the outbox, if it has one.
-type Unproved = Option<Sequence>;
+/// A message without a PUBACK.
+#[derive(Debug, Clone, Copy)]
+struct Message {
+    /// Its entry of the outbox, if it has one.
+    entry: Option<Sequence>,
+    /// Its size in bytes.
+    size: usize,
+}
 
 /// See the module documentation.
 pub(super) struct Connection {
     pub client: AsyncClient,
-    /// What was handed to the client and has no packet id yet; none stands for
-    /// a message that is not from the outbox.
-    handed: VecDeque<Option<Sequence>>,
+    /// What was handed to the client and has no packet id yet.
+    handed: VecDeque<Message>,
     /// Requests other than messages in the client's channel.
     in_channel: usize,
     /// What has no PUBACK, by packet id: the client uses ids up to `MOST`.
-    unproved: Vec<Option<Unproved>>,
-    /// How many those are, and how many they may be.
+    unproved: Vec<Option<Message>>,
+    /// How many those are.
     open: usize,
+    /// The size of all that was handed over and has no PUBACK.
+    bytes: usize,
     window: Window,
+    /// Whether each message goes by itself.
+    pub is_careful: bool,
     /// How many PUBACKs came, in all and until the last answer to a ping.
     proofs: u64,
     proofs_at_ping: u64,
@@ -51,7 +60,9 @@ impl Connection {
             in_channel: 0,
             unproved: vec![None; usize::from(MOST) + 1],
             open: 0,
+            bytes: 0,
             window: Window::new(),
+            is_careful: false,
             proofs: 0,
             proofs_at_ping: 0,
             idle_pings: 0,
@@ -63,8 +74,9 @@ impl Connection {
     }
 
     /// A message was handed to the client.
-    pub(super) fn handed(&mut self, proof: Option<Sequence>) {
-        self.handed.push_back(proof);
+    pub(super) fn handed(&mut self, entry: Option<Sequence>, size: usize) {
+        self.handed.push_back(Message { entry, size });
+        self.bytes += size;
     }
 
     /// A request that is no message was put into the client's channel.
@@ -81,12 +93,13 @@ impl Connection {
     /// entry of the outbox that has all the proof there will be: with quality
     /// of service 0 there are no ids.
     pub(super) fn wrote_message(&mut self, packet: u16) -> Option<Sequence> {
-        let sequence = self.handed.pop_front().flatten();
+        let message = self.handed.pop_front()?;
         if packet == 0 {
-            return sequence;
+            self.bytes -= message.size;
+            return message.entry;
         }
         if let Some(place) = self.unproved.get_mut(usize::from(packet)) {
-            self.open += usize::from(place.replace(sequence).is_none());
+            self.open += usize::from(place.replace(message).is_none());
             self.window.wrote(packet);
         }
         None
@@ -95,10 +108,16 @@ impl Connection {
     /// A PUBACK came; gives the entry of the outbox that it proves.
     pub(super) fn proved(&mut self, packet: u16) -> Option<Sequence> {
         self.proofs += 1;
-        let sequence = self.unproved.get_mut(usize::from(packet))?.take()?;
+        let message = self.unproved.get_mut(usize::from(packet))?.take()?;
         self.open -= 1;
+        self.bytes -= message.size;
         self.window.proved(packet);
-        sequence
+        message.entry
+    }
+
+    /// What has no PUBACK; none stands for a message that is not from the outbox.
+    pub(super) fn unproved(&self) -> Vec<Option<Sequence>> {
+        self.unproved.iter().flatten().chain(&self.handed).map(|message| message.entry).collect()
     }
 
     /// A ping was answered. Whether the broker answers pings, but acknowledges
@@ -117,7 +136,8 @@ impl Connection {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.handed.len() + self.open < self.window.size()
+        let messages = self.handed.len() + self.open;
+        self.window.has_room(messages, self.bytes) && !(self.is_careful && messages > 0)
     }
 }
 

@@ -8,6 +8,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::config::Tls;
@@ -36,7 +37,7 @@ pub(super) fn client_config(tls: &Tls) -> Result<ClientConfig> {
         .context("building the certificate check")?;
     let verifier: Arc<dyn ServerCertVerifier> =
         if tls.verify_host_name { verifier } else { Arc::new(AnyName(verifier)) };
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .context("choosing TLS versions")?
         .dangerous()
@@ -46,7 +47,15 @@ pub(super) fn client_config(tls: &Tls) -> Result<ClientConfig> {
     let Ok(key) = PrivateKeyDer::from_pem_slice(key.0.as_bytes()) else {
         bail!("the private key: expected one PEM private key");
     };
-    builder.with_client_auth_cert(chain, key).context("the client certificate and the private key do not fit")
+    let key = provider.key_provider.load_private_key(key).context("the private key cannot be used")?;
+    let pair = CertifiedKey::new(chain, key);
+    match pair.keys_match() {
+        // A certificate that cannot be read here, of X.509 version 1 say, is the broker's to judge.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+        Err(rustls::Error::InvalidCertificate(_)) => {}
+        Err(_) => bail!("the client certificate and the private key do not fit"),
+    }
+    Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))))
 }
 
 fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>> {

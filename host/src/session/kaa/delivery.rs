@@ -160,7 +160,7 @@ impl KaaDialogue {
             }
             _ => {
                 tracing::warn!(session, device = name, "{extension}/{path}: dropped, the cloud refused it: {failure}");
-                delivery.sequences.iter().for_each(|sequence| self.outbox.reject(*sequence));
+                delivery.sequences.iter().for_each(|sequence| drop(self.outbox.reject(*sequence)));
                 delivery.results.iter().for_each(|name| self.commands.finished(channel, name));
             }
         }
