@@ -187,7 +187,7 @@ impl Session {
                     greeted = true;
                 }
                 Event::Incoming(Packet::PingResp) if connection.is_stalled() => {
-                    bail!("{address}: the broker answers pings and acknowledges no message");
+                    bail!("{address}: the broker answers pings and acknowledges no message, or no subscription");
                 }
                 event => self.handle(&mut connection, event, &address),
             }

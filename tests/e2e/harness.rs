@@ -189,18 +189,27 @@ impl Observer {
         client.subscribe("v1/from/#", QoS::AtLeastOnce).await.unwrap();
         let seen: Arc<(Mutex<Vec<Message>>, Notify)> = Arc::default();
         let ready = Arc::new(Notify::new());
-        let (sink, is_ready) = (Arc::clone(&seen), Arc::clone(&ready));
+        let (sink, is_ready, again) = (Arc::clone(&seen), Arc::clone(&ready), client.clone());
         tokio::spawn(async move {
+            let mut has_subscribed = false;
             loop {
                 match events.poll().await {
-                    Ok(Event::Incoming(Packet::SubAck(_))) => is_ready.notify_one(),
+                    Ok(Event::Incoming(Packet::SubAck(_))) => {
+                        has_subscribed = true;
+                        is_ready.notify_one();
+                    }
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
                         let message = Message { topic: publish.topic, payload: publish.payload.to_vec() };
                         sink.0.lock().unwrap().push(message);
                         sink.1.notify_waiters();
                     }
                     Ok(_) => {}
-                    Err(_) => return,
+                    Err(_) if has_subscribed => return,
+                    // The machine is busy, and the broker took too long.
+                    Err(_) => {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        let _ = again.try_subscribe("v1/from/#", QoS::AtLeastOnce);
+                    }
                 }
             }
         });

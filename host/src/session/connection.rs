@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::window::{MOST, Window};
 use crate::outbox::Sequence;
 
-/// So many answered pings without a PUBACK are enough.
+/// So many answered pings without another answer are enough.
 const STALLED: u32 = 2;
 /// Filters in one SUBSCRIBE packet.
 const FILTERS: usize = 100;
@@ -39,11 +39,11 @@ pub(super) struct Connection {
     window: Window,
     /// Whether each message goes by itself.
     pub is_careful: bool,
-    /// How many PUBACKs came, in all and until the last answer to a ping.
+    /// How many PUBACKs came.
     proofs: u64,
-    proofs_at_ping: u64,
-    /// Pings that were answered in a row while no PUBACK came.
-    idle_pings: u32,
+    /// Whether no PUBACK comes, and whether no SUBACK does.
+    messages_stall: Stall,
+    subscriptions_stall: Stall,
     pub subscriptions: Subscriptions,
     pub since: Instant,
     /// Whether a burst may be written: what has arrived was looked at since the last one.
@@ -64,8 +64,8 @@ impl Connection {
             window: Window::new(),
             is_careful: false,
             proofs: 0,
-            proofs_at_ping: 0,
-            idle_pings: 0,
+            messages_stall: Stall::default(),
+            subscriptions_stall: Stall::default(),
             subscriptions: Subscriptions::default(),
             since: Instant::now(),
             may_burst: true,
@@ -121,12 +121,11 @@ impl Connection {
     }
 
     /// A ping was answered. Whether the broker answers pings, but acknowledges
-    /// nothing of what waits.
+    /// no message, or no subscription, of those that wait.
     pub(super) fn is_stalled(&mut self) -> bool {
-        let is_idle = self.open > 0 && self.proofs == self.proofs_at_ping;
-        self.idle_pings = if is_idle { self.idle_pings + 1 } else { 0 };
-        self.proofs_at_ping = self.proofs;
-        self.idle_pings >= STALLED
+        let messages = self.messages_stall.pinged(self.open > 0, self.proofs);
+        let subscriptions = &self.subscriptions;
+        self.subscriptions_stall.pinged(!subscriptions.all_answered(), subscriptions.answers) || messages
     }
 
     /// Whether the client has told of everything that it was handed, so that
@@ -141,6 +140,23 @@ impl Connection {
     }
 }
 
+/// Whether a broker that answers pings answers nothing else.
+#[derive(Debug, Default)]
+struct Stall {
+    /// Answers until the last ping.
+    answers: u64,
+    /// Pings that were answered in a row while nothing else was.
+    pings: u32,
+}
+
+impl Stall {
+    fn pinged(&mut self, something_waits: bool, answers: u64) -> bool {
+        self.pings = if something_waits && answers == self.answers { self.pings + 1 } else { 0 };
+        self.answers = answers;
+        self.pings >= STALLED
+    }
+}
+
 /// What is subscribed to, and the requests that make it so.
 #[derive(Default)]
 pub(super) struct Subscriptions {
@@ -149,6 +165,8 @@ pub(super) struct Subscriptions {
     requests: VecDeque<Request>,
     /// SUBSCRIBE packets, written or not, without an answer.
     unanswered: usize,
+    /// SUBACK packets that came.
+    answers: u64,
 }
 
 impl Subscriptions {
@@ -173,9 +191,32 @@ impl Subscriptions {
     /// A SUBACK came.
     pub(super) fn answered(&mut self) {
         self.unanswered = self.unanswered.saturating_sub(1);
+        self.answers += 1;
     }
 
     pub(super) fn all_answered(&self) -> bool {
         self.unanswered == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_answers_nothing_but_pings_is_found_and_one_that_is_idle_is_not() {
+        let mut stall = Stall::default();
+        for (something_waits, answers, found) in [
+            (false, 0, false),
+            (true, 0, false),
+            (true, 1, false),
+            (true, 1, false),
+            (true, 1, true),
+            (true, 2, false),
+            (false, 2, false),
+            (false, 2, false),
+        ] {
+            assert_eq!(stall.pinged(something_waits, answers), found, "{something_waits} {answers}");
+        }
     }
 }
