@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 /// The largest packet; a larger one ends its connection.
 pub const MAX_PACKET: usize = 4 << 20;
 /// How many clients may be connected.
-const MAX_CONNECTIONS: usize = 1000;
+const MAX_CONNECTIONS: usize = 250;
 /// How many filters one client may subscribe to: one for each channel.
 const MAX_FILTERS: usize = 4000;
 /// What waits for one client, in messages and in bytes; more is dropped, as

@@ -20,7 +20,7 @@
 //!   expired is a 404, and the other results of the same message are recorded all the same.
 //! - Software is pushed when it is offered, when an endpoint attaches and when it tells a new version; the newest offer
 //!   that fits counts, and a rejected one is offered again.
-//! - MQTT is 3.1.1 or 5, sessions are always clean, a second connection with the same client id closes the first one.
+//! - MQTT is 3.1, 3.1.1 or 5, sessions are always clean, a second connection with the same client id closes the first one.
 
 pub mod answer;
 mod body;

@@ -233,7 +233,7 @@ async fn connections_and_subscriptions_are_bounded_and_end_with_the_broker() {
         clients.push(running.client(&number.to_string(), 60).await);
     }
     let mut more = Client::to(running.address).await;
-    assert_eq!(running.tells().await, "refused: expected at most 100 connections");
+    assert_eq!(running.tells().await, format!("refused: expected at most {MAX_CONNECTIONS} connections"));
     assert_eq!(more.next().await, None);
     let filters: Vec<String> = (0..MAX_FILTERS + 1).map(|number| format!("a/{number}")).collect();
     let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
