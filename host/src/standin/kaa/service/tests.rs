@@ -1,3 +1,5 @@
+//! What the core answers, as a whole and for any request.
+
 use proptest::prelude::*;
 use serde_json::json;
 
