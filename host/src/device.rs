@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 pub use command::interrupted;
 pub use configuration::Configuration;
 pub use firmware::Firmware;
-pub use handle::{DeviceHandle, DeviceStatus, Input, Phase};
+pub use handle::{DeviceHandle, DeviceStatus, Input, Phase, Waiting};
 pub use specification::Specification;
 pub use statistics::{Counter, Last, Statistics};
 pub use swap::{Prepared, prepare};
@@ -150,6 +150,13 @@ impl Device {
                     let _ = reply.send(());
                     return;
                 }
+                Some(Input::HandOver(reply)) => {
+                    let waiting = self.close();
+                    self.stop().await;
+                    // The same.
+                    let _ = reply.send(waiting);
+                    return;
+                }
                 Some(input) => self.handle(input).await,
             }
         }
@@ -240,7 +247,7 @@ impl Device {
                 self.go_back_if_dead();
                 let _ = reply.send(());
             }
-            Input::Stop(_) => {}
+            Input::Stop(_) | Input::HandOver(_) => {}
         }
     }
 
@@ -350,11 +357,20 @@ impl Device {
         self.publish();
     }
 
+    /// Takes no more, and gives the commands that wait.
+    fn close(&mut self) -> Vec<Waiting> {
+        self.inbox.close();
+        let waiting = std::iter::from_fn(|| self.inbox.try_recv().ok());
+        let commands = waiting.filter_map(|input| match input {
+            Input::Command(request, reply) => Some((request, reply)),
+            _ => None,
+        });
+        commands.collect()
+    }
+
     /// Answers what waits behind a stop: a command is never left without one.
     fn refuse_waiting(&mut self) {
-        self.inbox.close();
-        while let Ok(input) = self.inbox.try_recv() {
-            let Input::Command(request, reply) = input else { continue };
+        for (request, reply) in self.close() {
             let result = Err(CommandError::Busy("the device is being stopped".into()));
             let uplink = Uplink::CommandResult { command: &request.id, result: &result };
             self.spec.outlet.answer(request.session.as_deref(), now(), &uplink);

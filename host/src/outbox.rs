@@ -294,6 +294,29 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_at_the_front_does_not_make_the_rest_of_its_device_pile_up() {
+        let outbox = outbox(20 * (OVERHEAD + 2));
+        append(&outbox, "a", Class::Keep, 0, "p1");
+        for _ in 0..10_000 {
+            append(&outbox, "a", Class::Stream, 0, "a1");
+        }
+        let held: usize = outbox.lock().shares.values().map(|share| share.held()).sum();
+        assert!(held < 300, "{held}");
+        assert_eq!(drain(&outbox).len(), 20);
+    }
+
+    #[test]
+    fn answers_do_not_postpone_what_waits_for_company() {
+        let outbox = batching();
+        join(&outbox, "a", Class::Stream, "t");
+        let wake = outbox.next_wake().unwrap();
+        join(&outbox, "a", Class::Answer, "r");
+        assert_eq!(parcel(&outbox, Instant::now()), [1]);
+        assert_eq!(outbox.next_wake(), Some(wake));
+        assert_eq!(parcel(&outbox, wake), [0]);
+    }
+
+    #[test]
     fn an_acknowledged_entry_that_was_dropped_meanwhile_counts_once() {
         let outbox = outbox(OVERHEAD + 2);
         append(&outbox, "a", Class::Stream, 0, "a1");

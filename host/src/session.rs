@@ -92,11 +92,12 @@ impl Session {
         loop {
             let begin = Instant::now();
             let Err(error) = self.connect().await else { return };
-            if begin.elapsed() >= STABLE {
+            // A broker that takes some messages and dislikes one is asked again soon.
+            let is_picky = self.suspects.progressed() && self.suspects.is_careful();
+            if begin.elapsed() >= STABLE || is_picky {
                 failures = 0;
             }
-            // A broker that is there and dislikes one message is asked again soon.
-            let delay = delay(if self.suspects.is_careful() { 0 } else { failures }, fastrand::f64());
+            let delay = delay(failures, fastrand::f64());
             failures += 1;
             let problem = format!("{error:#}");
             tracing::warn!(session = self.name, "{problem}; connecting again in {:.1} s", delay.as_secs_f64());
@@ -206,8 +207,10 @@ impl Session {
         for event in std::mem::take(&mut events.state.events) {
             self.handle(&mut connection, event, address);
         }
+        let now = std::time::Instant::now();
+        let is_subscribed = connection.subscriptions.all_answered();
         if is_closed_by_peer(&error)
-            && let Some(sequence) = self.suspects.lost(&connection.unproved())
+            && let Some(sequence) = self.suspects.lost(&connection.unproved(), is_subscribed, now)
             && let Some((device, publication)) = self.outbox.reject(sequence)
         {
             let (topic, size) = (publication.topic, publication.payload.len());
@@ -218,7 +221,7 @@ impl Session {
                  those like it are dropped at once for {} minutes",
                 suspects::BAN.as_secs() / 60
             );
-            self.suspects.ban(topic, size, std::time::Instant::now());
+            self.suspects.ban(topic, size, now);
         }
         Err(explain(error)).with_context(|| address.to_owned())
     }
@@ -294,6 +297,7 @@ impl Session {
             Some(publication) => Message { publication, proof: None },
             None => match connection.subscriptions.next() {
                 Some(request) => return Some(request),
+                None if connection.is_careful && !connection.subscriptions.all_answered() => return None,
                 None => self.next_message()?,
             },
         };
@@ -382,7 +386,8 @@ impl Session {
         let result = match recipient {
             Recipient::Gateway => self.order(Order::Command(request)),
             Recipient::Device(device) => match picture.devices.get(device) {
-                Some(handle) => handle.command(request, None),
+                Some(handle) if handle.is_alive() => handle.command(request, None),
+                Some(_) => self.order(Order::Late { device: device.clone(), request }),
                 None => Err(CommandError::Failed("the driver of this device is not running".into())),
             },
         };

@@ -16,6 +16,7 @@ mod start;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -25,7 +26,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::bus::{self, BusHandle};
 use crate::cloud::Cloud;
 use crate::config::{self, Config};
-use crate::device::{Counter, DeviceHandle, Firmware, Prepared, Specification, Statistics};
+use crate::device::{Counter, DeviceHandle, Firmware, Prepared, Specification, Statistics, Waiting};
 use crate::gateway;
 use crate::journal::Journal;
 use crate::message::{DeviceId, Uplink, now};
@@ -33,7 +34,7 @@ use crate::outbox::Outbox;
 use crate::receipt::Receipts;
 use crate::registry::Registry;
 use crate::router::{GATEWAY, Outlet, Route};
-use crate::sandbox::{Compiler, Sandbox};
+use crate::sandbox::{Compiler, Digest, Sandbox};
 use crate::session::{BinaryData, Order, Picture, Question, SessionStatus};
 use crate::status::{DeviceReport, SessionReport, Status, resident_memory};
 use crate::storage::Storage;
@@ -52,9 +53,17 @@ const FLUSH: Duration = Duration::from_secs(3);
 /// What a task of the supervisor's reports back.
 enum Report {
     /// A device's first or fresh instance is ready, or cannot be made.
-    Prepared { device: String, generation: u64, base: Option<String>, result: Result<Box<Prepared>, String> },
+    Prepared {
+        device: String,
+        generation: u64,
+        base: Option<String>,
+        result: Result<Box<Prepared>, String>,
+        held: Vec<Waiting>,
+    },
     /// While it was made ready the device was swapped to another driver.
-    Overtaken { device: String, generation: u64 },
+    Overtaken { device: String, generation: u64, held: Vec<Waiting> },
+    /// A driver did not take a configuration.
+    Unwanted { device: String, driver: Digest, configuration: String },
     /// The digest of a device's configured file, as it is now.
     Base { device: String, digest: String },
     /// What became of something that a cloud offered.
@@ -127,10 +136,18 @@ struct DeviceEntry {
     firmware: Option<Firmware>,
     /// Which start is meant; reports of older ones are ignored.
     generation: u64,
+    /// The same, for the tasks that start it.
+    latest: Arc<AtomicU64>,
+    /// A configuration that this driver did not take.
+    refused: Option<(Digest, String)>,
     /// Whether the first start is still under way.
     pending: bool,
     /// Whether a start is under way, the first or a later one.
     starting: bool,
+    /// Whether that start takes grants away, so that the running one must not stay.
+    revoked: bool,
+    /// Commands that came between two lives of the device.
+    held: Vec<Waiting>,
 }
 
 impl Supervisor {
@@ -322,7 +339,9 @@ impl Supervisor {
     fn reconcile(&mut self) {
         let mut news = Vec::new();
         for (id, entry) in &mut self.devices {
-            if let Some(handle) = entry.handle.as_mut().filter(|_| !entry.starting)
+            // One that is taking a configuration is looked at afterwards.
+            let is_busy = entry.starting || self.configurations.get(id).is_some_and(offer::Queue::is_busy);
+            if let Some(handle) = entry.handle.as_mut().filter(|_| !is_busy)
                 && handle.status.has_changed().unwrap_or(false)
             {
                 handle.status.mark_unchanged();

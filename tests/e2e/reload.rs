@@ -165,3 +165,25 @@ async fn a_configuration_that_would_take_the_site_apart_is_refused() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_come_while_a_device_starts_afresh_are_carried_out() {
+    let broker = Broker::embedded();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
+    let device = |limit: u32| {
+        format!("[devices.echo1]\ndriver = 'echo.wasm'\nlimits.telemetry = '{limit}/s'\nlimits.logs = '1000/s'\n")
+    };
+    gateway.start(broker.port, &device(1000));
+    gateway.wait_for_log("connected to");
+    for number in 1..=40 {
+        let id = format!("n{number}");
+        if number % 4 == 0 {
+            gateway.configure(broker.port, &device(1000 + number));
+        }
+        let request = json!({"id": id, "name": "echo", "arguments": {"text": id}});
+        let answer = observer.command("s--echo1", request).await;
+        assert_eq!((&answer["state"], &answer["payload"]["text"]), (&json!("completed"), &json!(id)), "{answer}");
+    }
+    assert_eq!(gateway.device("echo1")["commands"], 40);
+}

@@ -28,9 +28,14 @@ pub enum Input {
     /// Start afresh, also after a crash loop; with a configuration that the
     /// manifest allows, or with the last one.
     Restart(Option<String>, oneshot::Sender<()>),
-    /// End.
+    /// End; commands that wait are refused.
     Stop(oneshot::Sender<()>),
+    /// End, and give the commands that wait to the device's next life.
+    HandOver(oneshot::Sender<Vec<Waiting>>),
 }
+
+/// A command that waits, and who waits for its result at the gateway itself.
+pub type Waiting = (CommandRequest, Option<oneshot::Sender<CommandResult>>);
 
 /// Where a device is in its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -154,7 +154,10 @@ impl Device {
         let old_driver = self.previous.take()?;
         let bad = std::mem::replace(&mut self.driver, old_driver);
         self.life = watch.old;
+        self.backoff.reset();
         self.restart_at = None;
+        self.failed = false;
+        self.problem = None;
         // The old driver may update its device, and is asked for the version in its turn.
         self.firmware = Firmware::of(&self.driver);
         self.ask_firmware_at = self.driver.updates_device().then_some(begin);

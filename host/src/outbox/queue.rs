@@ -10,6 +10,8 @@ use crate::message::{DeviceId, Publication, Time};
 
 /// What an entry costs beside its texts.
 pub(super) const OVERHEAD: usize = 96;
+/// So many places may be taken by entries that are gone, beside as many as there are others.
+const SPARE: usize = 64;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
@@ -64,6 +66,10 @@ pub(super) struct Share {
     turn: Turn,
     /// Nothing is sent before.
     paused_until: Option<Instant>,
+    /// When the first unsent message has waited long enough for others.
+    company_until: Option<Instant>,
+    /// How many entries it has.
+    count: usize,
     /// Up to this entry nothing waits for company: someone waits for it.
     urgent: Option<Sequence>,
 }
@@ -120,6 +126,7 @@ impl Queue {
         self.stats.bytes += cost;
         let (device, now) = (entry.device.clone(), entry.time);
         let share = self.shares.entry(device.clone()).or_default();
+        share.count += 1;
         share.bytes += cost;
         share.unsent_bytes += cost;
         match entry.class {
@@ -182,7 +189,7 @@ impl Queue {
         if before == Turn::Now {
             return;
         }
-        let company = share.waits_for_company(&self.entries, self.bounds.batching, before);
+        let company = share.waits_for_company(&self.entries, self.bounds.batching);
         share.turn = match company.max(share.paused_until) {
             _ if share.is_idle() => Turn::None,
             None => Turn::Now,
@@ -207,12 +214,17 @@ impl Queue {
         self.stats.waiting -= 1;
         self.stats.bytes -= entry.cost();
         if let Some(share) = self.shares.get_mut(&entry.device) {
+            share.count -= 1;
             share.bytes -= entry.cost();
             if !entry.sent {
                 share.unsent_bytes -= entry.cost();
             }
             for list in [&mut share.unsent, &mut share.answers, &mut share.streams] {
                 trim(list, &self.entries);
+                // One that stays at the front must not make the others pile up.
+                if list.len() > 2 * share.count + SPARE {
+                    list.retain(|sequence| self.entries.contains_key(sequence));
+                }
             }
             if share.bytes == 0 {
                 if let Turn::At(time) = share.turn {
@@ -329,7 +341,13 @@ impl Share {
 
     /// The first unsent entry and those that may go with it, now sent.
     fn take(&mut self, entries: &mut Entries, batching: Batching) -> Vec<(Sequence, Publication)> {
-        let list = if self.answers.is_empty() { &mut self.unsent } else { &mut self.answers };
+        let list = match self.answers.is_empty() {
+            true => {
+                self.company_until = None;
+                &mut self.unsent
+            }
+            false => &mut self.answers,
+        };
         let mut parts: Vec<(Sequence, Publication)> = Vec::new();
         let mut bytes = 0;
         while let Some(sequence) = list.front().copied() {
@@ -357,9 +375,8 @@ impl Share {
         parts
     }
 
-    /// Until when the next message waits for more that can go with it. What
-    /// waits already goes on waiting for the same time.
-    fn waits_for_company(&self, entries: &Entries, batching: Batching, turn: Turn) -> Option<Instant> {
+    /// Until when the next message waits for more that can go with it.
+    fn waits_for_company(&mut self, entries: &Entries, batching: Batching) -> Option<Instant> {
         if batching.age == Duration::ZERO || !self.answers.is_empty() || self.unsent.len() >= batching.count {
             return None;
         }
@@ -369,10 +386,8 @@ impl Share {
         if hurry || first.alone || !first.publication.joins {
             return None;
         }
-        match turn {
-            Turn::At(time) if self.paused_until != Some(time) => Some(time),
-            _ => Some(Instant::now() + batching.age),
-        }
+        // What waits already goes on waiting for the same time.
+        Some(*self.company_until.get_or_insert_with(|| Instant::now() + batching.age))
     }
 }
 

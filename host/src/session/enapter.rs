@@ -98,7 +98,10 @@ impl Dialogue for EnapterDialogue {
     fn wake(&mut self, now: Instant, time: Time) {
         if self.keep_alive.is_some_and(|due| due <= now) {
             self.keep_alive = Some(now + KEEP_ALIVE);
-            self.first.extend(self.cloud.keep_alive(time));
+            // On a slow way the one before may still wait.
+            if self.first.is_empty() {
+                self.first.extend(self.cloud.keep_alive(time));
+            }
             self.beats = self.beats.wrapping_add(1);
             if self.beats.is_multiple_of(BEATS) {
                 self.first.extend(self.cloud.ucm_properties(time));

@@ -51,6 +51,13 @@ pub struct SessionStatus {
 pub enum Order {
     /// To carry out a command.
     Command(CommandRequest),
+    /// To give a command to a device that has ended here: it may be starting afresh.
+    Late {
+        /// The device.
+        device: DeviceId,
+        /// The command.
+        request: CommandRequest,
+    },
     /// To let a device take over a configuration or software.
     Offer {
         /// The session that it came by.

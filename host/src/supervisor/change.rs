@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::{Report, Supervisor};
 use crate::bus;
 use crate::config::{Change, Config, diff};
-use crate::device::{self, DeviceHandle, Input};
+use crate::device::{self, DeviceHandle, Input, Phase};
 use crate::message::now;
 use crate::receipt::{DriverName, Outcome, Receipt};
 use crate::registry::{Origin, Registry};
@@ -157,10 +157,13 @@ impl Supervisor {
             return self.start_device(id, &config);
         };
         let Some(text) = self.wanted(id) else { return };
-        let id = id.to_owned();
+        let (device, report, driver) = (id.to_owned(), self.report.clone(), handle.digest());
         tokio::spawn(async move {
+            let configuration = text.clone();
             if let Some(Err(reason)) = handle.ask(|reply| Input::Configure(text, reply)).await {
-                tracing::error!(device = id, "configuration: {reason}; the old one stays");
+                tracing::error!(device, "configuration: {reason}; the old one stays");
+                // The supervisor may be gone at the end of the program.
+                let _ = report.send(Report::Unwanted { device, driver, configuration }).await;
             }
         });
     }
@@ -169,8 +172,17 @@ impl Supervisor {
     pub(super) fn configure_if_changed(&mut self, id: &str) {
         let Some(entry) = self.devices.get(id) else { return };
         let Some(handle) = entry.handle.as_ref().filter(|_| !entry.starting) else { return };
-        let has = Arc::clone(&handle.status.borrow().configuration);
-        if self.wanted(id).is_some_and(|wanted| wanted.as_str() != &*has) {
+        let (driver, status) = (handle.digest(), handle.status.borrow().clone());
+        // One that has crashed takes anything, and may crash the next time because of it.
+        if status.phase != Phase::Running {
+            return;
+        }
+        let refused = entry.refused.clone();
+        let is_news = |wanted: &String| {
+            **wanted != *status.configuration
+                && refused.as_ref().is_none_or(|(by, refused)| *by != driver || refused != wanted)
+        };
+        if self.wanted(id).as_ref().is_some_and(is_news) {
             self.configure(id);
         }
     }

@@ -68,7 +68,15 @@ impl Supervisor {
                 Ok(handle) => {
                     let id = format!("local-{:016x}", fastrand::u64(..));
                     let (sender, result) = oneshot::channel();
-                    match handle.command(CommandRequest { id, session: None, name, arguments }, Some(sender)) {
+                    let request = CommandRequest { id, session: None, name, arguments };
+                    let taken = match handle.is_alive() {
+                        true => handle.command(request, Some(sender)),
+                        false => {
+                            self.late_command(&device, (request, Some(sender)));
+                            Ok(())
+                        }
+                    };
+                    match taken {
                         Err(error) => drop(reply.send(Ok(Err(error)))),
                         Ok(()) => {
                             tokio::spawn(async move {

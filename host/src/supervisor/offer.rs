@@ -27,6 +27,13 @@ pub(super) struct Queue {
     waiting: VecDeque<(Arc<str>, Offer, Json)>,
 }
 
+impl Queue {
+    /// Whether the device is taking one.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy
+    }
+}
+
 /// An offered configuration that the driver has taken or refused.
 pub(super) struct Taken {
     session: Arc<str>,
@@ -42,6 +49,7 @@ impl Supervisor {
     pub(super) fn carry_out(&mut self, order: Order) {
         match order {
             Order::Command(request) => self.gateway_command(request),
+            Order::Late { device, request } => self.late_command(device.as_str(), (request, None)),
             Order::Offer { session, device, offer, document } => {
                 // The same comes as an answer and as a push.
                 if !self.offers.insert(pending(&session, device.as_str(), &offer)) {

@@ -66,6 +66,8 @@ pub(super) struct Trial {
 impl Supervisor {
     pub(super) fn take_software(&mut self, session: &str, device: &DeviceId, offer: Offer, specification: Json) {
         let id = device.as_str();
+        // Also when it runs already: an earlier offer that is on its way is withdrawn.
+        self.newest_software.insert((session.to_owned(), id.to_owned()), offer.id.clone());
         let running = self.devices.get(id).and_then(|entry| entry.handle.as_ref());
         let running = running.map(|handle| {
             let status = handle.status.borrow();
@@ -102,7 +104,6 @@ impl Supervisor {
         }
         let Some(entry) = self.sessions.get(session) else { return };
         tracing::info!(device = id, session, "the cloud offers version {}", offer.id);
-        self.newest_software.insert((session.to_owned(), id.to_owned()), offer.id.clone());
         let (folder, limit, report) = (folder(&self.config.state), entry.max_software, self.report.clone());
         let (session, device, downloads) = (session.to_owned(), id.to_owned(), Arc::clone(&self.downloads));
         tokio::spawn(async move {

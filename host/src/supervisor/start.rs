@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,8 +13,9 @@ use crate::cloud::Cloud;
 use crate::cloud::enapter::Enapter;
 use crate::cloud::kaa::Kaa;
 use crate::config::{self, Broker, Communication, Config};
-use crate::device::{self, Counter, DeviceHandle, Input, Prepared, Specification};
+use crate::device::{self, Counter, DeviceHandle, Input, Prepared, Specification, Waiting};
 use crate::journal::Interrupted;
+use crate::message::{CommandError, Uplink, now};
 use crate::outbox::{Batching, Bounds, Outbox};
 use crate::registry::{Origin, Registry};
 use crate::router::GATEWAY;
@@ -23,6 +25,8 @@ use crate::session::{BinaryData, Complaints, Dialogue, Order, Picture, Session, 
 
 /// Questions of drivers to a cloud that may wait.
 const QUESTIONS: usize = 1024;
+/// Commands that are kept between two lives of a device.
+const HELD: usize = 64;
 
 /// What is different between the clouds' sessions.
 struct Parts {
@@ -149,13 +153,14 @@ impl Supervisor {
         self.generation += 1;
         let generation = self.generation;
         let before = self.devices.remove(id);
-        let (statistics, old, problem, revoked) = match before {
-            Some(entry) => {
-                let revoked = entry.config.grants != device.grants;
-                (entry.statistics, entry.handle, entry.problem, revoked)
-            }
-            None => (Arc::default(), None, None, false),
+        // Also by a start that is under way and has no effect yet.
+        let is_revoked = |entry: &DeviceEntry| entry.config.grants != device.grants || entry.starting && entry.revoked;
+        let revoked = before.as_ref().is_some_and(is_revoked);
+        let (statistics, old, problem, held, latest) = match before {
+            Some(entry) => (entry.statistics, entry.handle, entry.problem, entry.held, entry.latest),
+            None => Default::default(),
         };
+        latest.store(generation, Ordering::Relaxed);
         let pending = old.is_none();
         let spec = self.specification(id, device, &statistics);
         let entry = DeviceEntry {
@@ -167,6 +172,10 @@ impl Supervisor {
             generation,
             pending,
             starting: true,
+            revoked,
+            held,
+            latest: Arc::clone(&latest),
+            refused: None,
         };
         self.devices.insert(id.to_owned(), entry);
 
@@ -189,37 +198,49 @@ impl Supervisor {
             .await;
             // The old one goes on when the new one cannot run, unless it would
             // keep what the operator has taken away.
+            // A later start is under way, and settles what becomes of the old one.
+            if latest.load(Ordering::Relaxed) != generation {
+                return;
+            }
+            let mut held = Vec::new();
             if let Some(old) = old
                 && (result.is_ok() || revoked)
             {
-                old.ask(Input::Stop).await;
+                held = old.ask(Input::HandOver).await.unwrap_or_default();
                 if before.is_some_and(|before| before != old.digest()) {
                     // The supervisor may be gone at the end of the program.
-                    let _ = report.send(Report::Overtaken { device: id, generation }).await;
+                    let _ = report.send(Report::Overtaken { device: id, generation, held }).await;
                     return;
                 }
             }
             // A file that was refused may run when its reason is gone, so it does not count as seen.
             let base = base.filter(|base| matches!(&result, Ok(new) if new.driver.digest.to_string() == *base));
             let result = result.map(Box::new);
-            let _ = report.send(Report::Prepared { device: id, generation, base, result }).await;
+            let _ = report.send(Report::Prepared { device: id, generation, base, result, held }).await;
         });
     }
 
     /// Takes what a task has to report.
     pub(super) fn take(&mut self, report: Report) {
         match report {
-            Report::Prepared { device, generation, base, result } => {
+            Report::Prepared { device, generation, base, result, held } => {
+                self.hold(&device, held);
                 if let Some(base) = base {
                     self.memory.base(&device, &base);
                 }
                 self.prepared(&device, generation, result);
             }
-            Report::Overtaken { device, generation } => {
+            Report::Overtaken { device, generation, held } => {
+                self.hold(&device, held);
                 self.remember_running();
                 let entry = self.devices.get(&device).filter(|entry| entry.generation == generation);
                 if let Some(config) = entry.map(|entry| entry.config.clone()) {
                     self.start_device(&device, &config);
+                }
+            }
+            Report::Unwanted { device, driver, configuration } => {
+                if let Some(entry) = self.devices.get_mut(&device) {
+                    entry.refused = Some((driver, configuration));
                 }
             }
             Report::Base { device, digest } => self.memory.base(&device, &digest),
@@ -262,13 +283,43 @@ impl Supervisor {
         self.memory.save();
         self.settle();
         // What has come since its start was prepared.
+        let held = self.devices.get_mut(id).map(|entry| std::mem::take(&mut entry.held)).unwrap_or_default();
+        held.into_iter().for_each(|waiting| self.late_command(id, waiting));
         self.configure_if_changed(id);
         self.next_configuration(id);
     }
 
+    /// Keeps commands that the life before had not begun, ahead of later ones.
+    fn hold(&mut self, device: &str, waiting: Vec<Waiting>) {
+        if let Some(entry) = self.devices.get_mut(device) {
+            entry.held.splice(0..0, waiting);
+        }
+    }
+
+    /// Gives a command to a device, now or when it has started.
+    pub(super) fn late_command(&mut self, id: &str, (request, reply): Waiting) {
+        let Some(entry) = self.devices.get_mut(id) else { return };
+        if entry.starting && entry.held.len() < HELD {
+            return entry.held.push((request, reply));
+        }
+        let (command, session) = (request.id.clone(), request.session.clone());
+        let result = match entry.handle.as_ref().filter(|handle| handle.is_alive()) {
+            Some(handle) => handle.command(request, reply),
+            None => {
+                let problem = entry.problem.as_deref().unwrap_or("it is being started");
+                Err(CommandError::Failed(format!("the driver of this device is not running: {problem}")))
+            }
+        };
+        if let Err(error) = result {
+            let outlet =
+                self.devices.get(id).map(|entry| self.specification(id, &entry.config, &entry.statistics).outlet);
+            let uplink = Uplink::CommandResult { command: &command, result: &Err(error) };
+            outlet.into_iter().for_each(|outlet| outlet.answer(session.as_deref(), now(), &uplink));
+        }
+    }
+
     /// Answers commands that a crash of the gateway interrupted.
     pub(super) fn answer_interrupted(&self, interrupted: &[Interrupted]) {
-        use crate::message::{Uplink, now};
         for Interrupted { device, command, session } in interrupted {
             let result = Err(device::interrupted());
             let uplink = Uplink::CommandResult { command, result: &result };

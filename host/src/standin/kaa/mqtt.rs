@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cloud::{Cloud, Place};
 use super::links::Delivery;
-use super::mqtt31::modern;
+use super::mqtt31::{is_beginning, modern};
 use super::service::{Message, Source};
 use super::tls::Acceptor;
 
@@ -136,6 +136,8 @@ struct Session {
     place: Place,
     users: Arc<[User]>,
     protocol: Protocol,
+    /// The first bytes, until there are enough to tell the version.
+    head: Vec<u8>,
     /// Bytes to write.
     output: Vec<u8>,
     /// Deliveries that wait for acknowledgements of earlier ones.
@@ -162,6 +164,7 @@ impl Session {
             place,
             users,
             protocol,
+            head: Vec::new(),
             output: Vec::new(),
             waiting: VecDeque::new(),
             in_flight: 0,
@@ -197,7 +200,8 @@ impl Session {
                 }
                 delivery = inbox.recv() => match delivery {
                     Some(delivery) => self.deliver(delivery),
-                    None => bail!("closed from inside"),
+                    // A second connection of the same client, or a tester.
+                    None => return Ok(()),
                 },
                 () = timer => self.time_out(),
             }
@@ -206,23 +210,37 @@ impl Session {
                 stream.write_all(&self.output).await?;
                 stream.flush().await
             };
-            timeout(PATIENCE, write).await.context("the client does not read")??;
+            let written = timeout(PATIENCE, write).await.context("the client does not read");
             self.output.clear();
+            // What the client did wrong matters more than that it went.
+            if let (None, written) = (&self.trouble, written) {
+                written??;
+            }
         }
         if self.dropped {
             tokio::time::sleep(PARTING).await;
         }
         // So that the last bytes arrive although the client may have sent more.
-        timeout(PATIENCE, stream.shutdown()).await.context("closing")??;
+        let closed = timeout(PATIENCE, stream.shutdown()).await.context("closing");
+        if let (None, closed) = (&self.trouble, closed) {
+            closed??;
+        }
         let rest = async { while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {} };
         let _ = timeout(Duration::from_secs(1), rest).await;
         self.trouble.map_or(Ok(()), |trouble| bail!("{trouble}"))
     }
 
     fn receive(&mut self, bytes: &[u8], inbox: &mut mpsc::Receiver<Delivery>) {
-        let bytes =
-            if self.protocol.get_protocol_version() == Version::Undetermined { modern(bytes) } else { bytes.into() };
-        let bytes = bytes.as_ref();
+        let first: Vec<u8>;
+        let mut bytes = bytes;
+        if self.protocol.get_protocol_version() == Version::Undetermined {
+            self.head.extend_from_slice(bytes);
+            if is_beginning(&self.head) {
+                return;
+            }
+            first = modern(&std::mem::take(&mut self.head)).into_owned();
+            bytes = &first;
+        }
         let mut cursor = Cursor::new(bytes);
         while !self.closing && cursor.position() < bytes.len() as u64 {
             let events = self.protocol.recv(&mut cursor);

@@ -27,6 +27,12 @@ pub(super) fn modern(bytes: &[u8]) -> Cow<'_, [u8]> {
     packet.into()
 }
 
+/// Whether these are the first bytes of a CONNECT and too few to tell its version.
+pub(super) fn is_beginning(bytes: &[u8]) -> bool {
+    // No whole CONNECT is shorter.
+    bytes.first() == Some(&0x10) && bytes.len() < 14
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
