@@ -16,65 +16,58 @@ limits.call = '1h'
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_are_answered_once_with_progress_and_typed_errors() {
-    for broker in Broker::all() {
-        eprintln!("broker: {}", broker.name);
-        let observer = Observer::connect(broker.port).await;
-        let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
-        gateway.start(broker.port, DEVICES);
-        observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
+    gateway.start(broker.port, DEVICES);
+    observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
 
-        let request = json!({"id": "c1", "name": "echo", "arguments": {"text": "hi", "number": 100}});
-        let answer = observer.command("s--echo1", request.clone()).await;
-        let expected = json!({"id": "c1", "state": "completed", "payload": {"number": 100, "text": "hi"}});
-        assert_eq!(answer, expected);
-        let responses = "v1/from/S01/s--echo1/v1/command/responses";
-        let log = observer.find("the progress", |m| m.on(responses).filter(|r| r["state"] == "log")).await;
-        assert_eq!(log, json!({"id": "c1", "state": "log", "payload": {"message": "echoing"}}));
-        // The same id again: the same answer, and the driver is not called.
-        let calls = gateway.device("echo1")["commands"].clone();
-        assert_eq!(observer.command("s--echo1", request).await, expected);
-        assert_eq!(gateway.device("echo1")["commands"], calls);
+    let request = json!({"id": "c1", "name": "echo", "arguments": {"text": "hi", "number": 100}});
+    let answer = observer.command("s--echo1", request.clone()).await;
+    let expected = json!({"id": "c1", "state": "completed", "payload": {"number": 100, "text": "hi"}});
+    assert_eq!(answer, expected);
+    let responses = "v1/from/S01/s--echo1/v1/command/responses";
+    let log = observer.find("the progress", |m| m.on(responses).filter(|r| r["state"] == "log")).await;
+    assert_eq!(log, json!({"id": "c1", "state": "log", "payload": {"message": "echoing"}}));
+    // The same id again: the same answer, and the driver is not called.
+    let calls = gateway.device("echo1")["commands"].clone();
+    assert_eq!(observer.command("s--echo1", request).await, expected);
+    assert_eq!(gateway.device("echo1")["commands"], calls);
 
-        for (name, arguments, code, message) in [
-            ("echo", json!({}), "invalid-argument", "text: is required; expected string"),
-            ("echo", json!({"text": 1}), "invalid-argument", "text: expected string, found 1"),
-            ("echo", json!({"text": "", "number": 101}), "invalid-argument", "number: expected at most 100, found 101"),
-            ("echo", json!({"text": "", "number": -1}), "invalid-argument", "number: expected at least 0, found -1"),
-            ("echo", json!({"text": "", "number": 1.5}), "invalid-argument", "number: expected integer, found 1.5"),
-            (
-                "echo",
-                json!({"text": "", "x": 1}),
-                "invalid-argument",
-                "x: is not declared; expected one of number, text",
-            ),
-            (
-                "fly",
-                json!({}),
-                "unsupported",
-                "no command \"fly\"; expected one of \"alert\", \"count\", \"echo\", \"refuse\", \"store\"",
-            ),
-            ("refuse", json!({}), "busy", "not today"),
-        ] {
-            let id = format!("{name} {arguments}");
-            let answer = observer.command("s--echo1", json!({"id": id, "name": name, "arguments": arguments})).await;
-            let payload = json!({"code": code, "message": message});
-            assert_eq!(answer, json!({"id": id, "state": "error", "payload": payload}), "{id}");
-        }
-        let failed = gateway.json(&["command", "echo1", "echo", "text=1", "number=3"]);
-        assert_eq!(failed["error"], "text: expected string, found 1");
-        let output = gateway.cli(&["command", "echo1", "echo", "text=yes"]);
-        assert_eq!(
-            (output.status.code(), String::from_utf8_lossy(&output.stdout).trim()),
-            (Some(0), "number: 7\ntext: \"yes\"")
-        );
-        assert_eq!(gateway.cli(&["command", "nobody", "echo"]).status.code(), Some(1));
-        assert_eq!(gateway.cli(&["command"]).status.code(), Some(2));
+    for (name, arguments, code, message) in [
+        ("echo", json!({}), "invalid-argument", "text: is required; expected string"),
+        ("echo", json!({"text": 1}), "invalid-argument", "text: expected string, found 1"),
+        ("echo", json!({"text": "", "number": 101}), "invalid-argument", "number: expected at most 100, found 101"),
+        ("echo", json!({"text": "", "number": -1}), "invalid-argument", "number: expected at least 0, found -1"),
+        ("echo", json!({"text": "", "number": 1.5}), "invalid-argument", "number: expected integer, found 1.5"),
+        ("echo", json!({"text": "", "x": 1}), "invalid-argument", "x: is not declared; expected one of number, text"),
+        (
+            "fly",
+            json!({}),
+            "unsupported",
+            "no command \"fly\"; expected one of \"alert\", \"count\", \"echo\", \"refuse\", \"store\"",
+        ),
+        ("refuse", json!({}), "busy", "not today"),
+    ] {
+        let id = format!("{name} {arguments}");
+        let answer = observer.command("s--echo1", json!({"id": id, "name": name, "arguments": arguments})).await;
+        let payload = json!({"code": code, "message": message});
+        assert_eq!(answer, json!({"id": id, "state": "error", "payload": payload}), "{id}");
     }
+    let failed = gateway.json(&["command", "echo1", "echo", "text=1", "number=3"]);
+    assert_eq!(failed["error"], "text: expected string, found 1");
+    let output = gateway.cli(&["command", "echo1", "echo", "text=yes"]);
+    assert_eq!(
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).trim()),
+        (Some(0), "number: 7\ntext: \"yes\"")
+    );
+    assert_eq!(gateway.cli(&["command", "nobody", "echo"]).status.code(), Some(1));
+    assert_eq!(gateway.cli(&["command"]).status.code(), Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_a_kill_interrupts_is_answered_and_never_run_twice() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
     gateway.start(broker.port, DEVICES);
@@ -99,7 +92,7 @@ async fn a_command_that_a_kill_interrupts_is_answered_and_never_run_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_lists_restarts_and_swaps_on_command() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
     gateway.start(broker.port, DEVICES);

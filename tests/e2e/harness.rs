@@ -17,6 +17,9 @@ use tokio::time::timeout;
 /// slow at times: compiling a Python driver beside the other tests takes a minute.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Set in the environment of the run with mosquitto.
+pub const MOSQUITTO: &str = "SANDGATE_TEST_MOSQUITTO";
+
 /// The program under test.
 pub const SANDGATE: &str = env!("CARGO_BIN_EXE_sandgate");
 
@@ -93,16 +96,18 @@ pub fn free_port() -> u16 {
 /// A running broker.
 pub struct Broker {
     pub port: u16,
-    pub name: &'static str,
     process: Option<Child>,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Broker {
-    /// The broker that comes with the program.
-    pub fn embedded() -> Broker {
+    /// The broker of this run: the one that comes with the program, or mosquitto.
+    pub fn start() -> Broker {
+        if std::env::var_os(MOSQUITTO).is_some() {
+            return Broker::mosquitto("allow_anonymous true", &[]);
+        }
         let port = sandgate::demo::broker::start().unwrap();
-        Broker { port, name: "embedded", process: None, _folder: None }
+        Broker { port, process: None, _folder: None }
     }
 
     /// Debian's mosquitto with further lines in its configuration, in whose
@@ -120,18 +125,9 @@ impl Broker {
         let path = folder.path().join("mosquitto.conf");
         std::fs::write(&path, config).unwrap();
         let process = Command::new("mosquitto").arg("-c").arg(&path).stderr(Stdio::null()).spawn().unwrap();
-        let broker = Broker { port, name: "mosquitto", process: Some(process), _folder: Some(folder) };
+        let broker = Broker { port, process: Some(process), _folder: Some(folder) };
         until("mosquitto to listen", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         broker
-    }
-
-    /// Every broker that is installed.
-    pub fn all() -> Vec<Broker> {
-        let mut all = vec![Broker::embedded()];
-        if have("mosquitto") {
-            all.push(Broker::mosquitto("allow_anonymous true", &[]));
-        }
-        all
     }
 }
 

@@ -63,7 +63,7 @@ fn device(id: &str, act: &str, peer: u16) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_misbehaviour_is_stopped_and_explained_and_the_neighbour_keeps_its_pace() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = silent.local_addr().unwrap().port();
@@ -139,7 +139,7 @@ async fn each_misbehaviour_is_stopped_and_explained_and_the_neighbour_keeps_its_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_that_misbehaves_in_configure_stop_or_a_swap_harms_only_its_device() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let acts =
         [("a", "loop in configure"), ("b", "loop in stop"), ("c", "loop in snapshot"), ("d", "large in snapshot")];
@@ -195,7 +195,7 @@ async fn a_driver_that_misbehaves_in_configure_stop_or_a_swap_harms_only_its_dev
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_crashes_again_waits_and_a_hand_starts_it_at_once() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("hostile.wasm", fixture("hostile"))]);
     gateway.start(broker.port, &device("a", "trap in start", 1));
@@ -218,7 +218,7 @@ async fn a_device_that_crashes_again_waits_and_a_hand_starts_it_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_are_no_drivers_are_explained_at_the_start_and_the_neighbour_runs() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let echo = fixture("echo");
     let cases = [
         ("nothing", Vec::new(), "expected a WebAssembly component, found an empty file"),

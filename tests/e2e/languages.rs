@@ -17,7 +17,7 @@ fn build(name: &str) -> Vec<u8> {
 }
 
 async fn check(name: &str, language: &str) {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("driver.wasm", build(name))]);
     gateway.start(broker.port, "[devices.hello]\ndriver = 'driver.wasm'\n");

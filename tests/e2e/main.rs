@@ -8,6 +8,7 @@
 
 mod harness;
 
+mod again;
 mod broken;
 mod commands;
 mod hostile;

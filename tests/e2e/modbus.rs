@@ -70,7 +70,7 @@ async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_
         return;
     }
     let server = Server::start(&["--unit", "1", "--unit", "7", "--silent", "9"]);
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let devices = format!(
         "[buses.field.modbus_tcp]\naddress = '127.0.0.1:{}'\ntimeout = '300ms'\n{}{}{}",
@@ -141,7 +141,7 @@ fn counting_server() -> (u16, Arc<Mutex<BTreeMap<u8, u64>>>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_unit_is_asked_less_and_less_while_the_others_are_asked_as_before() {
     let (port, asked) = counting_server();
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let devices = format!(
         "[buses.field.modbus_tcp]\naddress = '127.0.0.1:{port}'\ntimeout = '300ms'\n{}{}",
         meter("alive", 1),
@@ -179,7 +179,7 @@ async fn a_serial_line_is_shared_by_its_units_and_a_dead_one_does_not_stall_it()
     crate::harness::until("the line", || folder.path().join("far").exists().then_some(()));
     let far = folder.path().join("far");
     let server = Server::start(&["--serial", far.to_str().unwrap(), "--unit", "1", "--unit", "7", "--silent", "9"]);
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let devices = format!(
         "[buses.field.modbus_rtu]\nport = '{}'\ntimeout = '300ms'\n{}{}{}",

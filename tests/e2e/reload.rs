@@ -13,7 +13,7 @@ configuration.main.interval_ms = 50
 
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_come_go_and_change_while_the_others_run_on() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
     gateway.start(broker.port, ONE);
@@ -65,7 +65,7 @@ async fn devices_come_go_and_change_while_the_others_run_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_configuration_is_refused_with_its_place_and_the_old_one_stays() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
     gateway.start(broker.port, ONE);
@@ -99,7 +99,7 @@ async fn a_broken_configuration_is_refused_with_its_place_and_the_old_one_stays(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_driver_at_the_start_harms_only_its_device_and_a_good_file_cures_it() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("broken.wasm", b"nonsense".to_vec())]);
     let two = format!("{ONE}[devices.two]\ndriver = 'broken.wasm'\ntype = 'echo'\n");
@@ -122,7 +122,7 @@ async fn a_broken_driver_at_the_start_harms_only_its_device_and_a_good_file_cure
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stored_values_survive_and_two_gateways_do_not_share_a_state_folder() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
     gateway.start(broker.port, ONE);
@@ -142,7 +142,7 @@ async fn stored_values_survive_and_two_gateways_do_not_share_a_state_folder() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_would_take_the_site_apart_is_refused() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
     gateway.start(broker.port, ONE);
@@ -168,7 +168,7 @@ async fn a_configuration_that_would_take_the_site_apart_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_come_while_a_device_starts_afresh_are_carried_out() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
     let device = |limit: u32| {

@@ -36,47 +36,45 @@ fn assert_nothing_lost(observer: &Observer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_swapped_in_and_no_sample_is_lost_or_doubled() {
-    for broker in Broker::all() {
-        eprintln!("broker: {}", broker.name);
-        let observer = Observer::connect(broker.port).await;
-        let mut gateway = Gateway::prepare(&[("driver.wasm", version("1.0.0"))]);
-        gateway.start(broker.port, ECHO);
-        observer.find("the first sample", |m| m.on(TELEMETRY)).await;
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("driver.wasm", version("1.0.0"))]);
+    gateway.start(broker.port, ECHO);
+    observer.find("the first sample", |m| m.on(TELEMETRY)).await;
 
-        // By an atomic rename, by a plain overwrite, by the command line.
-        gateway.write("driver.wasm", &version("1.1.0"));
-        wait_for_version(&gateway, "1.1.0");
-        gateway.overwrite("driver.wasm", &version("1.2.0"));
-        wait_for_version(&gateway, "1.2.0");
-        gateway.write("other.wasm", &version("1.3.0"));
-        let receipt = gateway.json(&["swap", "echo1", "other.wasm"]);
-        assert_eq!((&receipt["outcome"], &receipt["new"]["version"]), (&json!("accepted"), &json!("1.3.0")));
-        assert_eq!((&receipt["migrated"], &receipt["dropped"]), (&json!(true), &json!(0)));
-        let samples = gateway.device("echo1")["samples"].as_u64().unwrap();
-        gateway.wait_for_samples("echo1", samples + 20);
+    // By an atomic rename, by a plain overwrite, by the command line.
+    gateway.write("driver.wasm", &version("1.1.0"));
+    wait_for_version(&gateway, "1.1.0");
+    gateway.overwrite("driver.wasm", &version("1.2.0"));
+    wait_for_version(&gateway, "1.2.0");
+    gateway.write("other.wasm", &version("1.3.0"));
+    let receipt = gateway.json(&["swap", "echo1", "other.wasm"]);
+    assert_eq!((&receipt["outcome"], &receipt["new"]["version"]), (&json!("accepted"), &json!("1.3.0")));
+    assert_eq!((&receipt["migrated"], &receipt["dropped"]), (&json!(true), &json!(0)));
+    let samples = gateway.device("echo1")["samples"].as_u64().unwrap();
+    gateway.wait_for_samples("echo1", samples + 20);
 
-        let asked: Vec<_> = receipts(&gateway).iter().map(|receipt| receipt["asked_by"].clone()).collect();
-        assert_eq!(asked, ["file change", "file change", "admin API"]);
-        observer
-            .find("the receipt in the cloud", |m| {
-                let line = m.on("v1/from/S01/s--echo1/v3/logs")?;
-                line["message"].as_str()?.starts_with("swapped echo 1.0.0").then_some(line["persist"] == true)
-            })
-            .await;
+    let asked: Vec<_> = receipts(&gateway).iter().map(|receipt| receipt["asked_by"].clone()).collect();
+    assert_eq!(asked, ["file change", "file change", "admin API"]);
+    observer
+        .find("the receipt in the cloud", |m| {
+            let line = m.on("v1/from/S01/s--echo1/v3/logs")?;
+            line["message"].as_str()?.starts_with("swapped echo 1.0.0").then_some(line["persist"] == true)
+        })
+        .await;
 
-        // A swap by hand holds over a restart, until the configured file changes.
-        gateway.terminate();
-        assert_nothing_lost(&observer);
-        gateway.restart();
-        wait_for_version(&gateway, "1.3.0");
-        gateway.write("driver.wasm", &version("1.4.0"));
-        wait_for_version(&gateway, "1.4.0");
-    }
+    // A swap by hand holds over a restart, until the configured file changes.
+    gateway.terminate();
+    assert_nothing_lost(&observer);
+    gateway.restart();
+    wait_for_version(&gateway, "1.3.0");
+    gateway.write("driver.wasm", &version("1.4.0"));
+    wait_for_version(&gateway, "1.4.0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_driver_is_refused_with_the_reason_and_the_old_one_goes_on() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[("driver.wasm", version("1.0.0"))]);
     gateway.start(broker.port, ECHO);
@@ -132,7 +130,7 @@ async fn a_bad_driver_is_refused_with_the_reason_and_the_old_one_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_that_fails_while_it_takes_over_or_soon_after_gives_way_to_the_old_one() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     // A hostile driver with the configuration of a harmless one, so that it can
     // take its place; what it does stands in its manifest's default.
@@ -182,7 +180,7 @@ async fn a_driver_that_fails_while_it_takes_over_or_soon_after_gives_way_to_the_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_can_go_back_within_the_watch_and_long_after_it() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     for window in ["1h", "1ms"] {
         let mut gateway = Gateway::prepare(&[("driver.wasm", version("1.0.0"))]);
@@ -208,7 +206,7 @@ async fn an_operator_can_go_back_within_the_watch_and_long_after_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_points_elsewhere_is_a_changed_file_and_a_touched_file_is_none() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[]);
     // As a mounted volume does it: the file is a link into a folder that is a link.

@@ -12,7 +12,7 @@ fn sandgate(folder: &std::path::Path, arguments: &[&str]) -> Output {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_driver_builds_checks_and_runs_as_it_is() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let mut gateway = Gateway::prepare(&[]);
     let folder = gateway.folder.path().to_owned();
@@ -64,7 +64,7 @@ async fn drivers_built_for_older_contracts_of_this_line_keep_running() {
     let mut tried = 0;
     for entry in std::fs::read_dir(kept).unwrap() {
         let path = entry.unwrap().path();
-        let broker = Broker::embedded();
+        let broker = Broker::start();
         let observer = Observer::connect(broker.port).await;
         let mut gateway = Gateway::prepare(&[("old.wasm", std::fs::read(&path).unwrap())]);
         gateway.start(broker.port, "[devices.old]\ndriver = 'old.wasm'\nconfiguration.main.interval_ms = 50\n");

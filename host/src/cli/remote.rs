@@ -105,7 +105,13 @@ pub(super) async fn devices(gateway: &Gateway, json: bool) -> Result<Outcome> {
             problem => format!("not connected: {problem}"),
         };
         let (address, waiting) = (text(session, "address"), text(session, "waiting"));
-        println!("session {name}: {address} {state}, {} delivered, {waiting} waiting", text(session, "delivered"));
+        let lost = [("dropped", "dropped for room or age"), ("rejected", "rejected by the cloud")];
+        let lost = lost.map(|(key, words)| match session.get(key).and_then(Json::as_u64) {
+            None | Some(0) => String::new(),
+            Some(number) => format!(", {number} {words}"),
+        });
+        let delivered = text(session, "delivered");
+        println!("session {name}: {address} {state}, {delivered} delivered, {waiting} waiting{}", lost.concat());
     }
     println!(
         "{:<20} {:<11} {:<30} {:>9} {:>8} {:>8}  ALERTS",

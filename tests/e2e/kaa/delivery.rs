@@ -119,7 +119,7 @@ async fn a_sample_that_is_refused_for_good_is_dropped_alone_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_device_in_both_clouds_sends_to_both_and_answers_whoever_asked() {
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let mut site = Site::prepare(&[("echo.wasm", fixture("echo"))]).await;
     let observer = Observer::connect(broker.port).await;
     let enapter =
@@ -140,7 +140,7 @@ async fn one_device_in_both_clouds_sends_to_both_and_answers_whoever_asked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_from_the_cloud_is_refused_with_its_place_and_harms_nothing() {
     // A broker between gateway and cloud lets a test speak as the cloud.
-    let broker = Broker::embedded();
+    let broker = Broker::start();
     let mut site = Site::prepare(&[("echo.wasm", fixture("echo"))]).await;
     let observer = Observer::connect(broker.port).await;
     let text = format!(
