@@ -29,6 +29,7 @@ pub mod cloud;
 pub mod cmp;
 pub mod commands;
 pub mod configurations;
+mod door;
 pub mod endpoint;
 pub mod events;
 pub mod faults;
@@ -56,8 +57,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use self::cloud::Cloud;
+pub use self::door::User;
 pub use self::faults::Fault;
-pub use self::mqtt::User;
 pub use self::service::Rules;
 pub use self::tls::Tls;
 
@@ -114,14 +115,14 @@ pub async fn start_with(cloud: Cloud, settings: Settings) -> Result<Running> {
         cloud.set_fault(&fault.to_string()).context("setting a fault")?;
     }
     let tls = settings.tls.as_ref().map(tls::Acceptor::new).transpose()?;
-    let door = mqtt::Door { users: settings.users.into(), tls };
+    let door = door::Door { users: settings.users.into(), tls };
     let mqtt = bind(settings.mqtt).await?;
     let http = bind(settings.http).await?;
     let (mqtt_address, http_address) = (mqtt.local_addr()?, http.local_addr()?);
     let (gate, is_open) = watch::channel(true);
     let (report, listening) = watch::channel(true);
     let mut tasks = JoinSet::new();
-    tasks.spawn(mqtt::serve(mqtt, cloud.clone(), door, is_open, report));
+    tasks.spawn(door::serve(mqtt, cloud.clone(), door, is_open, report));
     let (stop, is_stopped) = watch::channel(());
     tasks.spawn(http::serve(http, cloud.clone(), is_stopped));
     Ok(Running { mqtt: mqtt_address, http: http_address, cloud, gate, listening, stop: Some(stop), tasks })

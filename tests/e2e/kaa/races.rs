@@ -22,6 +22,16 @@ fn wait_for_version(gateway: &Gateway, version: &str) {
 
 const HOSTILE: &str = "[devices.d1]\ndriver = 'hostile.wasm'\nendpoints.kaa.token = 't1'\nhealth_window = '1h'\nlimits.telemetry = '1000/s'\n";
 
+/// A site whose device was just swapped to version 1.1.0, which traps at a command.
+async fn swapped() -> Site {
+    let mut site = Site::prepare(&[("hostile.wasm", hostile("1.0.0", ""))]).await;
+    site.start("", HOSTILE);
+    site.gateway.wait_for_device("d1", "it to run", |device| (device["phase"] == "running").then_some(()));
+    site.gateway.write("new.wasm", &hostile("1.1.0", "trap in handle-command"));
+    assert_eq!(site.gateway.json(&["swap", "d1", "new.wasm"])["outcome"], "accepted");
+    site
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_comes_during_a_fresh_start_is_what_the_device_runs_with() {
     let site = Site::with_echo("").await;
@@ -84,11 +94,7 @@ async fn a_configuration_is_applied_when_the_driver_runs_with_it_and_cures_one_t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_that_is_rolled_back_gets_what_was_configured_meanwhile() {
-    let mut site = Site::prepare(&[("hostile.wasm", hostile("1.0.0", ""))]).await;
-    site.start("", HOSTILE);
-    site.gateway.wait_for_device("d1", "it to run", |device| (device["phase"] == "running").then_some(()));
-    site.gateway.write("new.wasm", &hostile("1.1.0", "trap in handle-command"));
-    assert_eq!(site.gateway.json(&["swap", "d1", "new.wasm"])["outcome"], "accepted");
+    let site = swapped().await;
     let id = site.put_config("t1", json!({"main": {"peer": "a"}}));
     site.wait_for_report("t1", "configurations", &id, true).await;
     assert_eq!(site.command("t1", "act", json!({})).await.status_code, 500);
@@ -99,12 +105,8 @@ async fn a_driver_that_is_rolled_back_gets_what_was_configured_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_swap_does_not_end_the_watch_over_the_driver_before() {
-    let mut site = Site::prepare(&[("hostile.wasm", hostile("1.0.0", ""))]).await;
-    site.start("", HOSTILE);
-    site.gateway.wait_for_device("d1", "it to run", |device| (device["phase"] == "running").then_some(()));
-    site.gateway.write("new.wasm", &hostile("1.1.0", "trap in handle-command"));
+    let site = swapped().await;
     site.gateway.write("bad.wasm", &hostile("1.2.0", "trap in start"));
-    assert_eq!(site.gateway.json(&["swap", "d1", "new.wasm"])["outcome"], "accepted");
     assert_eq!(site.gateway.json(&["swap", "d1", "bad.wasm"])["outcome"], "rejected");
     assert_eq!(site.gateway.device("d1")["watching"], true);
     assert_eq!(site.command("t1", "act", json!({})).await.status_code, 500);

@@ -1,11 +1,10 @@
-//! The MQTT side: a listener, and a task for each connection.
+//! The MQTT side: one connection.
 //!
 //! The protocol itself (3.1, 3.1.1 and 5, QoS 0 to 2, keep-alive) is `mqtt-protocol-core`'s; this
 //! moves bytes, gives publications to the core and writes what it wants delivered. It is a
 //! server and no broker: what a client publishes reaches no other client.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,16 +15,14 @@ use mqtt::packet::{GenericPacketTrait, Packet, Qos, SubEntry};
 use mqtt::{Version, packet, result_code as code, role};
 use mqtt_protocol_core::mqtt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cloud::{Cloud, Place};
+use super::door::User;
 use super::links::Delivery;
 use super::mqtt31::{is_beginning, modern};
 use super::service::{Message, Source};
-use super::tls::Acceptor;
 
 /// Larger packets close the connection; the core refuses smaller ones with an answer.
 pub const MAX_PACKET: u32 = 16 << 20;
@@ -34,7 +31,7 @@ const MAX_IN_FLIGHT: usize = 100;
 /// A client that lets more wait is closed.
 const MAX_WAITING: usize = 10_000;
 /// A client has so long to say CONNECT, and to read what is written to it.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A client that is dropped on purpose gets so long to take note of its last acknowledgement: some see a
 /// closed connection before what came just ahead of it.
@@ -42,102 +39,14 @@ const PARTING: Duration = Duration::from_millis(100);
 
 type Protocol = mqtt::Connection<role::Server>;
 
-/// Who may come in, and how.
-#[derive(Clone)]
-pub(super) struct Door {
-    /// Empty lets everybody in.
-    pub users: Arc<[User]>,
-    /// None for plain MQTT.
-    pub tls: Option<Acceptor>,
-}
-
-/// A client's name and password; the platform's names are `<name>@<tenant>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
-    /// The whole name.
-    pub name: String,
-    /// The password.
-    pub password: String,
-}
-
-/// Accepts connections as long as the gate is open. While it is closed nothing listens.
-pub(super) async fn serve(
-    listener: TcpListener,
-    cloud: Cloud,
-    door: Door,
-    mut gate: watch::Receiver<bool>,
-    listening: watch::Sender<bool>,
-) {
-    let address = listener.local_addr();
-    let mut listener = Some(listener);
-    let mut connections = JoinSet::new();
-    loop {
-        if !*gate.borrow_and_update() {
-            listener = None;
-            connections.shutdown().await;
-            listening.send_replace(false);
-            if gate.changed().await.is_err() {
-                return;
-            }
-            continue;
-        }
-        let Some(open) = &listener else {
-            let Ok(address) = address else { return };
-            listener = reopen(address).await;
-            continue;
-        };
-        listening.send_replace(true);
-        tokio::select! {
-            accepted = open.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    drop(connections.spawn(connection(stream, peer, cloud.clone(), door.clone())));
-                }
-                // Out of file handles, most likely.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            },
-            Some(_) = connections.join_next() => {}
-            changed = gate.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn reopen(address: SocketAddr) -> Option<TcpListener> {
-    match TcpListener::bind(address).await {
-        Ok(listener) => Some(listener),
-        Err(_) => {
-            // Somebody holds the port for a moment.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            None
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, peer: SocketAddr, cloud: Cloud, door: Door) {
-    let Some((place, inbox)) = cloud.open() else {
-        return cloud.tell_ended(&format!("{peer}: too many connections are open"));
-    };
-    let teller = cloud.clone();
-    let serve = async {
-        stream.set_nodelay(true).context("setting up the socket")?;
-        let Some(tls) = &door.tls else {
-            return Session::new(cloud, place, door.users, true).run(stream, inbox).await;
-        };
-        let (stream, is_trusted) = timeout(PATIENCE, tls.accept(stream)).await.context("no TLS handshake")??;
-        Session::new(cloud, place, door.users, is_trusted).run(stream, inbox).await
-    };
-    if let Err(error) = serve.await {
-        teller.tell_ended(&format!("{peer}: {error:#}"));
-    }
-}
-
 /// One connection from CONNECT to its end.
-struct Session {
+pub(super) struct Session {
     cloud: Cloud,
     place: Place,
     users: Arc<[User]>,
     protocol: Protocol,
-    /// The first bytes, until there are enough to tell the version.
-    head: Vec<u8>,
+    /// The first bytes, until there are enough to tell the version; none afterwards.
+    head: Option<Vec<u8>>,
     /// Bytes to write.
     output: Vec<u8>,
     /// Deliveries that wait for acknowledgements of earlier ones.
@@ -154,7 +63,8 @@ struct Session {
 }
 
 impl Session {
-    fn new(cloud: Cloud, place: Place, users: Arc<[User]>, is_trusted: bool) -> Session {
+    /// One that has said nothing yet.
+    pub(super) fn new(cloud: Cloud, place: Place, users: Arc<[User]>, is_trusted: bool) -> Session {
         let options = ConnectionOptions::new().maximum_packet_size_recv(MAX_PACKET);
         let mut protocol = Protocol::with_options(Version::Undetermined, options);
         protocol.set_auto_pub_response(true);
@@ -164,7 +74,7 @@ impl Session {
             place,
             users,
             protocol,
-            head: Vec::new(),
+            head: Some(Vec::new()),
             output: Vec::new(),
             waiting: VecDeque::new(),
             in_flight: 0,
@@ -176,7 +86,8 @@ impl Session {
         }
     }
 
-    async fn run(
+    /// Serves it to its end; an error says what the client did wrong.
+    pub(super) async fn run(
         mut self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
         mut inbox: mpsc::Receiver<Delivery>,
@@ -213,7 +124,7 @@ impl Session {
             let written = timeout(PATIENCE, write).await.context("the client does not read");
             self.output.clear();
             // What the client did wrong matters more than that it went.
-            if let (None, written) = (&self.trouble, written) {
+            if self.trouble.is_none() {
                 written??;
             }
         }
@@ -222,7 +133,7 @@ impl Session {
         }
         // So that the last bytes arrive although the client may have sent more.
         let closed = timeout(PATIENCE, stream.shutdown()).await.context("closing");
-        if let (None, closed) = (&self.trouble, closed) {
+        if self.trouble.is_none() {
             closed??;
         }
         let rest = async { while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {} };
@@ -231,16 +142,18 @@ impl Session {
     }
 
     fn receive(&mut self, bytes: &[u8], inbox: &mut mpsc::Receiver<Delivery>) {
-        let first: Vec<u8>;
-        let mut bytes = bytes;
-        if self.protocol.get_protocol_version() == Version::Undetermined {
-            self.head.extend_from_slice(bytes);
-            if is_beginning(&self.head) {
-                return;
+        let first = match self.head.take() {
+            None => None,
+            Some(head) => {
+                let head = [&head, bytes].concat();
+                if is_beginning(&head) {
+                    self.head = Some(head);
+                    return;
+                }
+                Some(modern(&head).into_owned())
             }
-            first = modern(&std::mem::take(&mut self.head)).into_owned();
-            bytes = &first;
-        }
+        };
+        let bytes = first.as_deref().unwrap_or(bytes);
         let mut cursor = Cursor::new(bytes);
         while !self.closing && cursor.position() < bytes.len() as u64 {
             let events = self.protocol.recv(&mut cursor);
