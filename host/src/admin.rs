@@ -15,10 +15,11 @@
 //! Errors have status 4xx and a body `{"error": TEXT}`.
 
 use std::convert::Infallible;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as Segment, Query, State};
 use axum::http::{StatusCode, header};
@@ -28,11 +29,13 @@ use axum::{Json, Router};
 use futures::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::files;
 use crate::logs::{LogLine, LogTap};
 use crate::message::{error_code, error_text, json_object};
+use crate::state::StateFolder;
 use crate::supervisor::{Arguments, Control};
 
 /// The socket's name in the state folder.
@@ -44,22 +47,12 @@ struct Admin {
     tap: LogTap,
 }
 
-/// Opens the socket; fails when another gateway uses the state folder.
-pub async fn bind(state: &Path) -> Result<UnixListener> {
-    let path = state.join(SOCKET);
-    if UnixStream::connect(&path).await.is_ok() {
-        bail!("another gateway runs in {}", state.display());
-    }
-    // What is left of a killed one.
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).with_context(|| format!("opening admin socket {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("protecting admin socket {}", path.display()))?;
-    Ok(listener)
-}
+/// How often to look whether the socket is still there.
+const LOOK: Duration = Duration::from_secs(2);
 
-/// Answers until the program ends.
-pub async fn serve(listener: UnixListener, control: Control, tap: LogTap) -> Result<()> {
+/// Answers until the program ends, on a socket in the state folder, which both
+/// are made again when somebody removes them.
+pub async fn run(mut state: StateFolder, control: Control, tap: LogTap) {
     let routes = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/swaps", get(swaps))
@@ -69,7 +62,72 @@ pub async fn serve(listener: UnixListener, control: Control, tap: LogTap) -> Res
         .route("/v1/devices/{id}/restart", post(restart))
         .route("/v1/devices/{id}/commands/{name}", post(command))
         .with_state(Admin { control, tap });
-    axum::serve(listener, routes).await.context("serving the admin API")
+    let mut told = false;
+    loop {
+        let (folder, bound) = match tokio::task::spawn_blocking(move || {
+            let bound = state.repair().and_then(|()| bind(state.path()));
+            (state, bound)
+        })
+        .await
+        {
+            Ok(done) => done,
+            Err(error) => return tracing::error!("the admin API ended: {error}"),
+        };
+        state = folder;
+        match bound {
+            Ok((listener, place)) => {
+                told = false;
+                let serving = tokio::spawn(axum::serve(listener, routes.clone()).into_future());
+                while is_there(&place).await {
+                    tokio::time::sleep(LOOK).await;
+                }
+                serving.abort();
+                tracing::warn!("{} is gone; opening it again", place.path.display());
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!("the admin API has no socket, and `sandgate devices` finds no gateway: {error:#}");
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+}
+
+/// Where the open socket is. It is removed when nobody serves it any more.
+struct Place {
+    path: PathBuf,
+    inode: u64,
+}
+
+/// Opens the socket. The folder lets nobody else in, and its lock says that no
+/// other gateway uses what is there.
+fn bind(state: &Path) -> Result<(UnixListener, Place)> {
+    let path = state.join(SOCKET);
+    let opening = || format!("opening admin socket {}", path.display());
+    match path.symlink_metadata() {
+        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(&path).with_context(opening)?,
+        Ok(_) => drop(files::set_aside(&path).with_context(opening)?),
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(opening)?;
+    let protected = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600));
+    protected.with_context(|| format!("protecting admin socket {}", path.display()))?;
+    let inode = path.symlink_metadata().with_context(opening)?.ino();
+    Ok((listener, Place { path, inode }))
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // It may be gone, or another gateway's.
+        if self.path.symlink_metadata().is_ok_and(|there| there.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn is_there(place: &Place) -> bool {
+    tokio::fs::symlink_metadata(&place.path).await.is_ok_and(|there| there.ino() == place.inode)
 }
 
 /// A failed request.

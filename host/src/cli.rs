@@ -128,10 +128,7 @@ enum Command {
     },
     /// Compile a component; the gateway starts this by itself.
     #[command(hide = true)]
-    CompileWorker {
-        /// The component.
-        file: PathBuf,
-    },
+    CompileWorker,
 }
 
 /// Which running gateway is meant.
@@ -195,7 +192,7 @@ impl Cli {
                 print!("{}", String::from_utf8_lossy(&script));
                 Ok(Outcome::Done)
             }
-            Command::CompileWorker { file } => crate::sandbox::compile_worker(&file).map(|()| Outcome::Done),
+            Command::CompileWorker => crate::sandbox::compile_worker().map(|()| Outcome::Done),
         }
     }
 }

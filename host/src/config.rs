@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
-pub use kaa::{Batch, Endpoint, KaaSession, Timestamp, TimestampFormat};
+pub use kaa::{Batch, Endpoint, KaaSession, Timestamp};
 pub use units::{Rate, Secret, Size, Source, Span};
 
 use crate::manifest::Manifest;
@@ -389,6 +389,27 @@ impl Config {
         })?;
         check::check(&config, text)?;
         Ok(config)
+    }
+
+    /// The secrets that it holds or names, as far as they can be read.
+    pub fn secrets(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let read = |source: &Option<Source>| source.as_ref().and_then(|source| source.read(&self.folder).ok());
+        for session in self.sessions.values() {
+            match session {
+                Session::Enapter(session) => {
+                    all.extend(read(&session.password));
+                    if let Some(blob) = read(&session.communication_config) {
+                        all.extend(Communication::from_blob(&blob).map(|held| held.secrets()).unwrap_or_default());
+                        all.push(blob);
+                    }
+                }
+                Session::Kaa(session) => all.extend(read(&session.password).into_iter().chain(read(&session.token))),
+            }
+        }
+        let endpoints = self.devices.values().flat_map(|device| device.endpoints.values());
+        all.extend(endpoints.filter_map(|endpoint| endpoint.token.read(&self.folder).ok()));
+        all.into_iter().map(|secret| secret.0).collect()
     }
 
     /// The sessions of a device: the named one and those that it has

@@ -16,10 +16,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::config::Config;
-use crate::logs::{self, LogTap};
-use crate::sandbox::Compiler;
+use crate::launch;
+use crate::logs::{self, Format, LogTap};
 use crate::standin::kaa;
-use crate::supervisor::Supervisor;
 
 /// How the demo runs.
 #[derive(Debug, Args)]
@@ -66,7 +65,7 @@ pub async fn run(options: Options) -> Result<()> {
         tokio::task::spawn_blocking(move || crate::cli::build_in_place(&folder)).await.context("building")??;
     }
     let tap = LogTap::default();
-    logs::start(&tap, false, plain);
+    let _logging = logs::start(&tap, if plain { Format::Text } else { Format::None });
     // It runs until the end of the demo.
     let kaa = match options.cloud {
         Cloud::Enapter => None,
@@ -82,13 +81,9 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let path = configure(&options.folder, &plugins, &ports)?;
     let config = Config::load(&path)?;
-    let state = config.state.clone();
-    std::fs::create_dir_all(&state).with_context(|| format!("creating state folder {}", state.display()))?;
-    let listener = crate::admin::bind(&state).await?;
     let program = std::env::current_exe().context("finding this program")?;
-    let (supervisor, control) = Supervisor::open(&path, config, Compiler::Child(program.clone()))?;
-    tokio::spawn(crate::admin::serve(listener, control.clone(), tap.clone()));
-    let running = tokio::spawn(supervisor.run());
+    let gateway = launch::start(&path, config, tap.clone())?;
+    let control = gateway.control.clone();
 
     let hints = hints(&program, &options.folder, &plugins, &ports);
     let end = async {
@@ -108,8 +103,7 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let status = control.status().await;
     control.stop().await;
-    running.await.context("stopping")?;
-    let _ = std::fs::remove_file(state.join(crate::admin::SOCKET));
+    gateway.ended().await?;
     if let Some(status) = status {
         view::print_summary(&status, &control.receipts());
     }

@@ -24,7 +24,7 @@ pub use firmware::Firmware;
 pub use handle::{DeviceHandle, DeviceStatus, Input, Phase, Waiting};
 pub use specification::Specification;
 pub use statistics::{Counter, Last, Statistics};
-pub use swap::{Prepared, prepare};
+pub use swap::{NotReady, Prepared, prepare};
 
 use crate::journal::Journal;
 use crate::message::{Alerts, CommandError, Severity, Uplink, now};
@@ -65,18 +65,13 @@ struct Device {
     /// The last error of a timer call, and when it was logged.
     complaint: Option<(String, Instant)>,
     journal: Arc<Journal>,
-    receipts: Arc<Receipts>,
+    receipts: Receipts,
     status: watch::Sender<DeviceStatus>,
 }
 
 impl DeviceHandle {
     /// Starts a device with a prepared driver.
-    pub fn start(
-        spec: Arc<Specification>,
-        first: Prepared,
-        journal: Arc<Journal>,
-        receipts: Arc<Receipts>,
-    ) -> DeviceHandle {
+    pub fn start(spec: Arc<Specification>, first: Prepared, journal: Arc<Journal>, receipts: Receipts) -> DeviceHandle {
         let (inbox, inputs) = mpsc::channel(INBOX);
         let configuration: Arc<str> = first.configuration.into();
         let firmware = Firmware::of(&first.driver);
@@ -286,15 +281,21 @@ impl Device {
             }
             Ok(Err(reason)) => {
                 self.spec.statistics.errors.count();
-                let delay = self.backoff.refused(fastrand::f64());
-                self.life.instance = None;
-                self.restart_at = Some(Instant::now() + delay);
-                self.problem = Some(format!("start: {reason}"));
-                let text = format!("start: {reason}; trying again in {:.1} s", delay.as_secs_f64());
-                self.life.log.note(Severity::Warning, &text);
+                self.postpone(&format!("start: {reason}"));
             }
             Err(error) => self.crash(&error.to_string()),
         }
+        self.publish();
+    }
+
+    /// Tries to start later: the device is away, or the machine is short of something.
+    fn postpone(&mut self, problem: &str) {
+        let delay = self.backoff.refused(fastrand::f64());
+        self.life.instance = None;
+        self.restart_at = Some(Instant::now() + delay);
+        let text = format!("{problem}; trying again in {:.1} s", delay.as_secs_f64());
+        self.life.log.note(Severity::Warning, &text);
+        self.problem = Some(problem.to_owned());
         self.publish();
     }
 
@@ -308,6 +309,8 @@ impl Device {
                 // The start may crash in its turn, at once.
                 Box::pin(self.start(StartReason::Restart)).await;
             }
+            // No fault of the driver's.
+            Err(CallError::Shortage(problem)) => self.postpone(&problem),
             Err(error) => self.crash(&error.to_string()),
         }
     }
@@ -350,8 +353,8 @@ impl Device {
         // Whatever it said about alerts is no longer known.
         if !self.driver.manifest.blueprint.alerts.is_empty() {
             let time = now();
-            let uplink = Uplink::Telemetry { time, attributes: &[], alerts: &Alerts::Unknown };
-            self.spec.outlet.send(time, &uplink);
+            let uplink = Uplink::Telemetry { time, is_own: true, attributes: &[], alerts: &Alerts::Unknown };
+            self.spec.outlet.send(&uplink);
             self.spec.statistics.alerts(None);
         }
         self.publish();
@@ -373,7 +376,7 @@ impl Device {
         for (request, reply) in self.close() {
             let result = Err(CommandError::Busy("the device is being stopped".into()));
             let uplink = Uplink::CommandResult { command: &request.id, result: &result };
-            self.spec.outlet.answer(request.session.as_deref(), now(), &uplink);
+            self.spec.outlet.answer(request.session.as_deref(), &uplink);
             if let Some(reply) = reply {
                 let _ = reply.send(result);
             }

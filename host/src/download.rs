@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::web;
+use crate::{files, web};
 
 /// What is to be downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +139,8 @@ pub async fn fetch(
     let too_large =
         |size: u64| format!("downloading from {host}: expected at most {limit} bytes, found {size} or more");
     ensure!(whole.is_none_or(|size| size <= limit), too_large(whole.unwrap_or_default()));
-    let mut file = tempfile::NamedTempFile::new_in(folder).context("creating a file for the download")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let mut file = files::part(&folder.join("image")).context("creating a file for the download")?;
     let mut hasher = Hasher::new(image.checksum.as_ref());
     let mut done = 0;
     let mut parts = response.bytes_stream();

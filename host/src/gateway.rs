@@ -20,15 +20,21 @@ pub fn properties() -> Vec<Attribute> {
     vec![text("version", env!("CARGO_PKG_VERSION")), text("host", &host)]
 }
 
+/// Whether nothing is wrong with a device. What has not been tried yet is not wrong.
+pub fn is_well_in(phase: &Phase) -> bool {
+    !matches!(phase, Phase::Failed | Phase::Restarting)
+}
+
 /// What the gateway measures.
 pub fn telemetry(status: &Status) -> (Vec<Attribute>, Alerts) {
     let count = |phase: &Phase| status.devices.iter().filter(|device| device.phase == *phase).count();
     let failed: Vec<&str> =
         status.devices.iter().filter(|device| device.phase == Phase::Failed).map(|device| device.id.as_str()).collect();
     let running = count(&Phase::Running);
+    let is_well = status.devices.iter().all(|device| is_well_in(&device.phase));
     let sum = |value: fn(&crate::status::SessionReport) -> u64| status.sessions.values().map(value).sum::<u64>();
     let attributes = vec![
-        text("status", if running == status.devices.len() { "ok" } else { "degraded" }),
+        text("status", if is_well { "ok" } else { "degraded" }),
         number("uptime", status.uptime_s),
         number("devices_running", running as u64),
         number("devices_failed", failed.len() as u64),

@@ -8,8 +8,6 @@
 //! ones, and then the cloud sees no answer.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +15,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use crate::ledger::{Ledger, Safety};
 use crate::message::{
     CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object,
     size_of,
@@ -26,18 +25,12 @@ use crate::message::{
 /// answers; what still runs is always remembered.
 const REMEMBERED: usize = 100;
 const REMEMBERED_BYTES: usize = 256 << 10;
-/// Lines that the file may hold beside those of what is remembered.
-const SPARE_LINES: usize = 1000;
 
 /// See the module documentation.
 pub struct Journal(Mutex<Inner>);
 
 struct Inner {
-    file: Option<File>,
-    lines: usize,
-    /// The last line was not written whole: the next one starts on a new line.
-    torn: bool,
-    path: Option<std::path::PathBuf>,
+    file: Option<Ledger>,
     devices: HashMap<String, Memory>,
 }
 
@@ -118,27 +111,22 @@ pub enum Seen {
 impl Journal {
     /// A journal without a file, for `check` and tests.
     pub fn in_memory() -> Journal {
-        Journal(Mutex::new(Inner { file: None, lines: 0, torn: false, path: None, devices: HashMap::new() }))
+        Journal(Mutex::new(Inner { file: None, devices: HashMap::new() }))
     }
 
     /// Opens the file and returns the commands that a crash interrupted, now
     /// marked as answered.
-    pub fn open(path: &Path) -> Result<(Journal, Vec<Interrupted>)> {
-        // A damaged line is skipped like a cut one.
-        let text = match std::fs::read(path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error).with_context(|| format!("reading journal {}", path.display())),
-        };
-        let mut inner =
-            Inner { file: None, lines: 0, torn: false, path: Some(path.to_owned()), devices: HashMap::new() };
-        // The last line may be cut off by a crash: it is skipped.
-        for line in text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
+    pub fn open(path: &Path) -> (Journal, Vec<Interrupted>) {
+        let mut inner = Inner { file: None, devices: HashMap::new() };
+        let file = Ledger::open(path, "commands", |line| {
+            let Ok(line) = serde_json::from_value::<Line>(line) else { return false };
             let result = line.result.map(Outcome::into_result);
             let state = if line.answered { State::Answered(result) } else { State::Started };
             let key = Key { session: line.session.as_deref().map(Arc::from), id: line.id };
             inner.remember(&line.device, key, Known { time: line.time, state });
-        }
+            true
+        });
+        inner.file = Some(file);
         let mut interrupted = Vec::new();
         for (device, memory) in &mut inner.devices {
             for (key, known) in &mut memory.known {
@@ -150,8 +138,10 @@ impl Journal {
             }
         }
         interrupted.sort();
-        inner.rewrite().with_context(|| format!("writing journal {}", path.display()))?;
-        Ok((Journal(Mutex::new(inner)), interrupted))
+        if let Err(error) = inner.rewrite() {
+            tracing::error!("writing {}: {error}; commands are refused until it can be written", path.display());
+        }
+        (Journal(Mutex::new(inner)), interrupted)
     }
 
     /// Asks about a command and, when it is new, marks it as started.
@@ -168,8 +158,9 @@ impl Journal {
             None => {}
         }
         let known = Known { time, state: State::Started };
-        inner.write(device.as_str(), &key, &known).context("writing the command journal")?;
-        inner.remember(device.as_str(), key, known);
+        inner.remember(device.as_str(), key.clone(), known.clone());
+        let written = inner.write(device.as_str(), &key, &known).context("writing the command journal");
+        written.inspect_err(|_| inner.forget(device.as_str(), &key))?;
         Ok(Seen::Never)
     }
 
@@ -177,15 +168,9 @@ impl Journal {
     pub fn end(&self, command: &CommandRequest, device: &DeviceId, time: Time, result: &CommandResult) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (key, known) = (Key::of(command), Known { time, state: State::Answered(Some(result.clone())) });
+        inner.remember(device.as_str(), key.clone(), known.clone());
         if let Err(error) = inner.write(device.as_str(), &key, &known) {
             tracing::error!("writing the command journal: {error}");
-        }
-        inner.remember(device.as_str(), key, known);
-        let remembered: usize = inner.devices.values().map(|memory| memory.order.len()).sum();
-        if inner.lines > 2 * remembered + SPARE_LINES
-            && let Err(error) = inner.rewrite()
-        {
-            tracing::error!("shortening the command journal: {error:#}");
         }
     }
 }
@@ -214,6 +199,11 @@ impl Memory {
         }
         running.into_iter().rev().for_each(|key| self.order.push_front(key));
     }
+
+    fn forget(&mut self, key: &Key) {
+        self.bytes -= self.known.remove(key).map_or(0, |known| known.size());
+        self.order.retain(|other| other != key);
+    }
 }
 
 impl Known {
@@ -234,34 +224,29 @@ impl Inner {
         }
     }
 
-    fn write(&mut self, device: &str, key: &Key, known: &Known) -> std::io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        self.lines += 1;
-        let start = if self.torn { "\n" } else { "" };
-        self.torn = true;
-        file.write_all(format!("{start}{}", line(device, key, known)).as_bytes())?;
-        self.torn = false;
-        Ok(())
+    fn forget(&mut self, device: &str, key: &Key) {
+        if let Some(memory) = self.devices.get_mut(device) {
+            memory.forget(key);
+        }
     }
 
-    fn rewrite(&mut self) -> Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let mut fresh = std::io::BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
-        self.lines = 0;
-        for (device, memory) in &self.devices {
-            for (key, known) in memory.order.iter().filter_map(|key| Some((key, memory.known.get(key)?))) {
-                self.lines += 1;
-                fresh.write_all(line(device, key, known).as_bytes())?;
-            }
-        }
-        let fresh = fresh.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        fresh.as_file().sync_all()?;
-        fresh.persist(path)?;
-        self.file = Some(File::options().append(true).open(path)?);
-        self.torn = false;
-        Ok(())
+    fn write(&mut self, device: &str, key: &Key, known: &Known) -> std::io::Result<()> {
+        let (Some(file), devices) = (&mut self.file, &self.devices) else { return Ok(()) };
+        file.record(&line(device, key, known), Safety::Accepted, || lines(devices))
     }
+
+    fn rewrite(&mut self) -> std::io::Result<()> {
+        let (Some(file), devices) = (&mut self.file, &self.devices) else { return Ok(()) };
+        file.rewrite(lines(devices))
+    }
+}
+
+/// All that is remembered, as lines of the file.
+fn lines(devices: &HashMap<String, Memory>) -> impl Iterator<Item = Line> {
+    devices.iter().flat_map(|(device, memory)| {
+        let known = memory.order.iter().filter_map(|key| Some((key, memory.known.get(key)?)));
+        known.map(|(key, known)| line(device, key, known))
+    })
 }
 
 impl Outcome {
@@ -280,19 +265,14 @@ impl Outcome {
     }
 }
 
-fn line(device: &str, key: &Key, known: &Known) -> String {
+fn line(device: &str, key: &Key, known: &Known) -> Line {
     let (answered, result) = match &known.state {
         State::Started => (false, None),
         State::Answered(result) => (true, result.as_ref().map(Outcome::of)),
         State::Interrupted => (true, Some(Outcome::of(&Err(crate::device::interrupted())))),
     };
     let session = key.session.as_deref().map(str::to_owned);
-    let (id, device) = (key.id.clone(), device.to_owned());
-    let line = Line { id, device, session, time: known.time, answered, result };
-    // Texts and numbers always serialize.
-    let mut text = serde_json::to_string(&line).unwrap_or_default();
-    text.push('\n');
-    text
+    Line { id: key.id.clone(), device: device.to_owned(), session, time: known.time, answered, result }
 }
 
 #[cfg(test)]
@@ -308,7 +288,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("commands.log");
         let device = DeviceId::new("meter");
-        let (journal, interrupted) = Journal::open(&path).unwrap();
+        let (journal, interrupted) = Journal::open(&path);
         assert_eq!(interrupted, []);
         assert_eq!(journal.begin(&command("a"), &device, 1).unwrap(), Seen::Never);
         assert_eq!(journal.begin(&command("b"), &device, 2).unwrap(), Seen::Never);
@@ -316,16 +296,17 @@ mod tests {
         assert_eq!(journal.begin(&command("a"), &device, 4).unwrap(), Seen::Running);
         assert_eq!(journal.begin(&command("b"), &device, 4).unwrap(), Seen::Answered(Some(Ok(vec![]))));
         drop(journal);
+        use std::io::Write;
         std::fs::File::options().append(true).open(&path).unwrap().write_all(b"{\"id\":\"c\",\"dev").unwrap();
 
-        let (journal, interrupted) = Journal::open(&path).unwrap();
+        let (journal, interrupted) = Journal::open(&path);
         let session = Some("cloud".into());
         assert_eq!(interrupted, [Interrupted { device: device.clone(), command: "a".into(), session }]);
         assert_eq!(journal.begin(&command("a"), &device, 5).unwrap(), Seen::Interrupted);
         // The answer may have been lost with the crash, so it can be given again.
         assert_eq!(journal.begin(&command("b"), &device, 5).unwrap(), Seen::Answered(Some(Ok(vec![]))));
         drop(journal);
-        assert_eq!(Journal::open(&path).unwrap().1, []);
+        assert_eq!(Journal::open(&path).1, []);
     }
 
     #[test]
@@ -333,16 +314,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("commands.log");
         let device = DeviceId::new("meter");
-        let (journal, _) = Journal::open(&path).unwrap();
+        let (journal, _) = Journal::open(&path);
         journal.begin(&command("first"), &device, 0).unwrap();
-        for number in 0..5000 {
+        for number in 0..10_000 {
             let id = number.to_string();
             journal.begin(&command(&id), &device, 0).unwrap();
             journal.end(&command(&id), &device, 0, &Ok(vec![]));
         }
-        assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= 2 * REMEMBERED + SPARE_LINES + 2);
+        assert!(path.metadata().unwrap().len() < 400 << 10);
         assert_eq!(journal.begin(&command("first"), &device, 0).unwrap(), Seen::Running);
-        assert_eq!(journal.begin(&command("4999"), &device, 0).unwrap(), Seen::Answered(Some(Ok(vec![]))));
+        assert_eq!(journal.begin(&command("9999"), &device, 0).unwrap(), Seen::Answered(Some(Ok(vec![]))));
     }
 
     #[test]

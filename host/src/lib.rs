@@ -1,5 +1,15 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
+pub mod clock;
+pub mod files;
+pub mod ledger;
+pub mod scribe;
+pub mod secrets;
+pub mod shortage;
+pub mod sockets;
+pub mod state;
+pub mod text;
+
 pub mod config;
 pub mod manifest;
 pub mod message;
@@ -29,5 +39,6 @@ pub mod watcher;
 pub mod admin;
 pub mod cli;
 pub mod demo;
+pub mod launch;
 pub mod logs;
 pub mod standin;

@@ -5,11 +5,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::{Map, Value as Json};
 
+use crate::clock::Stamp;
+pub use crate::clock::{Time, now};
 pub use crate::sandbox::contract::exports::sandgate::driver::device_driver::CommandError;
 pub use crate::sandbox::contract::sandgate::driver::types::{Attribute, Rejection, Value};
 
@@ -47,15 +48,6 @@ pub fn is_valid_device_id(id: &str) -> bool {
     (1..=64).contains(&id.len())
         && id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
-/// Milliseconds since the Unix epoch.
-pub type Time = u64;
-
-/// The present time.
-pub fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time::try_from(since.as_millis()).unwrap_or(Time::MAX)
 }
 
 /// What is known about the alerts of a device.
@@ -99,6 +91,8 @@ pub enum Uplink<'a> {
     Telemetry {
         /// When they were taken.
         time: Time,
+        /// Whether this machine's clock says so, and not the driver.
+        is_own: bool,
         /// The values, checked against the manifest.
         attributes: &'a [Attribute],
         /// All active alerts.
@@ -190,6 +184,8 @@ pub struct Publication {
     /// Whether the payload is one element of an array that the cloud takes as
     /// a whole, so that it may go with others on its topic.
     pub joins: bool,
+    /// The time in the payload that this machine's clock gave.
+    pub stamp: Option<Stamp>,
 }
 
 /// A command error from its code; an unknown one has failed.

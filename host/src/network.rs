@@ -4,10 +4,16 @@
 //! `http` imports and by WASI sockets. Default is deny.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer};
+use tokio::sync::Semaphore;
+
+/// Look-ups of names at a time: of all devices, of one.
+const LOOKUPS: usize = 16;
+const LOOKUPS_OF_ONE: usize = 2;
 
 /// A pattern for hosts and ports: `meter.local:502`, `192.168.1.7:80`,
 /// `10.0.0.0/8:502`, `*.example.com:443`, `*:80`, `[fd00::1]:80`, `host:*`.
@@ -95,13 +101,15 @@ impl Target {
     }
 
     /// Whether a grant allows a resolved host. A special address must be meant:
-    /// written as an address, or as `localhost`.
-    fn grants(&self, host: &str, address: IpAddr, port: u16) -> bool {
+    /// written as an address, or as `localhost`; one of this machine's own, as
+    /// that very address.
+    fn grants(&self, host: &str, address: IpAddr, port: u16, is_own: bool) -> bool {
         if !self.covers(host, address, port) {
             return false;
         }
         match &self.host {
-            _ if !is_special(address) => true,
+            _ if !is_special(address) && !is_own => true,
+            Host::Network(network, prefix) if *prefix == full_prefix(*network) => self.covers_address(address),
             Host::Network(network, prefix) => is_special(*network) && *prefix >= 8 && self.covers_address(address),
             Host::Name(name) => name.eq_ignore_ascii_case("localhost") && address.to_canonical().is_loopback(),
             Host::Any | Host::Suffix(_) => false,
@@ -229,6 +237,19 @@ fn is_special(address: IpAddr) -> bool {
     }
 }
 
+/// Whether an address is one of this machine's: the system would speak to it
+/// from that address. Nothing is sent.
+fn is_own(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // When it cannot be found out, the answer is the careful one.
+    let Ok(socket) = std::net::UdpSocket::bind((any, 0)) else { return true };
+    socket.connect((address, 9)).is_ok() && socket.local_addr().is_ok_and(|own| own.ip() == address)
+}
+
 /// Why an address was not given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
@@ -238,6 +259,43 @@ pub enum AccessError {
     /// The name server knows no such host.
     #[error("cannot resolve {0}")]
     Unresolved(String),
+}
+
+/// Look-ups of names, a few at a time: each holds a thread for as long as the
+/// name server is silent, also when nobody waits for it any more.
+#[derive(Debug, Clone)]
+pub struct Lookups {
+    all: Arc<Semaphore>,
+    own: Arc<Semaphore>,
+}
+
+impl Lookups {
+    /// Those of all devices together.
+    pub fn new() -> Lookups {
+        Lookups { all: Arc::new(Semaphore::new(LOOKUPS)), own: Arc::new(Semaphore::new(LOOKUPS)) }
+    }
+
+    /// Those of one device, which count as everybody's.
+    pub fn of_one(&self) -> Lookups {
+        Lookups { all: Arc::clone(&self.all), own: Arc::new(Semaphore::new(LOOKUPS_OF_ONE)) }
+    }
+
+    async fn find(&self, host: &str, port: u16) -> Option<Vec<SocketAddr>> {
+        let own = Arc::clone(&self.own).acquire_owned().await.ok()?;
+        let all = Arc::clone(&self.all).acquire_owned().await.ok()?;
+        let host = host.to_owned();
+        let find = move || {
+            let _turns = (own, all);
+            (host.as_str(), port).to_socket_addrs().map(Iterator::collect)
+        };
+        tokio::task::spawn_blocking(find).await.ok()?.ok()
+    }
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Lookups::new()
+    }
 }
 
 /// What one device may reach over one kind of connection.
@@ -252,7 +310,8 @@ pub struct Access {
 impl Access {
     /// Whether this resolved address may be reached under this host name.
     pub fn allows(&self, host: &str, address: IpAddr, port: u16) -> bool {
-        self.granted.iter().any(|target| target.grants(host, address, port))
+        let is_own = is_own(address);
+        self.granted.iter().any(|target| target.grants(host, address, port, is_own))
             && self.requested.iter().any(|target| target.covers(host, address, port))
     }
 
@@ -268,14 +327,11 @@ impl Access {
     }
 
     /// Resolves a host and returns the addresses that may be reached.
-    pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, AccessError> {
+    pub async fn resolve(&self, host: &str, port: u16, lookups: &Lookups) -> Result<Vec<SocketAddr>, AccessError> {
         self.check_name(host, port)?;
         let found: Vec<SocketAddr> = match parse_address(host) {
             Some(address) => vec![SocketAddr::new(address, port)],
-            None => tokio::net::lookup_host((host, port))
-                .await
-                .map_err(|_| AccessError::Unresolved(host.to_owned()))?
-                .collect(),
+            None => lookups.find(host, port).await.ok_or_else(|| AccessError::Unresolved(host.to_owned()))?,
         };
         let allowed: Vec<_> = found.iter().copied().filter(|found| self.allows(host, found.ip(), port)).collect();
         match (allowed.is_empty(), found.first()) {
@@ -369,11 +425,27 @@ mod tests {
         assert_eq!(error.to_string(), "10.0.0.1:502 is not granted to this device");
     }
 
+    #[test]
+    fn an_address_of_this_machine_is_reached_only_by_its_very_address() {
+        // Find one that is not loopback, if this machine has one.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let own = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()).map(|own| own.ip());
+        assert!(is_own("127.0.0.1".parse().unwrap()) && !is_own("192.0.2.1".parse().unwrap()));
+        let Ok(own) = own else { return };
+        let exact = format!("{own}:502");
+        for (grant, expected) in [("*:502", false), ("0.0.0.0/0:502", false), ("name.local:502", false), (&exact, true)]
+        {
+            let access = Access { requested: targets(&["*:*"]), granted: targets(&[grant]) };
+            let host = if grant.starts_with("name") { "name.local".to_owned() } else { own.to_string() };
+            assert_eq!(access.allows(&host, own, 502), expected, "{grant} {own}");
+        }
+    }
+
     #[tokio::test]
     async fn spellings_of_loopback_are_seen_after_resolution() {
         let access = Access { requested: targets(&["*:*"]), granted: targets(&["*:80"]) };
         for host in ["localhost", "127.1", "2130706433", "0x7f.0.0.1"] {
-            let error = access.resolve(host, 80).await.unwrap_err();
+            let error = access.resolve(host, 80, &Lookups::new()).await.unwrap_err();
             assert!(matches!(error, AccessError::NotGranted(_) | AccessError::Unresolved(_)), "{host}: {error}");
         }
     }

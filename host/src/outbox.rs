@@ -11,13 +11,15 @@
 
 mod queue;
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::message::{DeviceId, Publication, Time};
-use queue::{Entry, Queue};
+use crate::clock::Moment;
+use crate::message::{DeviceId, Publication};
+use queue::{Entry, Place, Queue};
 
 /// What may happen to a message when there is no room or no hurry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +66,7 @@ impl Default for Batching {
 
 /// Messages of one device on one topic that go together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parcel {
+pub struct Batch {
     /// The device.
     pub device: DeviceId,
     /// At least one.
@@ -78,7 +80,7 @@ pub struct Stats {
     pub appended: u64,
     /// Delivered, as far as the protocol can prove it.
     pub delivered: u64,
-    /// Dropped for lack of room or for age.
+    /// Dropped for lack of room, for age, or with their device.
     pub dropped: u64,
     /// Refused by the cloud for good.
     pub rejected: u64,
@@ -86,6 +88,15 @@ pub struct Stats {
     pub waiting: usize,
     /// Their size in bytes.
     pub bytes: usize,
+}
+
+/// What was dropped of one device, by cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drops {
+    /// There was no room.
+    pub for_room: u64,
+    /// It was too old.
+    pub for_age: u64,
 }
 
 /// See the module documentation.
@@ -101,21 +112,42 @@ impl Outbox {
         Outbox { queue: Mutex::new(Queue::new(bounds)), appended: Notify::new() }
     }
 
-    /// Takes a message. `time` is now.
-    pub fn append(&self, device: &DeviceId, class: Class, time: Time, publication: Publication) {
-        let entry = Entry { device: device.clone(), class, time, sent: false, alone: false, publication };
-        self.lock().append(entry);
+    /// Takes a message. `moment` is now.
+    pub fn append(&self, device: &DeviceId, class: Class, moment: Moment, publication: Publication) {
+        let (device, place) = (device.clone(), Place::Unsent);
+        self.lock().append(Entry { device, class, moment, place, alone: false, publication });
         self.appended.notify_one();
     }
 
     /// Gives the next unsent message, or several as one, and marks them as
     /// sent: devices in turn, each in its order.
-    pub fn take(&self, now: Instant) -> Option<Parcel> {
-        self.lock().take(now)
+    pub fn take(&self, now: Instant) -> Option<Batch> {
+        self.lock().take(now, Moment::now())
     }
 
-    /// When a message that waits for company, or for the end of a pause, is
-    /// ready; none when nothing waits so.
+    /// Sends messages of these devices only; those of others wait.
+    pub fn admit(&self, devices: HashSet<DeviceId>) {
+        self.lock().admit(devices);
+        self.appended.notify_one();
+    }
+
+    /// How many messages of a device wait or are on their way.
+    pub fn count(&self, device: &DeviceId) -> usize {
+        self.lock().count(device)
+    }
+
+    /// Drops the messages of a device that is gone, and says how many those were.
+    pub fn discard(&self, device: &DeviceId) -> usize {
+        self.lock().discard(device)
+    }
+
+    /// What was dropped since the last call, by device.
+    pub fn take_drops(&self) -> BTreeMap<DeviceId, Drops> {
+        std::mem::take(&mut self.lock().drops)
+    }
+
+    /// When a message that waits for others, or for the end of a pause, is
+    /// ready; `None` if nothing waits so.
     pub fn next_wake(&self) -> Option<Instant> {
         self.lock().next_wake()
     }
@@ -151,6 +183,12 @@ impl Outbox {
         self.lock().entries.contains_key(&sequence)
     }
 
+    /// Holds a message on its way back by itself: others do not wait for it, and
+    /// a lost connection does not bring it back. `send_again` does.
+    pub fn set_aside(&self, sequence: Sequence) {
+        self.lock().set_aside(sequence);
+    }
+
     /// Makes sent messages unsent: no proof came. With `alone`, each goes by
     /// itself from now on, so that one that is refused does not take others along.
     pub fn send_again(&self, sequences: &[Sequence], alone: bool) {
@@ -158,9 +196,9 @@ impl Outbox {
         self.appended.notify_one();
     }
 
-    /// Sends nothing of a device until then.
-    pub fn pause(&self, device: &DeviceId, until: Instant) {
-        self.lock().pause(device, until);
+    /// Sends nothing of a device until then; with a topic, nothing on that.
+    pub fn pause(&self, device: &DeviceId, topic: Option<&str>, until: Instant) {
+        self.lock().pause(device, topic, until);
         self.appended.notify_one();
     }
 
@@ -201,25 +239,27 @@ mod tests {
 
     /// Appends a message that may join others on its topic.
     fn join(outbox: &Outbox, device: &str, class: Class, topic: &str) -> Sequence {
-        let publication = Publication { topic: topic.into(), payload: bytes::Bytes::from_static(b"1"), joins: true };
-        outbox.append(&DeviceId::new(device), class, 0, publication);
+        let publication =
+            Publication { topic: topic.into(), payload: bytes::Bytes::from_static(b"1"), joins: true, stamp: None };
+        outbox.append(&DeviceId::new(device), class, Moment::default(), publication);
         outbox.stats().appended - 1
     }
 
-    /// The sequences of the next parcel.
-    fn parcel(outbox: &Outbox, now: Instant) -> Vec<Sequence> {
-        let parts = outbox.take(now).map(|parcel| parcel.parts).unwrap_or_default();
+    /// The sequences of the next batch.
+    fn batch(outbox: &Outbox, now: Instant) -> Vec<Sequence> {
+        let parts = outbox.take(now).map(|batch| batch.parts).unwrap_or_default();
         parts.into_iter().map(|(sequence, _)| sequence).collect()
     }
 
-    fn append(outbox: &Outbox, device: &str, class: Class, time: Time, text: &str) {
-        let publication = Publication { topic: text.into(), payload: bytes::Bytes::new(), joins: false };
-        outbox.append(&DeviceId::new(device), class, time, publication);
+    fn append(outbox: &Outbox, device: &str, class: Class, steady: u64, text: &str) {
+        let publication = Publication { topic: text.into(), payload: bytes::Bytes::new(), joins: false, stamp: None };
+        let moment = Moment { wall: 0, steady };
+        outbox.append(&DeviceId::new(device), class, moment, publication);
     }
 
     fn drain(outbox: &Outbox) -> Vec<String> {
-        let parcels = std::iter::from_fn(|| outbox.take(Instant::now()));
-        parcels.flat_map(|parcel| parcel.parts).map(|(_, publication)| publication.topic.to_string()).collect()
+        let batches = std::iter::from_fn(|| outbox.take(Instant::now()));
+        batches.flat_map(|batch| batch.parts).map(|(_, publication)| publication.topic.to_string()).collect()
     }
 
     #[test]
@@ -238,8 +278,8 @@ mod tests {
         for text in ["a1", "a2", "a3"] {
             append(&outbox, "a", Class::Stream, 0, text);
         }
-        let first = parcel(&outbox, Instant::now());
-        parcel(&outbox, Instant::now());
+        let first = batch(&outbox, Instant::now());
+        batch(&outbox, Instant::now());
         outbox.acknowledge(first[0]);
         outbox.rewind();
         append(&outbox, "a", Class::Stream, 0, "a4");
@@ -287,7 +327,7 @@ mod tests {
             append(&outbox, "a", Class::Stream, 0, "a1");
         }
         assert!(outbox.lock().entries.len() <= 20);
-        let held: usize = outbox.lock().shares.values().map(|share| share.held()).sum();
+        let held: usize = outbox.lock().devices.values().map(|queue| queue.held()).sum();
         assert!(held <= 40, "{held}");
         outbox.rewind();
         assert_eq!(drain(&outbox).len(), 20);
@@ -300,27 +340,27 @@ mod tests {
         for _ in 0..10_000 {
             append(&outbox, "a", Class::Stream, 0, "a1");
         }
-        let held: usize = outbox.lock().shares.values().map(|share| share.held()).sum();
+        let held: usize = outbox.lock().devices.values().map(|queue| queue.held()).sum();
         assert!(held < 300, "{held}");
         assert_eq!(drain(&outbox).len(), 20);
     }
 
     #[test]
-    fn answers_do_not_postpone_what_waits_for_company() {
+    fn answers_do_not_postpone_what_waits_for_a_batch() {
         let outbox = batching();
         join(&outbox, "a", Class::Stream, "t");
         let wake = outbox.next_wake().unwrap();
         join(&outbox, "a", Class::Answer, "r");
-        assert_eq!(parcel(&outbox, Instant::now()), [1]);
+        assert_eq!(batch(&outbox, Instant::now()), [1]);
         assert_eq!(outbox.next_wake(), Some(wake));
-        assert_eq!(parcel(&outbox, wake), [0]);
+        assert_eq!(batch(&outbox, wake), [0]);
     }
 
     #[test]
     fn an_acknowledged_entry_that_was_dropped_meanwhile_counts_once() {
         let outbox = outbox(OVERHEAD + 2);
         append(&outbox, "a", Class::Stream, 0, "a1");
-        let sequence = parcel(&outbox, Instant::now())[0];
+        let sequence = batch(&outbox, Instant::now())[0];
         append(&outbox, "a", Class::Stream, 0, "a2");
         outbox.acknowledge(sequence);
         let stats = outbox.stats();
@@ -334,12 +374,12 @@ mod tests {
             join(&outbox, "a", Class::Stream, "t");
         }
         let now = Instant::now();
-        assert_eq!(parcel(&outbox, now), [0, 1, 2]);
+        assert_eq!(batch(&outbox, now), [0, 1, 2]);
         // The fourth waits for company, but not for ever.
-        assert!(parcel(&outbox, now).is_empty());
+        assert!(batch(&outbox, now).is_empty());
         let wake = outbox.next_wake().unwrap();
         assert!(wake > now && wake <= Instant::now() + Duration::from_secs(1));
-        assert_eq!(parcel(&outbox, wake), [3]);
+        assert_eq!(batch(&outbox, wake), [3]);
         assert_eq!(outbox.next_wake(), None);
     }
 
@@ -351,9 +391,9 @@ mod tests {
         join(&outbox, "a", Class::Keep, "results");
         join(&outbox, "a", Class::Stream, "samples");
         let now = Instant::now();
-        assert_eq!(parcel(&outbox, now), [0, 1]);
-        assert_eq!(parcel(&outbox, now), [2]);
-        assert!(parcel(&outbox, now).is_empty());
+        assert_eq!(batch(&outbox, now), [0, 1]);
+        assert_eq!(batch(&outbox, now), [2]);
+        assert!(batch(&outbox, now).is_empty());
     }
 
     #[test]
@@ -363,7 +403,7 @@ mod tests {
         append(&outbox, "a", Class::Keep, 0, "p1");
         append(&outbox, "a", Class::Answer, 0, "r1");
         append(&outbox, "a", Class::Answer, 0, "r2");
-        let first = parcel(&outbox, Instant::now());
+        let first = batch(&outbox, Instant::now());
         outbox.acknowledge(first[0]);
         assert_eq!(drain(&outbox), ["r2", "a1", "p1"]);
         outbox.rewind();
@@ -378,11 +418,11 @@ mod tests {
             join(&outbox, "a", Class::Stream, "t");
         }
         let now = Instant::now();
-        let sent = parcel(&outbox, now);
+        let sent = batch(&outbox, now);
         join(&outbox, "a", Class::Keep, "t");
         outbox.send_again(&sent, true);
         let order: Vec<Vec<Sequence>> =
-            std::iter::from_fn(|| Some(parcel(&outbox, now)).filter(|parts| !parts.is_empty())).collect();
+            std::iter::from_fn(|| Some(batch(&outbox, now)).filter(|parts| !parts.is_empty())).collect();
         assert_eq!(order, [vec![0], vec![1], vec![2], vec![3]]);
         outbox.reject(1);
         outbox.acknowledge(0);
@@ -397,13 +437,92 @@ mod tests {
         for _ in 0..3 {
             join(&outbox, "a", Class::Stream, "t");
         }
-        outbox.pause(&DeviceId::new("a"), now + Duration::from_secs(5));
+        outbox.pause(&DeviceId::new("a"), None, now + Duration::from_secs(5));
         join(&outbox, "a", Class::Keep, "t");
         join(&outbox, "b", Class::Keep, "t");
-        assert_eq!(parcel(&outbox, now), [4]);
-        assert!(parcel(&outbox, now).is_empty());
+        assert_eq!(batch(&outbox, now), [4]);
+        assert!(batch(&outbox, now).is_empty());
         assert_eq!(outbox.next_wake(), Some(now + Duration::from_secs(5)));
-        assert_eq!(parcel(&outbox, now + Duration::from_secs(5)), [0, 1, 2]);
-        assert_eq!(parcel(&outbox, now), [3]);
+        assert_eq!(batch(&outbox, now + Duration::from_secs(5)), [0, 1, 2]);
+        assert_eq!(batch(&outbox, now), [3]);
+    }
+
+    #[test]
+    fn a_paused_topic_waits_and_the_others_of_its_device_do_not() {
+        let outbox = outbox(1 << 20);
+        let now = Instant::now();
+        for text in ["metadata", "samples", "metadata", "samples"] {
+            append(&outbox, "a", Class::Stream, 0, text);
+        }
+        let until = now + Duration::from_secs(5);
+        outbox.pause(&DeviceId::new("a"), Some("metadata"), until);
+        assert_eq!((batch(&outbox, now), batch(&outbox, now)), (vec![1], vec![3]));
+        assert!(batch(&outbox, now).is_empty());
+        assert_eq!(outbox.next_wake(), Some(until));
+        append(&outbox, "a", Class::Stream, 0, "samples");
+        assert_eq!(batch(&outbox, now), [4]);
+        assert_eq!((batch(&outbox, until), batch(&outbox, until)), (vec![0], vec![2]));
+    }
+
+    #[test]
+    fn a_device_that_is_not_admitted_waits_and_one_that_is_gone_is_dropped() {
+        let outbox = outbox(1 << 20);
+        let (a, b) = (DeviceId::new("a"), DeviceId::new("b"));
+        append(&outbox, "a", Class::Stream, 0, "a1");
+        append(&outbox, "b", Class::Stream, 0, "b1");
+        outbox.admit([a.clone()].into());
+        append(&outbox, "b", Class::Answer, 0, "b2");
+        assert_eq!(drain(&outbox), ["a1"]);
+        outbox.admit([a, b.clone()].into());
+        assert_eq!(drain(&outbox), ["b2", "b1"]);
+        outbox.admit(HashSet::new());
+        outbox.rewind();
+        assert!(drain(&outbox).is_empty());
+        assert_eq!((outbox.count(&b), outbox.discard(&b), outbox.count(&b)), (2, 2, 0));
+        assert_eq!((outbox.stats().waiting, outbox.stats().dropped), (1, 2));
+    }
+
+    #[test]
+    fn what_is_set_aside_holds_up_nobody_and_comes_back_when_asked() {
+        let outbox = outbox(1 << 20);
+        for text in ["a1", "a2"] {
+            append(&outbox, "a", Class::Stream, 0, text);
+        }
+        let first = batch(&outbox, Instant::now());
+        outbox.set_aside(first[0]);
+        outbox.rewind();
+        assert_eq!(drain(&outbox), ["a2"]);
+        assert!(outbox.holds(first[0]));
+        outbox.send_again(&first, true);
+        assert_eq!(drain(&outbox), ["a1"]);
+    }
+
+    #[test]
+    fn a_wrong_clock_neither_drops_what_waits_nor_stays_in_its_time() {
+        let outbox = outbox(1 << 20);
+        let now = Moment::now();
+        let stamp = crate::clock::Stamp { place: 5, time: 1000, format: crate::clock::TimeFormat::Milliseconds };
+        let payload = bytes::Bytes::from_static(b"{\"t\":1000}");
+        let publication = Publication { topic: "t".into(), payload, joins: false, stamp: Some(stamp) };
+        // Taken ten seconds ago, by a clock that had not been set.
+        let early = Moment { wall: 1000, steady: now.steady - 10_000 };
+        outbox.append(&DeviceId::new("a"), Class::Stream, early, publication.clone());
+        outbox.append(&DeviceId::new("a"), Class::Stream, now, Publication { stamp: None, ..publication });
+        let payloads: Vec<_> =
+            std::iter::from_fn(|| outbox.take(Instant::now())).map(|b| b.parts[0].1.payload.clone()).collect();
+        let corrected: serde_json::Value = serde_json::from_slice(&payloads[0]).unwrap();
+        assert!(corrected["t"].as_u64().unwrap().abs_diff(now.wall - 10_000) < 1000, "{corrected}");
+        assert_eq!(payloads[1], "{\"t\":1000}");
+        assert_eq!(outbox.stats().dropped, 0);
+    }
+
+    #[test]
+    fn drops_are_counted_by_device_and_cause() {
+        let outbox = outbox(2 * (OVERHEAD + 2));
+        for (steady, text) in [(0, "a1"), (1, "a2"), (2, "a3"), (60_002, "a4")] {
+            append(&outbox, "a", Class::Stream, steady, text);
+        }
+        assert_eq!(outbox.take_drops(), [(DeviceId::new("a"), Drops { for_room: 1, for_age: 1 })].into());
+        assert!(outbox.take_drops().is_empty());
     }
 }

@@ -2,16 +2,15 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::{Ledger, Safety};
 use crate::message::Time;
 use crate::sandbox::Driver;
+use crate::scribe::Scribe;
 
 /// A driver as a receipt names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,16 +109,10 @@ impl fmt::Display for Receipt {
 }
 
 /// The newest receipts of all devices, on disk.
+#[derive(Clone)]
 pub struct Receipts {
-    path: Option<PathBuf>,
-    newest: Mutex<Newest>,
-}
-
-#[derive(Default)]
-struct Newest {
-    receipts: VecDeque<Receipt>,
-    /// How many the file holds.
-    lines: usize,
+    newest: Arc<Mutex<VecDeque<Receipt>>>,
+    file: Option<(Arc<Mutex<Ledger>>, Scribe)>,
 }
 
 const KEPT: usize = 500;
@@ -127,66 +120,58 @@ const KEPT: usize = 500;
 impl Receipts {
     /// Receipts without a file.
     pub fn in_memory() -> Receipts {
-        Receipts { path: None, newest: Mutex::default() }
+        Receipts { newest: Arc::default(), file: None }
     }
 
-    /// Opens the file; lines that are no receipts are skipped.
-    pub fn open(path: &Path) -> Result<Receipts> {
-        let text = match std::fs::read(path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error).with_context(|| format!("reading receipts {}", path.display())),
-        };
-        let all: Vec<Receipt> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let lines = all.len();
-        let receipts: VecDeque<Receipt> = all.into_iter().skip(lines.saturating_sub(KEPT)).collect();
-        let newest = Newest { receipts, lines };
-        Ok(Receipts { path: Some(path.to_owned()), newest: Mutex::new(newest) })
+    /// Opens the file; the scribe writes to it.
+    pub fn open(path: &Path, scribe: Scribe) -> Receipts {
+        let mut newest = VecDeque::new();
+        let ledger = Ledger::open(path, "swaps", |line| match serde_json::from_value(line) {
+            Ok(receipt) => {
+                push(&mut newest, receipt);
+                true
+            }
+            Err(_) => false,
+        });
+        Receipts { newest: Arc::new(Mutex::new(newest)), file: Some((Arc::new(Mutex::new(ledger)), scribe)) }
     }
 
     /// Keeps a receipt.
     pub fn keep(&self, receipt: &Receipt) {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.receipts.push_back(receipt.clone());
-        if newest.receipts.len() > KEPT {
-            newest.receipts.pop_front();
-        }
-        newest.lines += 1;
-        let Some(path) = &self.path else { return };
-        let mut write = || -> std::io::Result<()> {
-            if newest.lines <= 2 * KEPT {
-                return File::options().append(true).create(true).open(path)?.write_all(line(receipt).as_bytes());
+        push(&mut lock(&self.newest), receipt.clone());
+        let Some((ledger, scribe)) = &self.file else { return };
+        let (ledger, newest, receipt) = (Arc::clone(ledger), Arc::clone(&self.newest), receipt.clone());
+        scribe.write(move || {
+            let all = || lock(&newest).clone().into_iter();
+            if let Err(error) = lock(&ledger).record(&receipt, Safety::Accepted, all) {
+                tracing::error!("writing a receipt: {error}");
             }
-            let mut fresh = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-            newest.receipts.iter().try_for_each(|receipt| fresh.write_all(line(receipt).as_bytes()))?;
-            fresh.persist(path)?;
-            newest.lines = newest.receipts.len();
-            Ok(())
-        };
-        if let Err(error) = write() {
-            tracing::error!("writing receipt to {}: {error}", path.display());
-        }
+        });
     }
 
     /// All kept receipts, oldest first.
     pub fn all(&self) -> Vec<Receipt> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).receipts.iter().cloned().collect()
+        lock(&self.newest).iter().cloned().collect()
     }
 }
 
-fn line(receipt: &Receipt) -> String {
-    // Texts and numbers always serialize.
-    let mut text = serde_json::to_string(receipt).unwrap_or_default();
-    text.push('\n');
-    text
+fn push(newest: &mut VecDeque<Receipt>, receipt: Receipt) {
+    newest.push_back(receipt);
+    if newest.len() > KEPT {
+        newest.pop_front();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn receipts_survive_reopening_and_read_as_sentences() {
+    #[tokio::test]
+    async fn receipts_survive_reopening_and_read_as_sentences() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("swaps.jsonl");
         let name =
@@ -204,12 +189,16 @@ mod tests {
             dropped: 0,
             migrated: false,
         };
-        Receipts::open(&path).unwrap().keep(&receipt);
-        assert_eq!(Receipts::open(&path).unwrap().all(), std::slice::from_ref(&receipt));
-        let receipts = Receipts::open(&path).unwrap();
-        (0..3 * KEPT).for_each(|_| receipts.keep(&receipt));
-        assert!(std::fs::read_to_string(&path).unwrap().lines().count() <= 2 * KEPT);
-        assert_eq!(Receipts::open(&path).unwrap().all().len(), KEPT);
+        let scribe = Scribe::start().unwrap();
+        let open = || Receipts::open(&path, scribe.clone());
+        open().keep(&receipt);
+        scribe.flush().await;
+        assert_eq!(open().all(), std::slice::from_ref(&receipt));
+        let receipts = open();
+        (0..10 * KEPT).for_each(|_| receipts.keep(&receipt));
+        scribe.flush().await;
+        assert!(path.metadata().unwrap().len() < 2 << 20);
+        assert_eq!(open().all().len(), KEPT);
         assert_eq!(
             receipt.to_string(),
             "swap to meter 1.1.0 (abababababab), asked by file, rejected: trapped in start: unreachable; \

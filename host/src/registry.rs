@@ -1,24 +1,37 @@
 //! Drivers by their digest: compiled once, shared by all devices that use them.
 //!
-//! Keeps a copy of each driver's file in the state folder, so that the last
-//! good one is still there when its file is overwritten by a broken one.
+//! A file that has not changed is read once. Keeps a copy of each driver's file
+//! in the state folder, so that the last good one is still there when its file
+//! is overwritten by a broken one.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
-use tokio::sync::OnceCell;
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use tokio::sync::{OnceCell, Semaphore};
 
-use crate::sandbox::{Digest, Driver, Sandbox, read_component};
+use crate::files;
+use crate::manifest::Manifest;
+use crate::sandbox::{Digest, Driver, Sandbox, inspect, read_component};
 
-/// Copies that no pin needs are kept up to this number, newest first.
+/// Copies that nobody needs are kept up to this number, newest first.
 const COPIES: usize = 20;
+/// Files that are read at a time: each may be large.
+const READERS: usize = 2;
+/// A file that changed within this time may change again in the same tick of its clock.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// See the module documentation.
 pub struct Registry {
     sandbox: Sandbox,
     copies: Option<PathBuf>,
+    readers: Semaphore,
+    files: Mutex<HashMap<PathBuf, (Fingerprint, Digest)>>,
     loading: Mutex<HashMap<Digest, Weak<OnceCell<Arc<Driver>>>>>,
     known: Mutex<HashMap<Digest, Weak<Driver>>>,
 }
@@ -32,46 +45,158 @@ pub enum Origin {
     Copy(String),
 }
 
+/// How far a driver is on its way; told while it is loaded.
+#[derive(Debug, Default)]
+pub struct Progress(AtomicU8);
+
+/// A step of loading a driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits, or is read.
+    Loading,
+    /// It is compiled, or waits for the compiler.
+    Compiling,
+}
+
+impl Progress {
+    fn tell(&self, stage: Stage) {
+        self.0.store(u8::from(stage == Stage::Compiling), Ordering::Relaxed);
+    }
+
+    /// How far it is now.
+    pub fn stage(&self) -> Stage {
+        if self.0.load(Ordering::Relaxed) == 1 { Stage::Compiling } else { Stage::Loading }
+    }
+}
+
+/// Device, inode, size, times of modification and change: with another one, it
+/// is another file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fingerprint {
+    file: (u64, u64, u64),
+    times: [(i64, i64); 2],
+}
+
+impl Fingerprint {
+    /// That of a file, if it has not changed just now.
+    fn of(path: &Path) -> Option<Fingerprint> {
+        let data = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(data.ctime()).ok()?);
+        let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age > SETTLED);
+        is_settled.then(|| Fingerprint {
+            file: (data.dev(), data.ino(), data.size()),
+            times: [(data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec())],
+        })
+    }
+}
+
 impl Registry {
     /// A registry that keeps copies in a folder, if one is given.
-    pub fn open(sandbox: Sandbox, copies: Option<&Path>) -> Result<Registry> {
-        if let Some(folder) = copies {
-            std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    pub fn new(sandbox: Sandbox, copies: Option<&Path>) -> Registry {
+        copies.into_iter().for_each(files::remove_parts);
+        Registry {
+            sandbox,
+            copies: copies.map(Path::to_owned),
+            readers: Semaphore::new(READERS),
+            files: Mutex::default(),
+            loading: Mutex::default(),
+            known: Mutex::default(),
         }
-        let copies = copies.map(Path::to_owned);
-        Ok(Registry { sandbox, copies, loading: Mutex::default(), known: Mutex::default() })
     }
 
     /// Loads a driver. Whoever asks for the same one at the same time waits
     /// for the same compilation.
-    pub async fn load(&self, origin: &Origin) -> Result<Arc<Driver>> {
+    pub async fn load(&self, origin: &Origin, progress: &Progress) -> Result<Arc<Driver>> {
+        progress.tell(Stage::Loading);
         let (path, expected) = match origin {
             Origin::File(path) => (path.clone(), None),
             Origin::Copy(digest) => (self.copy_path(digest)?, Some(digest)),
         };
-        let bytes = read_component(&path).await.with_context(|| format!("reading driver {}", path.display()))?;
-        let digest = Digest::of(&bytes);
-        if expected.is_some_and(|expected| *expected != digest.to_string()) {
+        let file = self.read(&path).await.with_context(|| format!("reading driver {}", path.display()))?;
+        if expected.is_some_and(|expected| *expected != file.digest.to_string()) {
             bail!("the kept copy {} is damaged", path.display());
         }
-        if let Some(driver) = lock(&self.known).get(&digest).and_then(Weak::upgrade) {
+        let digest = file.digest;
+        if let Some(driver) = self.known(&digest) {
             return Ok(driver);
         }
         let cell = self.cell(digest);
-        let driver = cell
-            .get_or_try_init(|| async {
-                let driver = self.sandbox.prepare(bytes.clone()).await;
-                driver.with_context(|| format!("loading driver {}", path.display())).map(Arc::new)
-            })
-            .await?;
+        if !self.sandbox.is_compiled(&digest) {
+            progress.tell(Stage::Compiling);
+        }
+        let driver = cell.get_or_try_init(|| async {
+            let bytes = match file.bytes {
+                Some(bytes) => bytes,
+                None => self.read_anew(&path).await?,
+            };
+            let driver = self.sandbox.prepare(bytes.clone()).await?;
+            ensure!(driver.digest == digest, "the file changed while it was read");
+            self.keep_copy(digest, bytes).await;
+            Ok::<_, anyhow::Error>(Arc::new(driver))
+        });
+        let driver = driver.await.with_context(|| format!("loading driver {}", path.display()))?;
         lock(&self.known).insert(digest, Arc::downgrade(driver));
-        self.keep_copy(&digest, &bytes);
         Ok(Arc::clone(driver))
     }
 
     /// The digest of a file as it is now.
     pub async fn digest(&self, path: &Path) -> Result<Digest> {
-        Ok(Digest::of(&read_component(path).await?))
+        Ok(self.read(path).await?.digest)
+    }
+
+    /// What a file declares, without compiling it.
+    pub async fn manifest(&self, path: &Path) -> Result<Arc<Manifest>> {
+        let file = self.read(path).await?;
+        if let Some(driver) = self.known(&file.digest) {
+            return Ok(Arc::clone(&driver.manifest));
+        }
+        let bytes = match file.bytes {
+            Some(bytes) => bytes,
+            None => self.read_anew(path).await?,
+        };
+        let look = tokio::task::spawn_blocking(move || inspect(&bytes)?.manifest());
+        Ok(Arc::new(look.await??))
+    }
+
+    fn known(&self, digest: &Digest) -> Option<Arc<Driver>> {
+        lock(&self.known).get(digest).and_then(Weak::upgrade)
+    }
+
+    /// What is in a file: read, or known from before.
+    async fn read(&self, path: &Path) -> Result<File> {
+        if let Some(digest) = self.unchanged(path).await {
+            return Ok(File { digest, bytes: None });
+        }
+        let _reader = self.readers.acquire().await?;
+        // Another one may have read it while this one waited.
+        if let Some(digest) = self.unchanged(path).await {
+            return Ok(File { digest, bytes: None });
+        }
+        let before = fingerprint(path).await;
+        let bytes = read_component(path).await?;
+        let hashed = bytes.clone();
+        let digest = tokio::task::spawn_blocking(move || Digest::of(&hashed)).await?;
+        if let Some(before) = before
+            && fingerprint(path).await == Some(before)
+        {
+            let mut files = lock(&self.files);
+            if files.len().is_power_of_two() {
+                files.retain(|path, _| path.exists());
+            }
+            files.insert(path.to_owned(), (before, digest));
+        }
+        Ok(File { digest, bytes: Some(bytes) })
+    }
+
+    async fn read_anew(&self, path: &Path) -> Result<Bytes> {
+        let _reader = self.readers.acquire().await?;
+        read_component(path).await
+    }
+
+    /// The digest of a file that has not changed since it was read.
+    async fn unchanged(&self, path: &Path) -> Option<Digest> {
+        let (before, digest) = lock(&self.files).get(path).copied()?;
+        (fingerprint(path).await == Some(before)).then_some(digest)
     }
 
     fn cell(&self, digest: Digest) -> Arc<OnceCell<Arc<Driver>>> {
@@ -87,24 +212,27 @@ impl Registry {
 
     fn copy_path(&self, digest: &str) -> Result<PathBuf> {
         match &self.copies {
-            Some(folder) if digest.chars().all(|c| c.is_ascii_hexdigit()) => Ok(folder.join(format!("{digest}.wasm"))),
+            Some(folder) if is_digest(digest) => Ok(folder.join(format!("{digest}.wasm"))),
             _ => bail!("no copy of driver {digest} is kept"),
         }
     }
 
-    fn keep_copy(&self, digest: &Digest, bytes: &[u8]) {
-        let Some(folder) = &self.copies else { return };
-        let path = folder.join(format!("{digest}.wasm"));
-        if path.exists() {
-            return;
-        }
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            std::io::Write::write_all(&mut file, bytes)?;
-            file.persist(&path)?;
-            Ok(())
+    async fn keep_copy(&self, digest: Digest, bytes: Bytes) {
+        let Some(folder) = self.copies.clone() else { return };
+        let keep = move || {
+            let path = folder.join(format!("{digest}.wasm"));
+            if path.is_file() {
+                return Ok(());
+            }
+            std::fs::create_dir_all(&folder)?;
+            // Something else in its place is moved out of the way.
+            if path.symlink_metadata().is_ok() {
+                files::set_aside(&path)?;
+            }
+            files::replace(&path, &bytes)
         };
-        if let Err(error) = write() {
+        let kept = tokio::task::spawn_blocking(keep).await;
+        if let Ok(Err(error)) = kept {
             tracing::warn!("keeping a copy of driver {}: {error}", digest.short());
         }
     }
@@ -112,29 +240,27 @@ impl Registry {
     /// Removes old copies that nobody needs.
     pub fn prune(&self, needed: impl Fn(&str) -> bool) {
         if let Some(folder) = &self.copies {
-            remove_oldest(folder, COPIES, needed);
+            let is_spare = |name: &str| name.strip_suffix(".wasm").is_some_and(|name| is_digest(name) && !needed(name));
+            files::remove_oldest(folder, COPIES, is_spare);
         }
     }
 }
 
-/// Removes the oldest files of a folder, but for so many and for those whose
-/// names, without extension, are needed.
-pub(crate) fn remove_oldest(folder: &Path, keep: usize, needed: impl Fn(&str) -> bool) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    let mut spare: Vec<_> = entries
-        .flatten()
-        .filter(|entry| !entry.path().file_stem().is_some_and(|name| needed(&name.to_string_lossy())))
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    spare.sort();
-    let surplus = spare.len().saturating_sub(keep);
-    for (_, path) in spare.iter().take(surplus) {
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::warn!("removing {}: {error}", path.display());
-        }
-    }
+/// A file's digest, and its bytes if it was read for it.
+struct File {
+    digest: Digest,
+    bytes: Option<Bytes>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+async fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || Fingerprint::of(&path)).await.ok().flatten()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::clock::Moment;
 use crate::cloud::Channel;
-use crate::message::{DeviceId, Time, Uplink};
+use crate::message::{DeviceId, Uplink};
 use crate::outbox::{Class, Outbox};
 use crate::session::{BinaryData, Question};
 
@@ -45,8 +46,9 @@ pub struct Outlet {
 
 impl Outlet {
     /// Encodes a message for each session and puts it into its outbox.
-    pub fn send(&self, now: Time, uplink: &Uplink<'_>) {
-        self.routes.iter().for_each(|route| route.send(&self.device, now, uplink));
+    pub fn send(&self, uplink: &Uplink<'_>) {
+        let moment = Moment::now();
+        self.routes.iter().for_each(|route| route.send(&self.device, moment, uplink));
     }
 
     /// The device's address in a session.
@@ -56,17 +58,17 @@ impl Outlet {
 
     /// Encodes a message for the one session that waits for it; what was asked
     /// at the gateway itself is answered there.
-    pub fn answer(&self, session: Option<&str>, now: Time, uplink: &Uplink<'_>) {
+    pub fn answer(&self, session: Option<&str>, uplink: &Uplink<'_>) {
         let mut routes = self.routes.iter();
         if let Some(route) = session.and_then(|session| routes.find(|route| &*route.session == session)) {
-            route.send(&self.device, now, uplink);
+            route.send(&self.device, Moment::now(), uplink);
         }
     }
 }
 
 impl Route {
     /// Encodes a message and puts it into the outbox.
-    pub fn send(&self, device: &DeviceId, now: Time, uplink: &Uplink<'_>) {
+    fn send(&self, device: &DeviceId, moment: Moment, uplink: &Uplink<'_>) {
         let class = match uplink {
             Uplink::Telemetry { .. } | Uplink::Log { .. } => Class::Stream,
             Uplink::Properties { .. } | Uplink::Applied { .. } => Class::Keep,
@@ -80,7 +82,7 @@ impl Route {
                 tracing::error!(device, "dropped a message of {size} bytes; expected at most {MAX_PAYLOAD}");
                 continue;
             }
-            self.outbox.append(device, class, now, publication);
+            self.outbox.append(device, class, moment, publication);
         }
     }
 }

@@ -6,6 +6,7 @@
 mod alerts;
 mod blobs;
 mod cache;
+mod compiler;
 pub mod contract;
 mod http;
 mod inspect;
@@ -15,6 +16,7 @@ mod log;
 mod metadata;
 mod modbus;
 mod net;
+mod shares;
 mod state;
 mod storage;
 mod telemetry;
@@ -23,16 +25,17 @@ mod wasi_sockets;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt;
 use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime::{Config, Engine};
 
-pub use cache::compile_worker;
+pub use compiler::{Compiler, compile_worker};
 pub use inspect::{Inspection, embed_manifest, inspect};
 pub use instance::{CallError, FirmwareStep, Instance};
 pub use limits::{Limits, RateLimiter, TICK};
@@ -40,12 +43,17 @@ pub use log::DeviceLog;
 
 use crate::bus::BusHandle;
 use crate::device::Statistics;
+use crate::files;
 use crate::manifest::Manifest;
-use crate::network::Target;
+use crate::network::{Lookups, Target};
 use crate::router::Outlet;
+use crate::sockets::Sockets;
 use crate::storage::DeviceStorage;
+use crate::text;
 use cache::Cache;
+use compiler::{Compilations, Compiled};
 use contract::DriverIndices;
+use shares::Shares;
 use state::State;
 
 /// Larger components are refused before they are read: the largest toolchain,
@@ -80,22 +88,14 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// How a component becomes machine code.
-#[derive(Debug, Clone)]
-pub enum Compiler {
-    /// In a child process with a memory limit and low priority: this program.
-    Child(PathBuf),
-    /// In this process, on a blocking thread; for tests and `check`.
-    InProcess,
-}
-
 /// See the module documentation.
 #[derive(Clone)]
 pub struct Sandbox {
     engine: Engine,
     linker: Arc<Linker<State>>,
-    compiler: Compiler,
+    compilations: Compilations,
     cache: Option<Cache>,
+    shares: Shares,
 }
 
 /// A driver that is ready to make instances.
@@ -107,9 +107,10 @@ pub struct Driver {
     /// What the component imports and exports.
     pub inspection: Inspection,
     /// How long the compiler took; zero when the cache had it.
-    pub compile_time: std::time::Duration,
+    pub compile_time: Duration,
     pre: InstancePre<State>,
     indices: DriverIndices,
+    shares: Shares,
 }
 
 impl fmt::Debug for Driver {
@@ -134,6 +135,10 @@ pub struct Capabilities {
     pub http: Vec<Target>,
     /// Granted buses by the driver's names for them.
     pub buses: BTreeMap<String, BusHandle>,
+    /// Connections that it may open, with all others.
+    pub sockets: Sockets,
+    /// Look-ups of names, with all others.
+    pub lookups: Lookups,
 }
 
 impl Sandbox {
@@ -142,11 +147,18 @@ impl Sandbox {
         let engine = engine()?;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(|error| anyhow!("linking WASI: {error}"))?;
+        wasi_sockets::add_to_linker(&mut linker).map_err(|error| anyhow!("linking WASI sockets: {error}"))?;
         contract::Driver::add_to_linker::<_, wasmtime::component::HasSelf<State>>(&mut linker, |state| state)
             .map_err(|error| anyhow!("linking the driver contract: {error}"))?;
-        let cache = cache.map(|folder| Cache::open(folder, &engine)).transpose()?;
+        let cache = cache.map(|folder| Cache::new(folder, &engine));
         start_ticker(&engine)?;
-        Ok(Sandbox { engine, linker: Arc::new(linker), compiler, cache })
+        Ok(Sandbox {
+            engine,
+            linker: Arc::new(linker),
+            compilations: Compilations::new(compiler),
+            cache,
+            shares: Shares::new(),
+        })
     }
 
     /// Reads, checks, compiles and links a component file.
@@ -155,40 +167,66 @@ impl Sandbox {
         self.prepare(bytes).await.with_context(|| format!("loading driver {}", path.display()))
     }
 
+    /// Whether a component can be prepared without compiling it.
+    pub fn is_compiled(&self, digest: &Digest) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.holds(digest))
+    }
+
     /// Checks, compiles and links a component.
-    pub async fn prepare(&self, bytes: Vec<u8>) -> Result<Driver> {
-        let sandbox = self.clone();
-        let work = tokio::task::spawn_blocking(move || sandbox.prepare_blocking(&bytes));
-        work.await.context("compiling")?
-    }
-
-    fn prepare_blocking(&self, bytes: &[u8]) -> Result<Driver> {
-        let inspection = inspect(bytes)?;
-        let manifest = inspection.manifest()?;
-        let digest = Digest::of(bytes);
-        let (component, compile_time) = self.compile(bytes, &digest)?;
-        let pre = self.linker.instantiate_pre(&component).map_err(explain_import)?;
-        let indices = DriverIndices::new(&pre).map_err(|error| anyhow!("not a Sandgate driver: {error}"))?;
-        Ok(Driver { manifest: Arc::new(manifest), digest, inspection, compile_time, pre, indices })
-    }
-
-    fn compile(&self, bytes: &[u8], digest: &Digest) -> Result<(Component, std::time::Duration)> {
-        if let Some(component) = self.cache.as_ref().and_then(|cache| cache.find(&self.engine, digest)) {
-            return Ok((component, std::time::Duration::ZERO));
-        }
-        let start = std::time::Instant::now();
-        let code = match &self.compiler {
-            Compiler::InProcess => {
-                self.engine.precompile_component(bytes).map_err(|error| anyhow!("compiling: {error:#}"))?
-            }
-            Compiler::Child(program) => cache::compile_in_child(program, bytes)?,
+    pub async fn prepare(&self, bytes: Bytes) -> Result<Driver> {
+        let looked_at = bytes.clone();
+        let look = move || {
+            let inspection = inspect(&looked_at)?;
+            let manifest = inspection.manifest()?;
+            Ok::<_, anyhow::Error>((inspection, manifest, Digest::of(&looked_at)))
         };
-        let component = cache::load_code(&self.engine, &code)?;
-        if let Some(cache) = &self.cache {
-            cache.keep(digest, &code);
-        }
-        Ok((component, start.elapsed()))
+        let (inspection, manifest, digest) = blocking(look).await??;
+        let (component, compile_time) = self.compile(bytes, digest).await?;
+        let linker = Arc::clone(&self.linker);
+        let link = move || {
+            let pre = linker.instantiate_pre(&component).map_err(explain_import)?;
+            let indices = DriverIndices::new(&pre).map_err(|error| {
+                anyhow!("not a Sandgate driver: {}", text::shortened(&error.to_string(), MAX_REASON))
+            })?;
+            Ok::<_, anyhow::Error>((pre, indices))
+        };
+        let (pre, indices) = blocking(link).await??;
+        let shares = self.shares.clone();
+        Ok(Driver { manifest: Arc::new(manifest), digest, inspection, compile_time, pre, indices, shares })
     }
+
+    /// The code of a component: from the cache, or made now.
+    async fn compile(&self, bytes: Bytes, digest: Digest) -> Result<(Component, Duration)> {
+        let begin = std::time::Instant::now();
+        let find = async || {
+            let (engine, cache) = (self.engine.clone(), self.cache.clone()?);
+            blocking(move || cache.find(&engine, &digest)).await.ok().flatten()
+        };
+        if let Some(component) = find().await {
+            return Ok((component, Duration::ZERO));
+        }
+        let code = match self.compilations.run(&self.engine, &bytes, find).await? {
+            Compiled::Found(component) => return Ok((component, Duration::ZERO)),
+            Compiled::New(code) => code,
+        };
+        let (engine, cache) = (self.engine.clone(), self.cache.clone());
+        let load = move || {
+            let component = cache::load_code(&engine, &code)?;
+            if let Some(cache) = cache {
+                cache.keep(&digest, &code);
+            }
+            Ok::<_, anyhow::Error>(component)
+        };
+        Ok((blocking(load).await??, begin.elapsed()))
+    }
+}
+
+/// Longer errors of the engine are cut: they may list what a component holds.
+const MAX_REASON: usize = 1000;
+
+/// Does what computes or waits for the disk on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a bug in the gateway, or in its compiler")
 }
 
 impl Driver {
@@ -199,8 +237,9 @@ impl Driver {
 
     /// Makes an instance for a device.
     pub async fn instantiate(&self, capabilities: &Capabilities, limits: Limits) -> Result<Instance, CallError> {
-        let state = State::new(&self.manifest, capabilities, &limits);
-        Instance::new(&self.pre, &self.indices, state, limits).await
+        let state = State::new(&self.manifest, capabilities, &limits, self.inspection.max_instances);
+        let share = self.shares.share(std::time::Instant::now());
+        Instance::new(&self.pre, &self.indices, state, limits, share).await
     }
 }
 
@@ -232,33 +271,21 @@ fn start_ticker(engine: &Engine) -> Result<()> {
 }
 
 /// Reads a component file of sensible size.
-pub async fn read_component(path: &Path) -> Result<Vec<u8>> {
-    let metadata = tokio::fs::metadata(path).await?;
-    // A pipe or a device would be read for ever.
-    if !metadata.is_file() {
-        bail!("expected a file");
-    }
-    let size = metadata.len();
-    if size > MAX_COMPONENT {
-        bail!("expected a component of at most {} MiB, found {} MiB", MAX_COMPONENT >> 20, size >> 20);
-    }
-    // It may grow while it is read.
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    tokio::fs::File::open(path).await?.take(MAX_COMPONENT + 1).read_to_end(&mut bytes).await?;
-    if bytes.len() as u64 > MAX_COMPONENT {
-        bail!("expected a component of at most {} MiB, found more", MAX_COMPONENT >> 20);
-    }
-    Ok(bytes)
+pub async fn read_component(path: &Path) -> Result<Bytes> {
+    let path = path.to_owned();
+    let bytes = blocking(move || files::read(&path, MAX_COMPONENT)).await??;
+    Ok(bytes.ok_or_else(|| anyhow!("there is no such file"))?.into())
 }
 
 /// Says what a missing import means for the author.
 fn explain_import(error: wasmtime::Error) -> anyhow::Error {
     let text = format!("{error:#}");
+    let text = text::shortened(&text, MAX_REASON);
     match text.split('`').nth(1) {
         Some(name) if text.contains("component imports") => {
             anyhow!(
                 "the component imports {name}, which this gateway does not offer in that form: {}",
-                error.root_cause()
+                text::shortened(&error.root_cause().to_string(), MAX_REASON)
             )
         }
         _ => anyhow!("linking: {text}"),

@@ -34,6 +34,7 @@ pub use dialogue::{Dialogue, NoAnswer, Question};
 pub use picture::{Facts, Order, Picture, SessionStatus};
 pub use suspects::Suspects;
 
+use crate::clock::Moment;
 use crate::cloud::Cloud;
 use crate::config::Broker;
 use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Publication, Uplink, now};
@@ -387,8 +388,8 @@ impl Session {
             Recipient::Gateway => self.order(Order::Command(request)),
             Recipient::Device(device) => match picture.devices.get(device) {
                 Some(handle) if handle.is_alive() => handle.command(request, None),
-                Some(_) => self.order(Order::Late { device: device.clone(), request }),
-                None => Err(CommandError::Failed("the driver of this device is not running".into())),
+                // It is being started, for the first time or afresh, or cannot be.
+                _ => self.order(Order::Late { device: device.clone(), request }),
             },
         };
         if let Err(error) = result {
@@ -418,7 +419,7 @@ impl Session {
             Recipient::Device(device) => device.clone(),
         };
         for publication in channel.encoder.encode(&Uplink::CommandResult { command, result: &result }) {
-            self.outbox.append(&device, Class::Answer, now(), publication);
+            self.outbox.append(&device, Class::Answer, Moment::now(), publication);
         }
     }
 }

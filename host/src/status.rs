@@ -9,6 +9,7 @@ use serde_json::{Map, Value as Json};
 use crate::device::{DeviceHandle, Phase, Statistics};
 use crate::message::{DeviceId, Time, json_of};
 use crate::outbox;
+use crate::registry::Stage;
 use crate::session::SessionStatus;
 
 /// See the module documentation.
@@ -106,7 +107,7 @@ impl DeviceReport {
     /// Reports a device that runs or did run.
     pub fn of(handle: &DeviceHandle) -> Self {
         let status = handle.status.borrow().clone();
-        let mut report = DeviceReport::without_driver(&handle.spec.id, &handle.spec.statistics, status.problem);
+        let mut report = DeviceReport::without_driver(&handle.spec.id, &handle.spec.statistics, status.problem, None);
         report.phase = status.phase;
         report.driver.clone_from(&status.driver.manifest.driver.name);
         report.version.clone_from(&status.driver.manifest.driver.version);
@@ -115,12 +116,21 @@ impl DeviceReport {
         report
     }
 
-    /// Reports a device whose driver could not be loaded.
-    pub fn without_driver(id: &DeviceId, statistics: &Statistics, problem: Option<String>) -> Self {
+    /// Reports a device whose driver is being loaded, or could not be.
+    pub fn without_driver(
+        id: &DeviceId,
+        statistics: &Statistics,
+        problem: Option<String>,
+        stage: Option<Stage>,
+    ) -> Self {
         let last = statistics.last();
         DeviceReport {
             id: id.to_string(),
-            phase: if problem.is_some() { Phase::Failed } else { Phase::Restarting },
+            phase: match stage {
+                Some(Stage::Loading) => Phase::Loading,
+                Some(Stage::Compiling) => Phase::Compiling,
+                None => Phase::Failed,
+            },
             driver: String::new(),
             version: String::new(),
             digest: String::new(),

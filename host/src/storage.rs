@@ -1,105 +1,174 @@
-//! Persistent key-values of devices, in one database file.
+//! Persistent key-values of devices: a ledger for each, so that a damaged file
+//! costs one device at most, and of that what is damaged.
 //!
-//! Each device sees its own keys only. A write is on disk when it returns.
+//! Each device sees its own keys only. A write is on the disk when it returns.
 //! All functions block; callers on async threads use a blocking thread.
 
-use std::path::Path;
-use std::sync::Arc;
+mod older;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::{Context, Result};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value as Json, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::ledger::{Ledger, Safety};
 use crate::message::DeviceId;
 
-const VALUES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("values");
-
-/// The database of all devices.
+/// The key-values of all devices, in one folder.
 #[derive(Clone)]
-pub struct Storage(Arc<Database>);
+pub struct Storage {
+    folder: Arc<PathBuf>,
+    /// Those that a device holds.
+    open: Arc<Mutex<HashMap<DeviceId, Weak<Mutex<Values>>>>>,
+    turns: Arc<Semaphore>,
+}
 
 /// One device's part of it.
 #[derive(Clone)]
 pub struct DeviceStorage {
-    database: Arc<Database>,
-    device: DeviceId,
+    values: Arc<Mutex<Values>>,
+    turns: Arc<Semaphore>,
+}
+
+/// Devices that read or write at a time.
+const TURNS: usize = 4;
+
+/// What one device has stored; read from the disk at the first use.
+struct Values {
+    path: PathBuf,
+    file: Option<Ledger>,
+    values: BTreeMap<String, Vec<u8>>,
+    /// Bytes of all keys and values.
+    size: usize,
 }
 
 impl Storage {
-    /// Opens or creates the file.
-    pub fn open(path: &Path) -> Result<Storage> {
-        let open = || -> Result<Database> {
-            let database = Database::create(path)?;
-            let transaction = database.begin_write()?;
-            transaction.open_table(VALUES)?;
-            transaction.commit()?;
-            Ok(database)
+    /// Storage in `storage` of a state folder, with what an older version has
+    /// left there.
+    pub fn open(state: &Path) -> Storage {
+        let storage = Storage {
+            folder: Arc::new(state.join("storage")),
+            open: Arc::default(),
+            turns: Arc::new(Semaphore::new(TURNS)),
         };
-        let database = open().or_else(|error| {
-            // A damaged file must not keep the site dark; it is kept for a look.
-            let aside = path.with_extension("damaged");
-            tracing::error!("storage {}: {error:#}; set aside as {}", path.display(), aside.display());
-            std::fs::rename(path, &aside)?;
-            open()
-        });
-        Ok(Storage(Arc::new(database.with_context(|| format!("opening storage {}", path.display()))?)))
+        older::take_over(state, &storage);
+        storage
     }
 
     /// The part of one device.
     pub fn device(&self, device: &DeviceId) -> DeviceStorage {
-        DeviceStorage { database: Arc::clone(&self.0), device: device.clone() }
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(values) = open.get(device).and_then(Weak::upgrade) {
+            return DeviceStorage { values, turns: Arc::clone(&self.turns) };
+        }
+        if open.len().is_power_of_two() {
+            open.retain(|_, values| values.strong_count() > 0);
+        }
+        let path = self.folder.join(format!("{device}.jsonl"));
+        let values = Values { path, file: None, values: BTreeMap::new(), size: 0 };
+        let values = Arc::new(Mutex::new(values));
+        open.insert(device.clone(), Arc::downgrade(&values));
+        DeviceStorage { values, turns: Arc::clone(&self.turns) }
     }
 }
 
 impl DeviceStorage {
+    /// Waits until few others use the disk.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.turns).acquire_owned().await.ok()
+    }
+
     /// Reads a value.
-    pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        let table = self.database.begin_read()?.open_table(VALUES)?;
-        Ok(table.get((self.device.as_str(), key))?.map(|value| value.value().to_vec()))
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.with(|values| values.values.get(key).cloned())
     }
 
     /// Writes a value, unless all keys and values of the device would become
     /// larger than `limit` bytes; then it returns false.
-    pub fn set(&self, key: &str, value: &[u8], limit: usize) -> Result<bool> {
-        let transaction = self.database.begin_write()?;
-        {
-            let mut table = transaction.open_table(VALUES)?;
-            let mut size = key.len() + value.len();
-            for entry in table.range(self.range())? {
-                let (name, old) = entry?;
-                if name.value().1 != key {
-                    size += name.value().1.len() + old.value().len();
-                }
+    pub fn set(&self, key: &str, value: Vec<u8>, limit: usize) -> Result<bool> {
+        self.with(|values| {
+            let old = values.values.get(key).map_or(0, |old| key.len() + old.len());
+            let fits = (values.size - old).saturating_add(key.len()).saturating_add(value.len()) <= limit;
+            if fits {
+                values.change(key, Some(value))?;
             }
-            if size > limit {
-                return Ok(false);
-            }
-            table.insert((self.device.as_str(), key), value)?;
-        }
-        transaction.commit()?;
-        Ok(true)
+            Ok(fits)
+        })
     }
 
     /// Removes a key.
     pub fn delete(&self, key: &str) -> Result<()> {
-        let transaction = self.database.begin_write()?;
-        transaction.open_table(VALUES)?.remove((self.device.as_str(), key))?;
-        transaction.commit()?;
-        Ok(())
+        self.with(|values| if values.values.contains_key(key) { values.change(key, None) } else { Ok(()) })
     }
 
     /// Lists all keys, sorted.
-    pub fn keys(&self) -> Result<Vec<String>> {
-        let table = self.database.begin_read()?.open_table(VALUES)?;
-        let mut keys = Vec::new();
-        for entry in table.range(self.range())? {
-            keys.push(entry?.0.value().1.to_owned());
-        }
-        Ok(keys)
+    pub fn keys(&self) -> Vec<String> {
+        self.with(|values| values.values.keys().cloned().collect())
     }
 
-    /// All keys of this device: ids have no byte as high as the end's.
-    fn range(&self) -> std::ops::RangeInclusive<(&str, &str)> {
-        (self.device.as_str(), "")..=(self.device.as_str(), "\u{10FFFF}")
+    fn with<T>(&self, call: impl FnOnce(&mut Values) -> T) -> T {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.load();
+        call(&mut values)
+    }
+}
+
+impl Values {
+    fn load(&mut self) {
+        if self.file.is_some() {
+            return;
+        }
+        let (path, values) = (self.path.clone(), &mut self.values);
+        self.file = Some(Ledger::open(&path, "storage", |line| {
+            let Some((key, value)) = entry(&line) else { return false };
+            match value {
+                Some(value) => drop(values.insert(key, value)),
+                None => drop(values.remove(&key)),
+            }
+            true
+        }));
+        self.size = self.values.iter().map(|(key, value)| key.len() + value.len()).sum();
+    }
+
+    /// Sets or removes a value, on the disk first.
+    fn change(&mut self, key: &str, value: Option<Vec<u8>>) -> Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let new = line(key, value.as_deref());
+        let others = self.values.iter().filter(|(other, _)| *other != key);
+        let all = || others.map(|(key, value)| line(key, Some(value))).chain(value.is_some().then(|| new.clone()));
+        if let Some(folder) = self.path.parent().filter(|folder| !folder.exists()) {
+            std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        let written = file.record(&new, Safety::Durable, all);
+        // Ten thousand devices may store something; few do so often.
+        file.close();
+        written.with_context(|| format!("writing {}", self.path.display()))?;
+        let size = |value: &[u8]| key.len() + value.len();
+        self.size += value.as_deref().map_or(0, size);
+        let old = match value {
+            Some(value) => self.values.insert(key.to_owned(), value),
+            None => self.values.remove(key),
+        };
+        self.size -= old.as_deref().map_or(0, size);
+        Ok(())
+    }
+}
+
+/// A line of the file; without a value the key is removed.
+fn line(key: &str, value: Option<&[u8]>) -> Json {
+    json!({"key": key, "value": value.map(|value| BASE64.encode(value))})
+}
+
+fn entry(line: &Json) -> Option<(String, Option<Vec<u8>>)> {
+    let key = line.get("key")?.as_str()?.to_owned();
+    match line.get("value")? {
+        Json::Null => Some((key, None)),
+        value => Some((key, Some(BASE64.decode(value.as_str()?).ok()?))),
     }
 }
 
@@ -110,38 +179,60 @@ mod tests {
     #[test]
     fn devices_see_their_own_keys_and_values_survive_reopening() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("storage.redb");
         let (a, ab) = (DeviceId::new("a"), DeviceId::new("ab"));
         {
-            let storage = Storage::open(&path).unwrap();
-            assert!(storage.device(&a).set("x", b"1", 100).unwrap());
-            assert!(storage.device(&ab).set("y", b"2", 100).unwrap());
-            assert!(storage.device(&a).set("z", b"3", 100).unwrap());
+            let storage = Storage::open(folder.path());
+            assert!(storage.device(&a).set("x", b"1".to_vec(), 100).unwrap());
+            assert!(storage.device(&ab).set("y", b"2".to_vec(), 100).unwrap());
+            assert!(storage.device(&a).set("z", b"3".to_vec(), 100).unwrap());
             storage.device(&a).delete("z").unwrap();
         }
-        let storage = Storage::open(&path).unwrap();
-        assert_eq!(storage.device(&a).keys().unwrap(), ["x"]);
-        assert_eq!(storage.device(&ab).get("y").unwrap(), Some(b"2".to_vec()));
-        assert_eq!(storage.device(&a).get("y").unwrap(), None);
+        let storage = Storage::open(folder.path());
+        assert_eq!(storage.device(&a).keys(), ["x"]);
+        assert_eq!(storage.device(&ab).get("y"), Some(b"2".to_vec()));
+        assert_eq!(storage.device(&a).get("y"), None);
     }
 
     #[test]
-    fn a_damaged_file_is_set_aside() {
+    fn a_damaged_file_costs_what_is_damaged() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("storage.redb");
-        std::fs::write(&path, "nonsense".repeat(1000)).unwrap();
-        let storage = Storage::open(&path).unwrap().device(&DeviceId::new("a"));
-        assert!(storage.set("x", b"1", 100).unwrap());
-        assert!(folder.path().join("storage.damaged").exists());
+        let path = folder.path().join("storage/a.jsonl");
+        let device = DeviceId::new("a");
+        for key in ["x", "y"] {
+            assert!(Storage::open(folder.path()).device(&device).set(key, vec![7], 100).unwrap());
+        }
+        let mut lines: Vec<String> = std::fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+        lines[1] = lines[1].replace("\"x\"", "\"w\"");
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+        let storage = Storage::open(folder.path()).device(&device);
+        assert_eq!(storage.keys(), ["y"]);
+        assert!(storage.set("z", vec![1], 100).unwrap());
+        assert_eq!(Storage::open(folder.path()).device(&device).keys(), ["y", "z"]);
     }
 
     #[test]
-    fn a_device_cannot_store_more_than_its_limit_but_can_replace() {
+    fn a_device_cannot_store_more_than_its_limit_whatever_its_keys_are_but_can_replace() {
         let folder = tempfile::tempdir().unwrap();
-        let storage = Storage::open(&folder.path().join("storage.redb")).unwrap().device(&DeviceId::new("a"));
-        assert!(storage.set("x", &[0; 8], 10).unwrap());
-        assert!(!storage.set("y", &[0; 8], 10).unwrap());
-        assert!(storage.set("x", &[0; 9], 10).unwrap());
-        assert_eq!(storage.keys().unwrap(), ["x"]);
+        let storage = Storage::open(folder.path()).device(&DeviceId::new("a"));
+        assert!(storage.set("x", vec![0; 8], 10).unwrap());
+        for key in ["y", "\u{10FFFF}\u{10FFFF}"] {
+            assert!(!storage.set(key, vec![0; 8], 10).unwrap());
+        }
+        assert!(storage.set("x", vec![0; 9], 10).unwrap());
+        assert_eq!(storage.keys(), ["x"]);
+        storage.delete("x").unwrap();
+        assert!(storage.set("\u{10FFFF}", vec![0; 6], 10).unwrap());
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_told_and_works_again_when_it_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocked = folder.path().join("storage");
+        std::fs::write(&blocked, "").unwrap();
+        let storage = Storage::open(folder.path()).device(&DeviceId::new("a"));
+        assert!(storage.set("x", vec![1], 100).is_err());
+        assert_eq!(storage.get("x"), None);
+        std::fs::remove_file(&blocked).unwrap();
+        assert!(storage.set("x", vec![1], 100).unwrap());
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, interval_at};
 
 use crate::bus::{self, BusHandle};
 use crate::cloud::Cloud;
@@ -30,12 +30,16 @@ use crate::device::{Counter, DeviceHandle, Firmware, Prepared, Specification, St
 use crate::gateway;
 use crate::journal::Journal;
 use crate::message::{DeviceId, Uplink, now};
+use crate::network::Lookups;
 use crate::outbox::Outbox;
 use crate::receipt::Receipts;
-use crate::registry::Registry;
+use crate::registry::{Progress, Registry};
 use crate::router::{GATEWAY, Outlet, Route};
 use crate::sandbox::{Compiler, Digest, Sandbox};
+use crate::scribe::Scribe;
+use crate::secrets::Secrets;
 use crate::session::{BinaryData, Order, Picture, Question, SessionStatus};
+use crate::sockets::Sockets;
 use crate::status::{DeviceReport, SessionReport, Status, resident_memory};
 use crate::storage::Storage;
 use crate::watcher::Watcher;
@@ -49,6 +53,10 @@ const GOODBYE: Duration = Duration::from_secs(10);
 const ORDERS: usize = 4096;
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
+/// How long a change of the picture waits for others.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// Devices that are made ready at a time: each takes a processor and memory.
+const STARTS: usize = 4;
 
 /// What a task of the supervisor's reports back.
 enum Report {
@@ -60,6 +68,12 @@ enum Report {
         result: Result<Box<Prepared>, String>,
         held: Vec<Waiting>,
     },
+    /// A start waits for what the machine has not enough of.
+    Short { device: String, generation: u64, problem: String },
+    /// The child types of devices, as their drivers' files declare them; none of those that cannot be read.
+    Kinds(Vec<(String, Option<String>)>),
+    /// A device that is no longer configured has ended.
+    Ended { device: String, generation: u64 },
     /// While it was made ready the device was swapped to another driver.
     Overtaken { device: String, generation: u64, held: Vec<Waiting> },
     /// A driver did not take a configuration.
@@ -79,8 +93,18 @@ pub struct Supervisor {
     registry: Arc<Registry>,
     storage: Storage,
     journal: Arc<Journal>,
-    receipts: Arc<Receipts>,
+    receipts: Receipts,
     memory: Memory,
+    /// Limits how many devices are made ready at a time.
+    starts: Arc<Semaphore>,
+    /// Whether the gateway said last that all is well.
+    was_well: bool,
+    /// When the sessions are told what has changed.
+    publish_at: Option<Instant>,
+    scribe: Scribe,
+    secrets: Secrets,
+    sockets: Sockets,
+    lookups: Lookups,
     buses: BTreeMap<String, BusHandle>,
     sessions: BTreeMap<String, SessionEntry>,
     devices: BTreeMap<String, DeviceEntry>,
@@ -140,10 +164,16 @@ struct DeviceEntry {
     latest: Arc<AtomicU64>,
     /// A configuration that this driver did not take.
     refused: Option<(Digest, String)>,
-    /// Whether the first start is still under way.
-    pending: bool,
     /// Whether a start is under way, the first or a later one.
     starting: bool,
+    /// How far it is.
+    progress: Arc<Progress>,
+    /// Whether its child type is still to be read from its driver's file.
+    awaits_kind: bool,
+    /// Its child type, as its driver's file declares it.
+    kind: Option<String>,
+    /// Whether it is no longer configured, and on its way out.
+    ending: bool,
     /// Whether that start takes grants away, so that the running one must not stay.
     revoked: bool,
     /// Commands that came between two lives of the device.
@@ -151,15 +181,22 @@ struct DeviceEntry {
 }
 
 impl Supervisor {
-    /// Opens everything that a gateway needs. Nothing runs yet.
-    pub fn open(path: &Path, config: Config, compiler: Compiler) -> Result<(Supervisor, Control)> {
-        let state = config.state.clone();
-        create_private(&state).with_context(|| format!("creating state folder {}", state.display()))?;
+    /// Opens everything that a gateway needs. Nothing runs yet. What of the
+    /// state folder cannot be used is tried again when it is needed.
+    pub fn open(
+        path: &Path,
+        config: Config,
+        state: &Path,
+        compiler: Compiler,
+        secrets: Secrets,
+    ) -> Result<(Supervisor, Control)> {
+        secrets.set("(configuration)", config.secrets());
         let sandbox = Sandbox::new(compiler, Some(&state.join("cache")))?;
-        let registry = Arc::new(Registry::open(sandbox, Some(&state.join("drivers")))?);
-        software::clear(&state)?;
-        let (journal, interrupted) = Journal::open(&state.join("commands.jsonl"))?;
-        let receipts = Arc::new(Receipts::open(&state.join("swaps.jsonl"))?);
+        let registry = Arc::new(Registry::new(sandbox, Some(&state.join("drivers"))));
+        crate::files::remove_parts(&software::folder(state));
+        let scribe = Scribe::start().context("starting the thread that writes files")?;
+        let (journal, interrupted) = Journal::open(&state.join("commands.jsonl"));
+        let receipts = Receipts::open(&state.join("swaps.jsonl"), scribe.clone());
         let (change, changes) = mpsc::channel(16);
         let (request, requests) = mpsc::channel(64);
         let (report, reports) = mpsc::channel(64);
@@ -172,10 +209,17 @@ impl Supervisor {
         let supervisor = Supervisor {
             path: path.to_owned(),
             registry,
-            storage: Storage::open(&state.join("storage.redb"))?,
+            storage: Storage::open(state),
             journal: Arc::new(journal),
-            receipts: Arc::clone(&receipts),
-            memory: Memory::open(&state.join("running.json")),
+            receipts: receipts.clone(),
+            memory: Memory::open(state, scribe.clone()),
+            scribe,
+            secrets,
+            sockets: Sockets::of_this_process(),
+            lookups: Lookups::new(),
+            starts: Arc::new(Semaphore::new(STARTS)),
+            was_well: true,
+            publish_at: None,
             buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
             sessions,
             devices: BTreeMap::new(),
@@ -206,8 +250,10 @@ impl Supervisor {
             self.start_device(&id, &device);
         }
         self.watch_files();
-        self.settle();
-        let mut telemetry = interval(self.config.gateway.telemetry_every.0);
+        self.publish_soon();
+        // Before the devices were tried there is nothing to tell.
+        let first = self.config.gateway.telemetry_every.0;
+        let mut telemetry = interval_at(tokio::time::Instant::now() + first, first);
         let mut properties = interval(self.config.gateway.properties_every.0);
         for timer in [&mut telemetry, &mut properties] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -228,8 +274,9 @@ impl Supervisor {
                 Some(changed) = self.changes.recv() => self.files_changed(&changed),
                 Some(order) = self.orders.recv() => self.carry_out(order),
                 _ = telemetry.tick() => self.send_telemetry(),
-                _ = properties.tick() => self.publish(),
+                _ = properties.tick() => self.publish_soon(),
                 _ = look.tick() => self.look_after(),
+                () = until(self.publish_at) => self.publish(),
             }
         }
     }
@@ -238,7 +285,10 @@ impl Supervisor {
     fn status(&self) -> Status {
         let devices = self.devices.iter().map(|(id, entry)| match &entry.handle {
             Some(handle) => DeviceReport::of(handle),
-            None => DeviceReport::without_driver(&DeviceId::new(id), &entry.statistics, entry.problem.clone()),
+            None => {
+                let stage = entry.starting.then(|| entry.progress.stage());
+                DeviceReport::without_driver(&DeviceId::new(id), &entry.statistics, entry.problem.clone(), stage)
+            }
         });
         let sessions = self.sessions.iter().map(|(name, entry)| {
             let status = entry.status.borrow().clone();
@@ -254,14 +304,29 @@ impl Supervisor {
         }
     }
 
-    fn send_telemetry(&self) {
-        let (attributes, alerts) = gateway::telemetry(&self.status());
-        self.send_as_gateway(&Uplink::Telemetry { time: now(), attributes: &attributes, alerts: &alerts });
+    fn send_telemetry(&mut self) {
+        let status = self.status();
+        self.was_well = self.is_well();
+        let (attributes, alerts) = gateway::telemetry(&status);
+        self.send_as_gateway(&Uplink::Telemetry {
+            time: now(),
+            is_own: true,
+            attributes: &attributes,
+            alerts: &alerts,
+        });
+    }
+
+    /// Whether no device has failed.
+    fn is_well(&self) -> bool {
+        self.devices.values().all(|entry| match &entry.handle {
+            Some(handle) => gateway::is_well_in(&handle.status.borrow().phase),
+            None => entry.starting || entry.problem.is_none(),
+        })
     }
 
     fn send_as_gateway(&self, uplink: &Uplink<'_>) {
         for (name, entry) in &self.sessions {
-            self.gateway_outlet(name, entry).send(now(), uplink);
+            self.gateway_outlet(name, entry).send(uplink);
         }
     }
 
@@ -270,9 +335,15 @@ impl Supervisor {
         Outlet { device: DeviceId::new(GATEWAY), routes: route.into_iter().collect() }
     }
 
-    fn settle(&mut self) {
-        self.publish();
-        self.registry.prune(|digest| self.memory.needs(digest));
+    /// Lets the sessions be told soon: what changes together is told at once.
+    fn publish_soon(&mut self) {
+        self.publish_at.get_or_insert_with(|| Instant::now() + TOGETHER);
+    }
+
+    /// Removes copies of drivers that nobody needs any more.
+    fn prune(&self) {
+        let (registry, needed) = (Arc::clone(&self.registry), self.memory.needed());
+        self.scribe.write(move || registry.prune(|digest| needed.contains(digest)));
     }
 
     fn watch_files(&mut self) {
@@ -299,6 +370,8 @@ impl Supervisor {
             tcp: device.grants.tcp.clone(),
             http: device.grants.http.clone(),
             buses: buses.collect(),
+            sockets: self.sockets.clone(),
+            lookups: self.lookups.clone(),
             limits: device.limits.clone(),
             cloud_log: device.cloud_log,
             health_window: device.health_window.0,
@@ -310,11 +383,17 @@ impl Supervisor {
     fn look_after(&mut self) {
         let changed = self.remember_running();
         let updated = self.note_firmware();
+        if changed {
+            self.prune();
+        }
         if updated || changed {
             // Clouds want to know the version that runs.
-            self.publish();
+            self.publish_soon();
         }
         self.reconcile();
+        if self.is_well() != self.was_well {
+            self.send_telemetry();
+        }
         for download in std::mem::take(&mut self.postponed) {
             self.downloaded(download);
         }
@@ -398,9 +477,9 @@ impl SessionEntry {
     }
 }
 
-/// Creates a folder that only this user can enter.
-fn create_private(folder: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::create_dir_all(folder)?;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }

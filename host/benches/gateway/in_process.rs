@@ -64,7 +64,7 @@ fn native_call(manifest: &Manifest, spec: &Specification, count: i64) {
     }
     let time = now();
     spec.statistics.sample(time, &attributes);
-    spec.outlet.send(time, &Uplink::Telemetry { time, attributes: &attributes, alerts: &Alerts::None });
+    spec.outlet.send(&Uplink::Telemetry { time, is_own: true, attributes: &attributes, alerts: &Alerts::None });
 }
 
 // Resident memory of an idle device.

@@ -47,7 +47,7 @@ pub fn guest(name: &str, version: &str) -> Vec<u8> {
 }
 
 pub async fn driver(sandbox: &Sandbox, name: &str, version: &str) -> Arc<Driver> {
-    Arc::new(sandbox.prepare(guest(name, version)).await.unwrap())
+    Arc::new(sandbox.prepare(guest(name, version).into()).await.unwrap())
 }
 
 pub fn sandbox() -> Sandbox {
@@ -88,6 +88,8 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
         tcp: Vec::new(),
         http: Vec::new(),
         buses: BTreeMap::new(),
+        sockets: sandgate::sockets::Sockets::new(1000),
+        lookups: sandgate::network::Lookups::new(),
         limits: Limits { telemetry: rate, logs: rate, cpu: Some(Span(Duration::from_secs(60))), ..Limits::default() },
         cloud_log: LogLevel::Off,
         health_window: Duration::from_millis(1),
@@ -97,7 +99,7 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
 pub async fn start(spec: &Arc<Specification>, driver: &Arc<Driver>, configuration: serde_json::Value) -> DeviceHandle {
     let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
     let prepared = prepare(spec, Arc::clone(driver), &given).await.unwrap();
-    DeviceHandle::start(Arc::clone(spec), prepared, Arc::new(Journal::in_memory()), Arc::new(Receipts::in_memory()))
+    DeviceHandle::start(Arc::clone(spec), prepared, Arc::new(Journal::in_memory()), Receipts::in_memory())
 }
 
 pub fn median(mut times: Vec<Duration>) -> Duration {

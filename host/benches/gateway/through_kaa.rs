@@ -6,16 +6,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sandgate::clock::TimeFormat;
 use sandgate::cloud::Cloud;
 use sandgate::cloud::kaa::Kaa;
-use sandgate::config::{Broker, Config, Credentials, Endpoint, Secret, Source, TimestampFormat};
+use sandgate::config::{Broker, Config, Credentials, Endpoint, Secret, Source};
 use sandgate::device::Input;
 use sandgate::message::DeviceId;
 use sandgate::outbox::{Batching, Bounds, Outbox};
 use sandgate::router::{Outlet, Recipient, Route, Table};
 use sandgate::sandbox::{Compiler, Driver};
+use sandgate::secrets::Secrets;
 use sandgate::session::kaa::{KaaDialogue, Manner};
 use sandgate::session::{Complaints, Facts, Picture, Session, SessionStatus, Suspects};
+use sandgate::state::StateFolder;
 use sandgate::status::resident_memory;
 use sandgate::supervisor::Supervisor;
 use serde_json::{Value as Json, json};
@@ -65,7 +68,7 @@ fn cloud() -> Kaa {
         app_version: "bench-v1".into(),
         token: None,
         timestamp_field: "timestamp".into(),
-        timestamp_format: TimestampFormat::Milliseconds,
+        timestamp_format: TimeFormat::Milliseconds,
     }
 }
 
@@ -252,8 +255,10 @@ pub async fn software() {
     );
     std::fs::write(&path, config).unwrap();
     let program = env!("CARGO_BIN_EXE_sandgate").into();
+    let config = Config::load(&path).unwrap();
+    let state = StateFolder::open(&config.state).unwrap();
     let (supervisor, control) =
-        Supervisor::open(&path, Config::load(&path).unwrap(), Compiler::Child(program)).unwrap();
+        Supervisor::open(&path, config, state.path(), Compiler::Child(program), Secrets::default()).unwrap();
     let running = tokio::spawn(supervisor.run());
     let mut times = Vec::new();
     let mut size = 0;

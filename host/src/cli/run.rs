@@ -8,9 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
 use crate::config::{Communication, Config, Session};
-use crate::logs::{self, LogTap};
+use crate::launch::{self, Running};
+use crate::logs::{self, Format, LogTap};
 use crate::sandbox::{Compiler, Sandbox};
-use crate::supervisor::Supervisor;
 
 /// Runs the gateway of a configuration file, or only checks it.
 pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Outcome> {
@@ -19,17 +19,21 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
         return check(&config, json).await;
     }
     let tap = LogTap::default();
-    logs::start(&tap, json, true);
-    let compiler = Compiler::Child(std::env::current_exe().context("finding this program")?);
-    let state = config.state.clone();
-    let devices = config.devices.len();
-    std::fs::create_dir_all(&state).with_context(|| format!("creating state folder {}", state.display()))?;
-    let listener = crate::admin::bind(&state).await?;
-    let (supervisor, control) = Supervisor::open(path, config, compiler)?;
-    tracing::info!("sandgate {} with {devices} devices, state in {}", env!("CARGO_PKG_VERSION"), state.display());
-    tokio::spawn(crate::admin::serve(listener, control.clone(), tap));
-    let running = tokio::spawn(supervisor.run());
+    let logging = logs::start(&tap, if json { Format::Json } else { Format::Text });
+    let gateway = launch::start(path, config, tap)?;
+    let stopped = stop_when_told(&gateway);
+    let outcome = tokio::select! {
+        outcome = stopped => outcome?,
+        () = logging.tell_drops() => Outcome::Failed,
+    };
+    if outcome == Outcome::Done {
+        gateway.ended().await?;
+    }
+    Ok(outcome)
+}
 
+/// Stops a gateway when the system says so; failed when it says so twice.
+async fn stop_when_told(gateway: &Running) -> Result<Outcome> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut hang_up = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
     tokio::select! {
@@ -39,13 +43,11 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
     }
     tracing::info!("stopping");
     tokio::select! {
-        () = control.stop() => {}
+        () = gateway.control.stop() => {}
         // Whoever asks twice does not want to wait.
         _ = tokio::signal::ctrl_c() => return Ok(Outcome::Failed),
         _ = terminate.recv() => return Ok(Outcome::Failed),
     }
-    running.await.context("stopping")?;
-    let _ = std::fs::remove_file(state.join(crate::admin::SOCKET));
     Ok(Outcome::Done)
 }
 

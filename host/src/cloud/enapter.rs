@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Channel, Cloud, DecodeError, Encode, Greeting, kind_of, write_alerts};
+use crate::clock::{Stamp, TimeFormat};
 use crate::config::{Endpoint, PropertiesTopic};
 use crate::message::{
     Attribute, CommandRequest, DeviceId, Publication, Time, Uplink, error_code, error_text, json_object, write_json,
@@ -154,22 +155,26 @@ impl Encode for Encoder {
     fn encode(&self, uplink: &Uplink<'_>) -> Vec<Publication> {
         let (cloud, channel) = (&self.cloud, &self.channel);
         let publication = match uplink {
-            Uplink::Telemetry { time, attributes, alerts } => {
+            Uplink::Telemetry { time, is_own, attributes, alerts } => {
                 let mut payload = start(*time, attributes);
                 write_alerts(&mut payload, alerts);
                 payload.push(b'}');
-                publication(Arc::clone(&self.telemetry), payload)
+                let stamp = is_own.then(|| stamp(*time));
+                Publication { stamp, ..publication(Arc::clone(&self.telemetry), payload) }
             }
             Uplink::Properties { time, attributes } => {
                 let mut payload = start(*time, attributes);
                 payload.push(b'}');
-                publication(cloud.properties(channel), payload)
+                Publication { stamp: Some(stamp(*time)), ..publication(cloud.properties(channel), payload) }
             }
             Uplink::Log { time, severity, text, persist } => {
                 let body = json!({
                     "timestamp": time / 1000, "message": text, "severity": severity.name(), "persist": persist,
                 });
-                publication(cloud.topic(channel, "v3/logs"), body.to_string())
+                Publication {
+                    stamp: Some(stamp(*time)),
+                    ..publication(cloud.topic(channel, "v3/logs"), body.to_string())
+                }
             }
             Uplink::CommandLog { command, text } => {
                 self.response(&json!({"id": command, "state": "log", "payload": {"message": text}}))
@@ -190,13 +195,21 @@ impl Encode for Encoder {
 }
 
 fn publication(topic: impl Into<Arc<str>>, payload: impl Into<bytes::Bytes>) -> Publication {
-    Publication { topic: topic.into(), payload: payload.into(), joins: false }
+    Publication { topic: topic.into(), payload: payload.into(), joins: false, stamp: None }
+}
+
+/// What all payloads with a time begin with.
+const TIMESTAMP: &str = "{\"timestamp\":";
+
+/// Where the time of this machine stands in such a payload.
+fn stamp(time: Time) -> Stamp {
+    Stamp { place: TIMESTAMP.len(), time, format: TimeFormat::Seconds }
 }
 
 /// `{"timestamp":<seconds>,"name":value,…` without the closing brace.
 fn start(time: Time, attributes: &[Attribute]) -> Vec<u8> {
     let mut body = Vec::with_capacity(64 + attributes.len() * 32);
-    body.extend_from_slice(b"{\"timestamp\":");
+    body.extend_from_slice(TIMESTAMP.as_bytes());
     drop(serde_json::to_writer(&mut body, &(time / 1000)));
     for attribute in attributes {
         body.push(b',');
@@ -248,23 +261,23 @@ mod tests {
         let attributes = [attribute("power", Value::Float(4.5)), attribute("until", Value::Unknown)];
         let active = Alerts::Active(vec![("hot".into(), Some("90 C".into())), ("slow".into(), None)]);
         check(
-            &Uplink::Telemetry { time: 1_759_212_723_999, attributes: &attributes, alerts: &active },
+            &Uplink::Telemetry { time: 1_759_212_723_999, is_own: true, attributes: &attributes, alerts: &active },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1_759_212_723, "power": 4.5, "until": null, "alerts": ["hot", "slow"],
                 "alert_details": {"hot": {"errmsg": "90 C"}}}),
         );
         check(
-            &Uplink::Telemetry { time: 1000, attributes: &[], alerts: &Alerts::Active(vec![]) },
+            &Uplink::Telemetry { time: 1000, is_own: true, attributes: &[], alerts: &Alerts::Active(vec![]) },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1, "alerts": []}),
         );
         check(
-            &Uplink::Telemetry { time: 1000, attributes: &[], alerts: &Alerts::Unknown },
+            &Uplink::Telemetry { time: 1000, is_own: true, attributes: &[], alerts: &Alerts::Unknown },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1, "alerts": null}),
         );
         check(
-            &Uplink::Telemetry { time: 1000, attributes: &[], alerts: &Alerts::None },
+            &Uplink::Telemetry { time: 1000, is_own: true, attributes: &[], alerts: &Alerts::None },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1}),
         );

@@ -11,12 +11,12 @@ pub mod topic;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value as Json, json};
 
 use super::{Channel, Cloud, Encode, write_alerts};
-use crate::config::{Endpoint, TimestampFormat};
+use crate::clock::{Stamp, TimeFormat};
+use crate::config::Endpoint;
 use crate::message::{
     Alerts, Attribute, CommandError, CommandResult, DeviceId, Offer, OfferKind, Publication, Time, Uplink, Value,
     error_code, error_text, json_object, json_of, write_json, write_json_text,
@@ -32,7 +32,7 @@ pub struct Kaa {
     /// The name of a sample's time.
     pub timestamp_field: Arc<str>,
     /// How a sample's time is written.
-    pub timestamp_format: TimestampFormat,
+    pub timestamp_format: TimeFormat,
 }
 
 /// Where one endpoint's messages go, and how they are written.
@@ -42,7 +42,7 @@ struct EndpointEncoder {
     /// The topic of most messages.
     samples: Arc<str>,
     timestamp_field: Arc<str>,
-    timestamp_format: TimestampFormat,
+    timestamp_format: TimeFormat,
     /// Measurements that go as plain numbers: name and unit.
     plain: BTreeMap<String, String>,
 }
@@ -121,12 +121,17 @@ fn status_of(error: &CommandError) -> u16 {
 
 impl EndpointEncoder {
     fn publication(&self, end: &str, payload: impl Into<bytes::Bytes>, joins: bool) -> Publication {
-        Publication { topic: topic(&self.app_version, &self.token, end).into(), payload: payload.into(), joins }
+        Publication {
+            topic: topic(&self.app_version, &self.token, end).into(),
+            payload: payload.into(),
+            joins,
+            stamp: None,
+        }
     }
 
-    fn samples(&self, time: Time, attributes: &[Attribute], alerts: &Alerts) -> Vec<Publication> {
+    fn samples(&self, time: Time, is_own: bool, attributes: &[Attribute], alerts: &Alerts) -> Vec<Publication> {
         let mut all = Vec::with_capacity(1);
-        let mut body = self.start(time);
+        let (mut body, stamp) = self.start(time);
         let empty = body.len();
         for attribute in attributes {
             if let Some(number) = self.plain_number(attribute) {
@@ -141,27 +146,21 @@ impl EndpointEncoder {
         write_alerts(&mut body, alerts);
         if body.len() > empty {
             body.push(b'}');
-            all.push(Publication { topic: Arc::clone(&self.samples), payload: body.into(), joins: true });
+            let stamp = is_own.then_some(stamp);
+            all.push(Publication { topic: Arc::clone(&self.samples), payload: body.into(), joins: true, stamp });
         }
         all
     }
 
-    /// `{"timestamp":…` without the closing brace.
-    fn start(&self, time: Time) -> Vec<u8> {
+    /// `{"timestamp":…` without the closing brace, and where the time stands.
+    fn start(&self, time: Time) -> (Vec<u8>, Stamp) {
         let mut body = Vec::with_capacity(128);
         body.push(b'{');
         write_json_text(&mut body, &self.timestamp_field);
         body.push(b':');
-        let text = match self.timestamp_format {
-            TimestampFormat::Milliseconds => time.to_string(),
-            TimestampFormat::Seconds => (time / 1000).to_string(),
-            TimestampFormat::Iso8601 => {
-                let time = UNIX_EPOCH + Duration::from_millis(time);
-                format!("\"{}\"", humantime::format_rfc3339_millis(time))
-            }
-        };
-        body.extend_from_slice(text.as_bytes());
-        body
+        let stamp = Stamp { place: body.len(), time, format: self.timestamp_format };
+        body.extend_from_slice(stamp.format.write(time).as_bytes());
+        (body, stamp)
     }
 
     /// A number with its unit right behind it, if the attribute goes so.
@@ -207,7 +206,7 @@ impl EndpointEncoder {
 impl Encode for EndpointEncoder {
     fn encode(&self, uplink: &Uplink<'_>) -> Vec<Publication> {
         match uplink {
-            Uplink::Telemetry { time, attributes, alerts } => self.samples(*time, attributes, alerts),
+            Uplink::Telemetry { time, is_own, attributes, alerts } => self.samples(*time, *is_own, attributes, alerts),
             Uplink::Properties { attributes, .. } => {
                 let body = metadata_of(attributes);
                 vec![self.publication("epmx/update/keys", Json::Object(body).to_string(), false)]

@@ -172,6 +172,16 @@ impl Communication {
         if json.get("ucm_id").is_some() { Communication::from_v1(json) } else { Communication::from_v3(json) }
     }
 
+    /// The password and the private key that it holds.
+    pub fn secrets(&self) -> Vec<Secret> {
+        let password = match &self.broker.credentials {
+            Credentials::Password(_, password) => Some(password.clone()),
+            Credentials::None => None,
+        };
+        let key = self.broker.tls.as_ref().and_then(|tls| tls.client.as_ref()).map(|(_, key)| key.clone());
+        password.into_iter().chain(key).collect()
+    }
+
     fn from_v3(json: serde_json::Value) -> Result<Communication> {
         let blob: BlobV3 = serde_json::from_value(json).map_err(hide_values)?;
         let credentials = blob.mqtt_credentials;

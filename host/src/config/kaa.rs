@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::communication::{Broker, Login, broker};
 use super::{KEEP_ALIVE, Outbox, Size, Source, Span, TlsFiles, default_keep_alive, default_qos, keep_alive_fits};
+use crate::clock::TimeFormat;
 use crate::config::Secret;
 use crate::outbox::Batching;
 
@@ -114,28 +115,13 @@ pub struct Timestamp {
     /// The field's name.
     pub field: String,
     /// How it is written.
-    pub format: TimestampFormat,
+    pub format: TimeFormat,
 }
 
 impl Default for Timestamp {
     fn default() -> Self {
-        Timestamp { field: "timestamp".into(), format: TimestampFormat::Milliseconds }
+        Timestamp { field: "timestamp".into(), format: TimeFormat::Milliseconds }
     }
-}
-
-/// How a time is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimestampFormat {
-    /// Milliseconds since 1970, a number.
-    #[default]
-    #[serde(rename = "ms")]
-    Milliseconds,
-    /// Seconds since 1970, a number.
-    #[serde(rename = "s")]
-    Seconds,
-    /// `2026-01-31T12:00:00.000Z`, a text.
-    Iso8601,
 }
 
 /// A device's address in a Kaa session.

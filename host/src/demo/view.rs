@@ -52,7 +52,7 @@ async fn lines(control: &Control, hints: &[String]) -> Result<()> {
             println!(
                 "{:<16} {:<10} {:<26} {}  alerts: {}",
                 device.id,
-                phase(device),
+                device.phase.name(),
                 format!("{} {}", device.driver, device.version),
                 values(device, 4),
                 alerts(device),
@@ -192,6 +192,7 @@ impl Picture<'_> {
         let rows = self.status.devices.iter().map(|device| {
             let color = match device.phase {
                 Phase::Running => Color::Green,
+                Phase::Loading | Phase::Compiling => Color::Cyan,
                 Phase::Restarting => Color::Yellow,
                 Phase::Failed => Color::Red,
             };
@@ -201,7 +202,7 @@ impl Picture<'_> {
                 if device.alerts.as_ref().is_some_and(Vec::is_empty) { Color::Reset } else { Color::Yellow };
             Row::new([
                 Cell::from(device.id.clone()).bold(),
-                Cell::from(phase(device)).style(Style::new().fg(color)),
+                Cell::from(device.phase.name()).style(Style::new().fg(color)),
                 Cell::from(format!("{} {}{watching}\n{} samples", device.driver, device.version, device.samples)),
                 Cell::from(two_lines(&values(device, 8))),
                 Cell::from(trouble).style(Style::new().fg(alert_color)),
@@ -226,14 +227,6 @@ fn log_line(line: &LogLine) -> Line<'_> {
         "error" => Line::from(text).red(),
         "warn" => Line::from(text).yellow(),
         _ => Line::from(text),
-    }
-}
-
-fn phase(device: &DeviceReport) -> &'static str {
-    match device.phase {
-        Phase::Running => "running",
-        Phase::Restarting => "restarting",
-        Phase::Failed => "failed",
     }
 }
 
@@ -281,7 +274,7 @@ pub(super) fn print_summary(status: &Status, receipts: &[Receipt]) {
         println!(
             "{:<16} {:<10} {} samples, {} rejected, {} crashes",
             device.id,
-            phase(device),
+            device.phase.name(),
             device.samples,
             device.rejected,
             device.crashes

@@ -34,11 +34,8 @@ impl Device {
             let text = crate::message::error_text(error);
             self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
         }
-        self.spec.outlet.answer(
-            request.session.as_deref(),
-            now(),
-            &Uplink::CommandResult { command: &id, result: &result },
-        );
+        let uplink = Uplink::CommandResult { command: &id, result: &result };
+        self.spec.outlet.answer(request.session.as_deref(), &uplink);
         Some(result)
     }
 

@@ -41,12 +41,29 @@ pub type Waiting = (CommandRequest, Option<oneshot::Sender<CommandResult>>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// Its driver is loaded, or waits for that.
+    Loading,
+    /// Its driver is compiled, or waits for the compiler.
+    Compiling,
     /// Its driver runs.
     Running,
     /// Its driver crashed or refused to start; it is tried again.
     Restarting,
     /// It crashed too often; only a person or a new driver starts it again.
     Failed,
+}
+
+impl Phase {
+    /// The word for it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Loading => "loading",
+            Phase::Compiling => "compiling",
+            Phase::Running => "running",
+            Phase::Restarting => "restarting",
+            Phase::Failed => "failed",
+        }
+    }
 }
 
 /// What a device tells about itself.

@@ -8,9 +8,10 @@ use super::Statistics;
 use crate::bus::BusHandle;
 use crate::config::{self, LogLevel};
 use crate::message::{DeviceId, Severity};
-use crate::network::Target;
+use crate::network::{Lookups, Target};
 use crate::router::Outlet;
 use crate::sandbox::{Capabilities, DeviceLog, Driver, Limits};
+use crate::sockets::Sockets;
 use crate::storage::DeviceStorage;
 
 /// What does not change while a device runs.
@@ -29,6 +30,10 @@ pub struct Specification {
     pub http: Vec<Target>,
     /// Granted buses by the driver's names.
     pub buses: BTreeMap<String, BusHandle>,
+    /// Connections that it may open, with all others.
+    pub sockets: Sockets,
+    /// Look-ups of names, with all others.
+    pub lookups: Lookups,
     /// The operator's limits.
     pub limits: config::Limits,
     /// From which level its log goes to the cloud.
@@ -61,6 +66,8 @@ impl Specification {
             tcp: self.tcp.clone(),
             http: self.http.clone(),
             buses: self.buses.clone(),
+            sockets: self.sockets.clone(),
+            lookups: self.lookups.clone(),
         }
     }
 }

@@ -10,7 +10,8 @@ use super::{Configuration, Device, Firmware, Life, Specification};
 use crate::message::now;
 use crate::receipt::{DriverName, Outcome, Receipt};
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
-use crate::sandbox::{Driver, Instance, Limits};
+use crate::sandbox::{CallError, Driver, Instance, Limits};
+use crate::shortage::is_shortage;
 
 /// A new driver has so long to take over, beside the limits of each call.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -50,13 +51,39 @@ pub(super) struct Watch {
     asked_by: String,
 }
 
+/// Why a device cannot be made ready.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// What the driver or the operator has to change.
+    #[error("{0}")]
+    Wrong(String),
+    /// What the machine has not enough of; it may go later.
+    #[error("{0}")]
+    Short(String),
+}
+
+impl From<anyhow::Error> for NotReady {
+    fn from(error: anyhow::Error) -> Self {
+        let text = format!("{error:#}");
+        if is_shortage(error.chain()) { NotReady::Short(text) } else { NotReady::Wrong(text) }
+    }
+}
+
+impl From<CallError> for NotReady {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Shortage(text) => NotReady::Short(text),
+            error => NotReady::Wrong(error.to_string()),
+        }
+    }
+}
+
 /// Makes an instance of a driver for a device. Touches nothing that runs.
-///
-/// Errors say what the driver or the operator has to change.
-pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: &Configuration) -> Result<Prepared, String> {
-    let (configuration, _) = given.check(&driver.manifest).map_err(|problem| format!("configuration.{problem}"))?;
+pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: &Configuration) -> Result<Prepared, NotReady> {
+    let wrong = |problem| NotReady::Wrong(format!("configuration.{problem}"));
+    let (configuration, _) = given.check(&driver.manifest).map_err(wrong)?;
     let limits = Limits::resolve(&spec.limits, &driver.manifest.driver.limits);
-    let instance = driver.instantiate(&spec.capabilities(&driver), limits).await.map_err(|error| error.to_string())?;
+    let instance = driver.instantiate(&spec.capabilities(&driver), limits).await?;
     Ok(Prepared { driver, instance, configuration })
 }
 
@@ -81,6 +108,7 @@ impl Device {
         let state = self.snapshot().await;
         receipt.migrated = state.is_some();
         let context = self.context(StartReason::Swap, &configuration);
+        let old = self.life.instance.as_mut();
         let take_over = async {
             if let Some(state) = state {
                 match instance.restore(state).await {
@@ -88,6 +116,10 @@ impl Device {
                     Ok(Err(reason)) => return Err(format!("restore: {reason}")),
                     Err(error) => return Err(error.to_string()),
                 }
+            }
+            // Many devices take one connection only.
+            if let Some(old) = old {
+                old.pause();
             }
             match instance.start(context).await {
                 Ok(Ok(())) => Ok(()),

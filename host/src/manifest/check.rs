@@ -188,6 +188,15 @@ impl Manifest {
         command.arguments.iter().filter_map(typed).collect()
     }
 
+    /// The texts in a configuration that must not show in a log.
+    pub fn sensitive(&self, configuration: &Map<String, Json>) -> Vec<String> {
+        let parameters = self.blueprint.configuration.iter().flat_map(|(bucket, declared)| {
+            let sensitive = declared.parameters.iter().filter(|(_, parameter)| parameter.sensitive);
+            sensitive.filter_map(move |(name, _)| configuration.get(bucket)?.get(name))
+        });
+        parameters.filter_map(|value| value.as_str().map(str::to_owned)).collect()
+    }
+
     /// Checks a whole configuration and fills in defaults. Errors start with
     /// `bucket.parameter: `.
     pub fn check_configuration(&self, mut given: Map<String, Json>) -> Result<Map<String, Json>, WrongValue> {

@@ -1,7 +1,10 @@
 //! The import `alerts`: the set of active alerts, merged into telemetry.
 
+use std::collections::HashSet;
+
 use super::contract::sandgate::driver::alerts;
 use super::state::State;
+use super::telemetry::MAX_COMPLAINTS;
 use crate::message::{Alerts, Rejection, Uplink, now};
 
 /// Details are a sentence; longer ones are cut.
@@ -37,16 +40,17 @@ impl alerts::Host for State {
     fn set(&mut self, active: Vec<alerts::Alert>) -> Result<(), Vec<Rejection>> {
         let mut rejected = Vec::new();
         let mut accepted: Vec<(String, Option<String>)> = Vec::new();
+        let mut seen = HashSet::new();
         for alert in active {
             if !self.manifest.is_alert(&alert.id) {
                 let reason = "is not declared under alerts in the manifest".to_owned();
                 rejected.push(Rejection { name: alert.id, reason });
-            } else if !accepted.iter().any(|(id, _)| *id == alert.id) {
+            } else if seen.insert(alert.id.clone()) {
                 let details = alert.details.map(|text| text.chars().take(MAX_DETAILS).collect());
                 accepted.push((alert.id, details));
             }
         }
-        for rejection in &rejected {
+        for rejection in rejected.iter().take(MAX_COMPLAINTS) {
             self.complain(
                 &format!("alert {}", rejection.name),
                 &format!("alert {}: {}", rejection.name, rejection.reason),
@@ -71,7 +75,7 @@ impl State {
         if !self.alerts.told && self.telemetry.limiter.allow(std::time::Instant::now()) {
             let time = now();
             let alerts = self.alerts.take_for_sample();
-            self.outlet.send(time, &Uplink::Telemetry { time, attributes: &[], alerts });
+            self.outlet.send(&Uplink::Telemetry { time, is_own: true, attributes: &[], alerts });
         }
     }
 }

@@ -1,26 +1,24 @@
-//! Machine code of components: compiled in a child process, kept on disk.
+//! Machine code of components, kept on disk.
 //!
 //! A cache file is named by the component's digest and the engine, and starts
-//! with the SHA-256 of its code, so a damaged file or one of another engine is
-//! never run. The folder belongs to the gateway's user alone: whoever can write
-//! there can run code as that user anyway.
+//! with a SHA-256 over both and the code, so a damaged file, or one of another
+//! component or engine, is never run. The folder belongs to the gateway's user
+//! alone: whoever can write there can run code as that user anyway.
 
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow};
+use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use super::Digest;
+use crate::files;
 
-/// Python components need 360 MB to compile.
-const WORKER_MEMORY: u64 = 2 << 30;
-/// They need 10 s of a slow processor, too.
-const WORKER_SECONDS: u64 = 600;
 /// Files of other engines, and of drivers that are no longer kept, stay until there are so many.
 const FILES: usize = 100;
+/// Larger than any machine code that is taken.
+const MAX_FILE: u64 = 128 << 20;
 const CHECKSUM: usize = 32;
 
 /// A folder of compiled components.
@@ -31,46 +29,64 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Opens or creates the folder.
-    pub(super) fn open(folder: &Path, engine: &Engine) -> Result<Cache> {
-        std::fs::create_dir_all(folder).with_context(|| format!("creating cache {}", folder.display()))?;
+    /// A cache in this folder, which is made when something is kept.
+    pub(super) fn new(folder: &Path, engine: &Engine) -> Cache {
         let mut hasher = std::hash::DefaultHasher::new();
         std::hash::Hash::hash(&engine.precompile_compatibility_hash(), &mut hasher);
         let engine = format!("{:016x}", std::hash::Hasher::finish(&hasher));
-        Ok(Cache { folder: folder.to_owned(), engine })
+        files::remove_parts(folder);
+        Cache { folder: folder.to_owned(), engine }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(format!("{digest}-{}.cwasm", self.engine))
     }
 
+    /// Whether the code of a component is probably here.
+    pub(super) fn holds(&self, digest: &Digest) -> bool {
+        self.path(digest).exists()
+    }
+
     /// Loads a component whose code is here and whole.
     pub(super) fn find(&self, engine: &Engine, digest: &Digest) -> Option<Component> {
         let path = self.path(digest);
-        let file = std::fs::read(&path).ok()?;
-        let (checksum, code) = file.split_at_checked(CHECKSUM)?;
-        if Digest::of(code).0 != checksum {
-            tracing::warn!("cache file {} is damaged; compiling again", path.display());
-            return None;
-        }
-        load_code(engine, code).inspect_err(|error| tracing::warn!("cache file {}: {error:#}", path.display())).ok()
+        let found = match files::read(&path, MAX_FILE) {
+            Ok(None) => return None,
+            Ok(Some(file)) => match file.split_at_checked(CHECKSUM) {
+                Some((checksum, code)) if self.checksum(digest, code) == checksum => load_code(engine, code),
+                _ => Err(anyhow!("damaged")),
+            },
+            Err(error) => Err(error.into()),
+        };
+        let compiling = |error: &anyhow::Error| tracing::warn!("{}: {error:#}; compiling again", path.display());
+        found.inspect_err(compiling).ok()
     }
 
     /// Keeps code for the next start. A full disk costs time, not function.
     pub(super) fn keep(&self, digest: &Digest, code: &[u8]) {
         let path = self.path(digest);
-        let write = || -> Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-            file.write_all(&Digest::of(code).0)?;
-            file.write_all(code)?;
-            file.persist(&path)?;
-            Ok(())
-        };
-        if let Err(error) = write() {
-            tracing::warn!("writing cache file {}: {error:#}", path.display());
+        let file = [&self.checksum(digest, code), code].concat();
+        let kept = std::fs::create_dir_all(&self.folder).and_then(|()| files::replace(&path, &file));
+        // Something else may stand there.
+        if kept.is_err() && files::open(&path).is_err() {
+            let _ = files::set_aside(&path);
         }
-        crate::registry::remove_oldest(&self.folder, FILES, |_| false);
+        if let Err(error) = kept {
+            tracing::warn!("writing {}: {error}", path.display());
+        }
+        files::remove_oldest(&self.folder, FILES, is_ours);
     }
+
+    fn checksum(&self, digest: &Digest, code: &[u8]) -> [u8; CHECKSUM] {
+        Sha256::new().chain_update(&self.engine).chain_update(digest.0).chain_update(code).finalize().into()
+    }
+}
+
+/// Whether a name is one of a cache file.
+fn is_ours(name: &str) -> bool {
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let parts = name.strip_suffix(".cwasm").and_then(|name| name.split_once('-'));
+    parts.is_some_and(|(digest, engine)| digest.len() == 64 && is_hex(digest) && is_hex(engine))
 }
 
 /// Makes a component of code that this program's compiler has made.
@@ -80,43 +96,6 @@ pub(super) fn load_code(engine: &Engine, code: &[u8]) -> Result<Component> {
     #[allow(unsafe_code)]
     let component = unsafe { Component::deserialize(engine, code) };
     component.map_err(|error| anyhow!("loading compiled code: {error:#}"))
-}
-
-/// Compiles with `PROGRAM compile-worker`: a child that may use so much memory
-/// and no more, and that leaves the processor to the gateway.
-pub(super) fn compile_in_child(program: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut input = tempfile::NamedTempFile::new().context("creating a file for the compiler")?;
-    input.write_all(bytes).context("writing a file for the compiler")?;
-    let output = Command::new(program)
-        .arg("compile-worker")
-        .arg(input.path())
-        .env_clear()
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {} compile-worker", program.display()))?;
-    if !output.status.success() {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        let reason = reason.trim();
-        let reason = if reason.is_empty() { "killed, out of memory or of time" } else { reason };
-        bail!("compiling: {reason}");
-    }
-    Ok(output.stdout)
-}
-
-/// The child's side: reads a component and writes its code to standard output.
-pub fn compile_worker(path: &Path) -> Result<()> {
-    use rustix::process::{Resource, Rlimit, nice, setrlimit};
-    let limit = Rlimit { current: Some(WORKER_MEMORY), maximum: Some(WORKER_MEMORY) };
-    setrlimit(Resource::As, limit).context("limiting memory")?;
-    let limit = Rlimit { current: Some(WORKER_SECONDS), maximum: Some(WORKER_SECONDS) };
-    setrlimit(Resource::Cpu, limit).context("limiting time")?;
-    // A refusal costs the gateway some pace, nothing else.
-    let _ = nice(10);
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(super::MAX_COMPONENT).read_to_end(&mut bytes)?;
-    let code = super::engine()?.precompile_component(&bytes).map_err(|error| anyhow!("{error:#}"))?;
-    std::io::stdout().write_all(&code)?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -132,7 +111,7 @@ mod tests {
     fn a_damaged_or_foreign_cache_file_is_never_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let engine = super::super::engine().unwrap();
-        let cache = Cache::open(folder.path(), &engine).unwrap();
+        let cache = Cache::new(folder.path(), &engine);
         let (digest, code) = compiled(&engine);
         assert!(cache.find(&engine, &digest).is_none());
         cache.keep(&digest, &code);
@@ -149,10 +128,16 @@ mod tests {
             assert!(cache.find(&engine, &digest).is_none());
         }
 
+        // The whole code of another component under this one's name.
+        let another = Digest::of(b"another");
+        cache.keep(&another, &code);
+        std::fs::rename(cache.path(&another), &path).unwrap();
+        assert!(cache.find(&engine, &digest).is_none());
+
         let mut other = wasmtime::Config::new();
         other.epoch_interruption(false);
         let other = Engine::new(&other).unwrap();
-        let foreign = Cache::open(folder.path(), &other).unwrap();
+        let foreign = Cache::new(folder.path(), &other);
         assert_ne!(foreign.path(&digest), cache.path(&digest));
         foreign.keep(&digest, &code);
         assert!(foreign.find(&other, &digest).is_none());

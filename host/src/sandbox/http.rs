@@ -14,40 +14,51 @@ use super::contract::sandgate::driver::http::{self, Header, HttpError, Request, 
 use super::net::timeout;
 use super::state::State;
 use crate::network::Access;
+use crate::sockets::{Socket, Sockets};
 use crate::web;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Devices answer with some kilobytes; a guest has to hold the body as well.
 const MAX_BODY: usize = 1 << 20;
+/// The host holds a request until it is sent.
+const MAX_REQUEST: usize = 1 << 20;
 
 /// The client of one device, made at its first request.
 pub(super) struct Client {
     access: Arc<Access>,
-    client: Option<reqwest::Client>,
+    /// With the connection that it keeps open between requests.
+    client: Option<(reqwest::Client, Socket)>,
+    sockets: Sockets,
     checked: Checked,
 }
 
 impl Client {
-    pub(super) fn new(access: Access) -> Self {
-        Client { access: Arc::new(access), client: None, checked: Checked::default() }
+    pub(super) fn new(access: Access, sockets: Sockets) -> Self {
+        Client { access: Arc::new(access), client: None, sockets, checked: Checked::default() }
+    }
+
+    /// Closes what is open.
+    pub(super) fn close(&mut self) {
+        self.client = None;
     }
 
     fn get(&mut self) -> Result<reqwest::Client, HttpError> {
-        if let Some(client) = &self.client {
+        if let Some((client, _)) = &self.client {
             return Ok(client.clone());
         }
+        let socket = self.sockets.take().map_err(HttpError::Failed)?;
         // The first one in the process counts; all are the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .dns_resolver(Arc::new(self.checked.clone()))
-            .pool_max_idle_per_host(2)
+            .pool_max_idle_per_host(1)
             .pool_idle_timeout(Duration::from_secs(90))
             .user_agent(concat!("sandgate/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| HttpError::Failed(web::describe(&error)))?;
-        self.client = Some(client.clone());
+        self.client = Some((client.clone(), socket));
         Ok(client)
     }
 }
@@ -81,12 +92,16 @@ impl http::Host for State {
 
 impl State {
     async fn exchange(&mut self, request: Request, limit: Duration) -> Result<Response, HttpError> {
+        if request.body.len() > MAX_REQUEST {
+            let text = format!("body: expected at most {MAX_REQUEST} bytes, found {}", request.body.len());
+            return Err(HttpError::InvalidRequest(text));
+        }
         let (method, url, host, port) = parse(&request)?;
         let client = self.http.get()?;
-        let access = Arc::clone(&self.http.access);
+        let (access, lookups) = (Arc::clone(&self.http.access), self.lookups.clone());
         let checked = self.http.checked.clone();
         let exchange = async move {
-            let addresses = access.resolve(&host, port).await.map_err(|error| match error {
+            let addresses = access.resolve(&host, port, &lookups).await.map_err(|error| match error {
                 crate::network::AccessError::NotGranted(text) => HttpError::NotGranted(text),
                 unresolved => HttpError::Failed(unresolved.to_string()),
             })?;

@@ -1,15 +1,32 @@
-//! Looks into a component without compiling it: manifest, imports, exports.
+//! Looks into a component without compiling it: manifest, imports, exports,
+//! and whether it would cost the host more than a driver may.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use wasmparser::{Encoding, Parser, Payload};
 
 use crate::manifest::Manifest;
+use crate::text;
 
 /// The custom section that holds `manifest.yml`.
 pub const MANIFEST_SECTION: &str = "sandgate:manifest";
 
 /// The interface that makes a component a driver, without its version.
 const DRIVER_INTERFACE: &str = "sandgate:driver/device-driver@";
+
+/// Names that a component may import or export. The contract and WASI have
+/// about fifty; each name stays in memory for as long as the driver.
+const MAX_NAMES: usize = 500;
+const MAX_NAME: usize = 256;
+/// Things that a component may declare, over all its parts: types, functions,
+/// aliases, names. Python has about 40,000 with all its libraries.
+const MAX_ITEMS: u64 = 1_000_000;
+/// What one core instance may take in the host beside its memories and tables.
+const MAX_INSTANCE: u64 = 1 << 20;
+/// What all core instances of a component may.
+const MAX_INSTANCES: u64 = 8 << 20;
+/// The host's own costs of an instance, by what its module declares.
+const GLOBAL: u64 = 16;
+const FUNCTION: u64 = 32;
 
 /// What a component says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +39,8 @@ pub struct Inspection {
     pub exports: Vec<String>,
     /// The version of `sandgate:driver` that it implements.
     pub wit_version: String,
+    /// How many core instances it may make: the larger one is in the host, the fewer.
+    pub max_instances: usize,
 }
 
 impl Inspection {
@@ -34,7 +53,8 @@ impl Inspection {
     }
 }
 
-/// Looks at the outermost level of a component.
+/// Looks at a component: at the outermost level for its names, at all levels
+/// for what it costs.
 ///
 /// Errors say in which way the bytes are no driver.
 pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
@@ -44,11 +64,13 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
     if !bytes.starts_with(b"\0asm") {
         bail!("expected a WebAssembly component, found something else (no \\0asm at its start)");
     }
-    let mut inspection =
-        Inspection { manifest: None, imports: Vec::new(), exports: Vec::new(), wit_version: String::new() };
+    let mut manifest = None;
+    let (mut imports, mut exports) = (Vec::new(), Vec::new());
+    let mut cost = Cost::default();
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.context("expected a whole WebAssembly component; it is damaged or cut off")?;
+        cost.add(&payload)?;
         match payload {
             Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
                 bail!("expected a WebAssembly component, found a core module; build for wasm32-wasip2");
@@ -58,33 +80,101 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
             // Rust's linker leaves the section in the module, other tools put it outside.
             Payload::CustomSection(section) if section.name() == MANIFEST_SECTION => {
                 let text = std::str::from_utf8(section.data()).context("manifest.yml: expected UTF-8")?;
-                inspection.manifest = Some(text.to_owned());
+                manifest = Some(text);
             }
-            Payload::ComponentImportSection(imports) if depth == 0 => {
-                for import in imports {
-                    inspection.imports.push(import.context("reading the imports")?.name.name.to_owned());
+            Payload::ComponentImportSection(section) if depth == 0 => {
+                for import in section {
+                    keep(&mut imports, import.context("reading the imports")?.name.name, "imports")?;
                 }
             }
-            Payload::ComponentExportSection(exports) if depth == 0 => {
-                for export in exports {
-                    inspection.exports.push(export.context("reading the exports")?.name.name.to_owned());
+            Payload::ComponentExportSection(section) if depth == 0 => {
+                for export in section {
+                    keep(&mut exports, export.context("reading the exports")?.name.name, "exports")?;
                 }
             }
             _ => {}
         }
     }
-    let version = inspection.exports.iter().find_map(|name| name.strip_prefix(DRIVER_INTERFACE));
-    match version {
-        Some(version) => inspection.wit_version = version.to_owned(),
-        None => {
-            let exports = if inspection.exports.is_empty() { "nothing".into() } else { inspection.exports.join(", ") };
-            bail!("not a Sandgate driver: expected the export {DRIVER_INTERFACE}0.1.1, found {exports}");
-        }
+    let Some(version) = exports.iter().find_map(|name| name.strip_prefix(DRIVER_INTERFACE)) else {
+        let found = text::list(&exports);
+        bail!("not a Sandgate driver: expected the export {DRIVER_INTERFACE}0.1.1, found {found}");
+    };
+    if !matches!(version.split('.').collect::<Vec<_>>().as_slice(), ["0", "1", _]) {
+        bail!("built for sandgate:driver {version}; this gateway runs 0.1.x");
     }
-    if !matches!(inspection.wit_version.split('.').collect::<Vec<_>>().as_slice(), ["0", "1", _]) {
-        bail!("built for sandgate:driver {}; this gateway runs 0.1.x", inspection.wit_version);
+    Ok(Inspection {
+        manifest: manifest.map(str::to_owned),
+        wit_version: version.to_owned(),
+        imports,
+        exports,
+        max_instances: cost.max_instances(),
+    })
+}
+
+/// Keeps a name of the outermost level.
+fn keep(names: &mut Vec<String>, name: &str, what: &str) -> Result<()> {
+    ensure!(names.len() < MAX_NAMES, "expected at most {MAX_NAMES} {what}, found more");
+    ensure!(
+        name.len() <= MAX_NAME,
+        "{what}: expected names of at most {MAX_NAME} bytes, found {}",
+        text::shortened(name, 60)
+    );
+    names.push(name.to_owned());
+    Ok(())
+}
+
+/// What a component makes the host keep, beside its code and its memories.
+#[derive(Debug, Default)]
+struct Cost {
+    items: u64,
+    /// Of the core module that is being read.
+    module: u64,
+    largest: u64,
+}
+
+impl Cost {
+    fn add(&mut self, payload: &Payload<'_>) -> Result<()> {
+        let count = match payload {
+            Payload::Version { encoding: Encoding::Module, .. } => {
+                self.module = 0;
+                0
+            }
+            Payload::TypeSection(section) => section.count(),
+            Payload::ImportSection(section) => self.declares(section.count(), FUNCTION),
+            Payload::FunctionSection(section) => self.declares(section.count(), FUNCTION),
+            Payload::GlobalSection(section) => self.declares(section.count(), GLOBAL),
+            Payload::ExportSection(section) => section.count(),
+            Payload::ElementSection(section) => section.count(),
+            Payload::InstanceSection(section) => section.count(),
+            Payload::CoreTypeSection(section) => section.count(),
+            Payload::ComponentInstanceSection(section) => section.count(),
+            Payload::ComponentAliasSection(section) => section.count(),
+            Payload::ComponentTypeSection(section) => section.count(),
+            Payload::ComponentCanonicalSection(section) => section.count(),
+            Payload::ComponentImportSection(section) => section.count(),
+            Payload::ComponentExportSection(section) => section.count(),
+            _ => 0,
+        };
+        self.items += u64::from(count);
+        ensure!(self.items <= MAX_ITEMS, "expected at most {MAX_ITEMS} types, functions and names, found more");
+        ensure!(
+            self.module <= MAX_INSTANCE,
+            "a core module: expected at most {} KiB for its globals and functions, found more",
+            MAX_INSTANCE >> 10
+        );
+        self.largest = self.largest.max(self.module);
+        Ok(())
     }
-    Ok(inspection)
+
+    fn declares(&mut self, count: u32, each: u64) -> u32 {
+        self.module += u64::from(count) * each;
+        count
+    }
+
+    fn max_instances(&self) -> usize {
+        let fit = MAX_INSTANCES / self.largest.max(1);
+        usize::try_from(fit.clamp(8, 100)).unwrap_or(8)
+    }
 }
 
 /// Appends or replaces the manifest section on the outermost level.

@@ -15,8 +15,11 @@ use super::contract::exports::sandgate::driver::device_driver::{Command, Command
 use super::contract::sandgate::driver::timers::TimerId;
 use super::contract::{Driver as Bindings, DriverIndices};
 use super::limits::Limits;
+use super::shares::Share;
 use super::state::State;
 use crate::message::Attribute;
+use crate::shortage::is_shortage;
+use crate::text;
 
 /// Why a call ended without an answer. The instance is dead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +48,9 @@ pub enum CallError {
         /// The budget.
         budget: Duration,
     },
+    /// The machine has not enough of something for another instance.
+    #[error("{0}")]
+    Shortage(String),
     /// The call took too long, waiting included.
     #[error("exceeded its limit of {} ms in {call}", limit.as_millis())]
     Timeout {
@@ -85,6 +91,7 @@ pub struct Instance {
     exports: wasmtime::component::Instance,
     migration: Option<Migration>,
     limits: Limits,
+    share: Share,
 }
 
 struct Migration {
@@ -94,10 +101,13 @@ struct Migration {
 
 const MIGRATION: &str = "sandgate:driver/migration@0.1.1";
 const FIRMWARE: &str = "sandgate:driver/firmware@0.1.1";
-/// A sample is at most 128 KiB, a body of HTTP 1 MiB.
-const HOSTCALL_FUEL: usize = 8 << 20;
+/// What a guest may hand over in one call. More than any import takes, so that
+/// what is too large is told as that; more than this is a trap.
+const HOSTCALL_FUEL: usize = 33 << 20;
 /// Longer texts of a guest are cut before they go anywhere.
 const MAX_TEXT: usize = 4 << 10;
+/// Names of functions are a line's part.
+const MAX_FRAME: usize = 160;
 /// More state than this belongs into storage.
 const MAX_SNAPSHOT: usize = 1 << 20;
 
@@ -108,6 +118,7 @@ impl Instance {
         indices: &DriverIndices,
         state: State,
         limits: Limits,
+        mut share: Share,
     ) -> Result<Self, CallError> {
         let mut store = Store::new(pre.engine(), state);
         let meter = store.data_mut().cpu.begin();
@@ -125,11 +136,12 @@ impl Instance {
             Ok((bindings, instance, migration))
         };
         let mut instantiate = Box::pin(instantiate);
-        let metered = poll_fn(|context| meter.poll(instantiate.as_mut(), context));
+        let metered = poll_fn(|context| meter.poll(&mut share, instantiate.as_mut(), context));
         let result = tokio::time::timeout(limits.call, metered).await;
         drop(instantiate);
+        share.end();
         let (bindings, exports, migration) = outcome(result, "instantiation", &store, &limits)?;
-        Ok(Instance { store, bindings, exports, migration, limits })
+        Ok(Instance { store, bindings, exports, migration, limits, share })
     }
 
     /// Calls `start`.
@@ -241,6 +253,12 @@ impl Instance {
         self.exports.get_typed_func(&mut self.store, function).ok()
     }
 
+    /// Lets go of the connections, while another driver has the device. The
+    /// driver finds them closed when it goes on.
+    pub fn pause(&mut self) {
+        self.store.data_mut().close_connections();
+    }
+
     /// When the next timer is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.store.data().timers.next_due()
@@ -261,9 +279,10 @@ impl Instance {
         self.store.set_epoch_deadline(1);
         let result = {
             let mut call = pin!(call(&self.bindings, &mut self.store));
-            let metered = poll_fn(|context| meter.poll(call.as_mut(), context));
+            let metered = poll_fn(|context| meter.poll(&mut self.share, call.as_mut(), context));
             tokio::time::timeout(self.limits.call, metered).await
         };
+        self.share.end();
         let value = outcome(result, name, &self.store, &self.limits)?;
         self.store.data_mut().flush_alerts();
         Ok(value)
@@ -294,7 +313,7 @@ fn shorten(result: Result<(), String>) -> Result<(), String> {
 }
 
 fn cut(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
+    text::shortened(text, MAX_TEXT).into_owned()
 }
 
 /// Sorts what can happen to a call.
@@ -315,16 +334,27 @@ fn outcome<R>(
     if store.data().memory.refused {
         return Err(CallError::Memory { call, limit: limits.memory });
     }
+    // The engine's own word for it means nothing to an author.
+    if error.root_cause().to_string().contains("fuel allocated for hostcalls") {
+        let reason = format!("handed over more than {} MiB in one call", HOSTCALL_FUEL >> 20);
+        return Err(CallError::Trap { call, reason });
+    }
+    if is_shortage(error.chain()) {
+        return Err(CallError::Shortage(format!("{call}: {}", error.root_cause())));
+    }
     Err(CallError::Trap { call, reason: describe(&error) })
 }
 
 /// The reason of a trap and the innermost functions, in one line.
 fn describe(error: &wasmtime::Error) -> String {
     const FRAMES: usize = 3;
-    let reason = error.root_cause().to_string();
+    let reason = cut(&error.root_cause().to_string());
     let trace = error.downcast_ref::<wasmtime::WasmBacktrace>().map(ToString::to_string).unwrap_or_default();
     // Lines look like "    0:   0x1a2b - module!function".
-    let frames: Vec<&str> =
-        trace.lines().filter_map(|line| Some(line.split_once(" - ")?.1.trim())).take(FRAMES).collect();
+    let frames: Vec<_> = trace
+        .lines()
+        .filter_map(|line| Some(text::shortened(line.split_once(" - ")?.1.trim(), MAX_FRAME)))
+        .take(FRAMES)
+        .collect();
     if frames.is_empty() { reason } else { format!("{reason} at {}", frames.join(" < ")) }
 }

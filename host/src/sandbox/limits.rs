@@ -6,11 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use wasmtime::ResourceLimiter;
 
+use super::shares::Share;
 use crate::config::{self, Rate};
 use crate::manifest::RequestedLimits;
 
@@ -100,14 +101,19 @@ impl RateLimiter {
 
     /// Whether one more event may pass.
     pub fn allow(&mut self, now: Instant) -> bool {
+        self.take(now).is_ok()
+    }
+
+    /// Lets one more event pass, or says how long it has to wait.
+    pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let gained = now.saturating_duration_since(self.last).as_secs_f64() * self.rate.per_second;
         self.last = now;
         self.tokens = (self.tokens + gained).min(self.rate.burst.max(1.0));
         if self.tokens < 1.0 {
-            return false;
+            return Err(Duration::from_secs_f64((1.0 - self.tokens) / self.rate.per_second));
         }
         self.tokens -= 1.0;
-        true
+        Ok(())
     }
 }
 
@@ -116,14 +122,17 @@ impl RateLimiter {
 pub struct MemoryLimit {
     limit: usize,
     used: usize,
+    /// Core instances that may be made.
+    instances: usize,
     /// Whether the guest was refused memory; explains the trap that follows.
     pub refused: bool,
 }
 
 impl MemoryLimit {
-    /// Allows so many bytes in all linear memories together.
-    pub fn new(limit: usize) -> Self {
-        MemoryLimit { limit, used: 0, refused: false }
+    /// Allows this many bytes in all linear memories together, and this many
+    /// core instances.
+    pub fn new(limit: usize, instances: usize) -> Self {
+        MemoryLimit { limit, used: 0, instances, refused: false }
     }
 }
 
@@ -144,7 +153,7 @@ impl ResourceLimiter for MemoryLimit {
     }
 
     fn instances(&self) -> usize {
-        100
+        self.instances
     }
 
     fn memories(&self) -> usize {
@@ -196,13 +205,22 @@ impl CpuBudget {
 }
 
 impl Meter {
-    /// Polls a future and measures how long that takes. The future stays where
-    /// it is: a second copy would double the size of every device.
-    pub fn poll<F: Future>(&self, future: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
+    /// Polls a future when it is the device's turn, and measures how long that
+    /// takes. The future stays where it is: a second copy would double the size
+    /// of every device.
+    pub(super) fn poll<F: Future>(
+        &self,
+        share: &mut Share,
+        future: Pin<&mut F>,
+        context: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let _turn = ready!(share.poll_turn(context));
         let began = self.now();
         self.began.store(began, Relaxed);
         let polled = future.poll(context);
-        self.used.fetch_add(self.now().saturating_sub(began), Relaxed);
+        let took = self.now().saturating_sub(began);
+        self.used.fetch_add(took, Relaxed);
+        share.used(Duration::from_nanos(took));
         polled
     }
 
@@ -240,13 +258,15 @@ mod tests {
             0
         };
         let mut compute = std::pin::pin!(compute);
+        let mut share = super::super::shares::Shares::new().share(Instant::now());
         // Each poll takes at least a millisecond.
-        assert!(std::future::poll_fn(|context| meter.poll(compute.as_mut(), context)).await <= 20);
+        let metered = std::future::poll_fn(|context| meter.poll(&mut share, compute.as_mut(), context));
+        assert!(metered.await <= 20);
     }
 
     #[test]
     fn memory_counts_over_all_memories_of_an_instance() {
-        let mut limit = MemoryLimit::new(100);
+        let mut limit = MemoryLimit::new(100, 10);
         assert!(limit.memory_growing(0, 60, None).unwrap());
         assert!(!limit.memory_growing(0, 60, None).unwrap());
         assert!(limit.refused);

@@ -76,7 +76,7 @@ impl DeviceLog {
         };
         if level >= self.cloud {
             let time = now();
-            self.outlet.send(time, &Uplink::Log { time, severity, text, persist });
+            self.outlet.send(&Uplink::Log { time, severity, text, persist });
         }
     }
 }
@@ -114,7 +114,7 @@ impl command_log::Host for State {
             return self.log.write(Severity::Info, &text);
         };
         if self.log.allow() {
-            self.outlet.answer(Some(session), now(), &Uplink::CommandLog { command, text: cut(&text) });
+            self.outlet.answer(Some(session), &Uplink::CommandLog { command, text: cut(&text) });
         }
     }
 }

@@ -4,17 +4,36 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use wasmtime::component::Resource;
+use wasmtime::component::{Resource, ResourceTable};
 
 use super::contract::sandgate::driver::net::{self, NetError};
 use super::state::State;
 use crate::network::AccessError;
+use crate::sockets::Socket;
 
-/// An open connection of a driver.
-pub struct Connection(TcpStream);
+/// A connection of a driver; none when the host has closed it.
+pub struct Connection(Option<(TcpStream, Socket)>);
+
+impl Connection {
+    fn stream(&mut self) -> Result<&mut TcpStream, NetError> {
+        self.0.as_mut().map(|(stream, _)| stream).ok_or(NetError::Closed)
+    }
+}
+
+/// Closes all connections of a driver.
+pub(super) fn close_all(table: &mut ResourceTable) {
+    table.iter_mut().filter_map(|entry| entry.downcast_mut::<Connection>()).for_each(|connection| connection.0 = None);
+}
+
+/// How many connections of a driver are open.
+fn open_connections(table: &mut ResourceTable) -> usize {
+    table.iter_mut().filter_map(|entry| entry.downcast_ref::<Connection>()).filter(|open| open.0.is_some()).count()
+}
 
 /// One answer of a device; larger ones come in parts.
 const MAX_RECEIVE: u32 = 1 << 20;
+/// A message to a device; the host holds it until it is sent.
+const MAX_SEND: usize = 1 << 20;
 /// Handles leak when a driver forgets them; a device needs one connection.
 const MAX_CONNECTIONS: usize = 32;
 const MAX_TIMEOUT: f64 = 3_600_000.0;
@@ -65,13 +84,17 @@ impl net::HostTcpConnection for State {
             Ok(limit) => limit,
             Err(text) => return Ok(Err(NetError::InvalidArgument(text))),
         };
-        if self.connections >= MAX_CONNECTIONS {
+        if open_connections(&mut self.table) >= MAX_CONNECTIONS {
             let text = format!("more than {MAX_CONNECTIONS} open connections; drop those that are not used");
             return Ok(Err(NetError::InvalidArgument(text)));
         }
-        let access = std::sync::Arc::clone(&self.tcp);
+        let socket = match self.sockets.take() {
+            Ok(socket) => socket,
+            Err(text) => return Ok(Err(NetError::Failed(text))),
+        };
+        let (access, lookups) = (std::sync::Arc::clone(&self.tcp), self.lookups.clone());
         let connect = async {
-            let addresses = access.resolve(&host, port).await?;
+            let addresses = access.resolve(&host, port, &lookups).await?;
             let stream = TcpStream::connect(addresses.as_slice()).await?;
             // A request and its answer are one small packet each.
             stream.set_nodelay(true)?;
@@ -79,10 +102,7 @@ impl net::HostTcpConnection for State {
         };
         let result = tokio::time::timeout(limit, connect).await.unwrap_or(Err(NetError::TimedOut));
         Ok(match result {
-            Ok(stream) => {
-                self.connections += 1;
-                Ok(self.table.push(Connection(stream))?)
-            }
+            Ok(stream) => Ok(self.table.push(Connection(Some((stream, socket))))?),
             Err(NetError::NotGranted(text)) => {
                 self.complain(&text, &text);
                 Err(NetError::NotGranted(text))
@@ -101,7 +121,14 @@ impl net::HostTcpConnection for State {
             Ok(limit) => limit,
             Err(text) => return Ok(Err(NetError::InvalidArgument(text))),
         };
-        let stream = &mut self.table.get_mut(&connection)?.0;
+        if bytes.len() > MAX_SEND {
+            let text = format!("bytes: expected at most {MAX_SEND}, found {}", bytes.len());
+            return Ok(Err(NetError::InvalidArgument(text)));
+        }
+        let stream = match self.table.get_mut(&connection)?.stream() {
+            Ok(stream) => stream,
+            Err(closed) => return Ok(Err(closed)),
+        };
         let result = tokio::time::timeout(limit, stream.write_all(&bytes)).await;
         Ok(match result {
             Ok(sent) => sent.map_err(NetError::from),
@@ -123,7 +150,10 @@ impl net::HostTcpConnection for State {
             Ok(limit) => limit,
             Err(text) => return Ok(Err(NetError::InvalidArgument(text))),
         };
-        let stream = &mut self.table.get_mut(&connection)?.0;
+        let stream = match self.table.get_mut(&connection)?.stream() {
+            Ok(stream) => stream,
+            Err(closed) => return Ok(Err(closed)),
+        };
         let mut buffer = Vec::with_capacity(usize::try_from(most.min(4096)).unwrap_or_default());
         let mut part = stream.take(u64::from(most));
         let result = tokio::time::timeout(limit, part.read_buf(&mut buffer)).await;
@@ -137,7 +167,6 @@ impl net::HostTcpConnection for State {
 
     async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
         self.table.delete(connection)?;
-        self.connections = self.connections.saturating_sub(1);
         Ok(())
     }
 }

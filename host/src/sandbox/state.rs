@@ -13,18 +13,19 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use super::alerts::AlertState;
 use super::limits::{CpuBudget, Limits, MemoryLimit};
 use super::log::{DeviceLog, Output};
+use super::storage::Stored;
 use super::telemetry::Telemetry;
 use super::timers::Timers;
 use super::{Capabilities, http, wasi_sockets};
 use crate::bus::BusHandle;
 use crate::manifest::Manifest;
 use crate::message::Severity;
-use crate::network::Access;
+use crate::network::{Access, Lookups};
 use crate::router::Outlet;
-use crate::storage::DeviceStorage;
+use crate::sockets::{Socket, Sockets};
 
 /// Handles that one instance may hold: some for each connection and stream.
-const MAX_HANDLES: usize = 256;
+pub(super) const MAX_HANDLES: usize = 256;
 
 /// The data of one Store.
 pub struct State {
@@ -40,18 +41,20 @@ pub struct State {
     /// The command that is being handled: its id and the session it came by.
     pub(super) command: Option<(String, Option<Arc<str>>)>,
     pub(super) timers: Timers,
-    pub(super) storage: Option<DeviceStorage>,
-    pub(super) storage_limit: usize,
+    pub(super) stored: Stored,
     pub(super) tcp: Arc<Access>,
-    /// Open connections of `net`.
-    pub(super) connections: usize,
+    /// Connections of all devices.
+    pub(super) sockets: Sockets,
+    pub(super) lookups: Lookups,
+    /// Those of this one by WASI sockets.
+    pub(super) wasi_sockets: Vec<Socket>,
     pub(super) http: http::Client,
     pub(super) buses: Arc<BTreeMap<String, BusHandle>>,
 }
 
 impl State {
     /// The state of a fresh instance.
-    pub fn new(manifest: &Arc<Manifest>, capabilities: &Capabilities, limits: &Limits) -> Self {
+    pub fn new(manifest: &Arc<Manifest>, capabilities: &Capabilities, limits: &Limits, instances: usize) -> Self {
         let requests = &manifest.driver.requests;
         let tcp = Arc::new(Access { requested: requests.tcp.clone(), granted: capabilities.tcp.clone() });
         let http = Access { requested: requests.http.clone(), granted: capabilities.http.clone() };
@@ -78,7 +81,7 @@ impl State {
         State {
             wasi,
             table,
-            memory: MemoryLimit::new(limits.memory),
+            memory: MemoryLimit::new(limits.memory, instances),
             cpu: CpuBudget::new(limits.cpu),
             manifest: Arc::clone(manifest),
             outlet: Arc::clone(&capabilities.outlet),
@@ -87,13 +90,23 @@ impl State {
             log,
             command: None,
             timers: Timers::default(),
-            storage: capabilities.storage.clone(),
-            storage_limit: limits.storage,
+            stored: Stored::new(capabilities.storage.clone(), limits.storage, Instant::now()),
             tcp,
-            connections: 0,
-            http: http::Client::new(http),
+            sockets: capabilities.sockets.clone(),
+            lookups: capabilities.lookups.of_one(),
+            wasi_sockets: Vec::new(),
+            http: http::Client::new(http, capabilities.sockets.clone()),
             buses: Arc::new(buses.map(|(name, bus)| (name.clone(), bus.clone())).collect()),
         }
+    }
+}
+
+impl State {
+    /// Closes all connections; the driver finds them closed.
+    pub(super) fn close_connections(&mut self) {
+        super::net::close_all(&mut self.table);
+        self.close_wasi_sockets();
+        self.http.close();
     }
 }
 

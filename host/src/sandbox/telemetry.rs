@@ -17,7 +17,10 @@ use telemetry::SendError;
 /// A sample is some dozens of numbers; more than this is a mistake.
 const MAX_SAMPLE: usize = 128 << 10;
 /// After so many different complaints a driver is not worth more lines.
-const MAX_COMPLAINTS: usize = 100;
+pub(super) const MAX_COMPLAINTS: usize = 100;
+
+/// So many names are few.
+const FEW: usize = 32;
 
 /// The part of the state that samples need.
 pub(super) struct Telemetry {
@@ -37,10 +40,9 @@ impl types::Host for State {}
 
 impl telemetry::Host for State {
     fn send(&mut self, sample: telemetry::Sample) -> Result<(), SendError> {
-        let now = now();
-        let time = match sample.time {
-            None => now,
-            Some(time) => valid_time(time).ok_or(SendError::InvalidTime)?,
+        let (time, is_own) = match sample.time {
+            None => (now(), true),
+            Some(time) => (valid_time(time).ok_or(SendError::InvalidTime)?, false),
         };
         let manifest = Arc::clone(&self.manifest);
         let (attributes, rejected) =
@@ -48,7 +50,7 @@ impl telemetry::Host for State {
         if !attributes.is_empty() {
             self.telemetry.statistics.sample(time, &attributes);
             let alerts = self.alerts.take_for_sample();
-            self.outlet.send(now, &Uplink::Telemetry { time, attributes: &attributes, alerts });
+            self.outlet.send(&Uplink::Telemetry { time, is_own, attributes: &attributes, alerts });
         }
         if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
     }
@@ -62,7 +64,7 @@ impl properties::Host for State {
         if !attributes.is_empty() {
             self.telemetry.statistics.properties(&attributes);
             let time = now();
-            self.outlet.send(time, &Uplink::Properties { time, attributes: &attributes });
+            self.outlet.send(&Uplink::Properties { time, attributes: &attributes });
         }
         if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
     }
@@ -89,21 +91,29 @@ impl State {
         }
         let mut rejected = Vec::new();
         let mut accepted: Vec<Attribute> = Vec::with_capacity(attributes.len());
+        // For a few names a search beats a set.
+        let mut seen: Option<HashSet<*const Field>> = (attributes.len() > FEW).then(HashSet::new);
         for attribute in attributes {
             let reason = match declared(&attribute.name) {
                 None => Some("is not declared in the manifest".to_owned()),
-                // Declared names are few, so a search beats a set.
-                Some(_) if accepted.iter().any(|before| before.name == attribute.name) => {
-                    Some("stands twice in the sample".to_owned())
+                Some(field) => {
+                    let is_new = match &mut seen {
+                        // Each declared name has a field of its own.
+                        Some(seen) => seen.insert(std::ptr::from_ref(field)),
+                        None => !accepted.iter().any(|before| before.name == attribute.name),
+                    };
+                    match is_new {
+                        false => Some("stands twice in the sample".to_owned()),
+                        true => field.check(&attribute.value, |id| manifest.is_alert(id)).err(),
+                    }
                 }
-                Some(field) => field.check(&attribute.value, |id| manifest.is_alert(id)).err(),
             };
             match reason {
                 None => accepted.push(attribute),
                 Some(reason) => rejected.push(Rejection { name: attribute.name, reason }),
             }
         }
-        for rejection in &rejected {
+        for rejection in rejected.iter().take(MAX_COMPLAINTS) {
             self.complain(&rejection.name, &format!("{}: {}", rejection.name, rejection.reason));
         }
         self.telemetry.statistics.rejected(rejected.len());

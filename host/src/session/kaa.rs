@@ -149,7 +149,7 @@ impl KaaDialogue {
             }
             None => self.requests.begin(request, deadline),
         };
-        let publication = Publication { topic: format!("{topic}/{id}").into(), payload, joins: false };
+        let publication = Publication { topic: format!("{topic}/{id}").into(), payload, joins: false, stamp: None };
         Outgoing { publication, proof: None }
     }
 
@@ -282,8 +282,8 @@ impl Dialogue for KaaDialogue {
         if self.deliveries >= UNANSWERED {
             return None;
         }
-        let parcel = self.outbox.take(now)?;
-        self.deliver(parcel, now)
+        let batch = self.outbox.take(now)?;
+        self.deliver(batch, now)
     }
 
     fn delivered(&mut self, _: Sequence) {}

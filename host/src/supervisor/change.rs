@@ -12,7 +12,7 @@ use crate::config::{Change, Config, diff};
 use crate::device::{self, DeviceHandle, Input, Phase};
 use crate::message::now;
 use crate::receipt::{DriverName, Outcome, Receipt};
-use crate::registry::{Origin, Registry};
+use crate::registry::{Origin, Progress, Registry};
 use crate::sandbox::Driver;
 use crate::watcher::normal;
 
@@ -53,6 +53,8 @@ impl Supervisor {
             let path = self.path.display();
             return tracing::error!("the new configuration is refused, the old one stays: {path}: {problem}");
         }
+        // Also one that is refused may show in an error.
+        self.secrets.set("(configuration)", self.config.secrets().into_iter().chain(new.secrets()));
         let changes = diff(&self.config, &new);
         if let Err(problem) = self.check_configurations(&new, &changes) {
             let path = self.path.display();
@@ -68,7 +70,7 @@ impl Supervisor {
             self.apply(change);
         }
         self.watch_files();
-        self.publish();
+        self.publish_soon();
     }
 
     /// Refuses what would take the site apart by accident.
@@ -115,11 +117,7 @@ impl Supervisor {
                 }
             }
             Change::CloseBus(name) => drop(self.buses.remove(&name)),
-            Change::StopDevice(id) => {
-                if let Some(handle) = self.devices.remove(&id).and_then(|entry| entry.handle) {
-                    tokio::spawn(async move { handle.ask(Input::Stop).await });
-                }
-            }
+            Change::StopDevice(id) => self.end_device(&id),
             Change::StartDevice(id) => {
                 if let Some(device) = self.config.devices.get(&id).cloned() {
                     self.start_device(&id, &device);
@@ -202,7 +200,7 @@ impl Supervisor {
             self.memory.forget_configurations(id);
             self.memory.save();
             // The cloud offers it again, and is told why it is refused.
-            self.publish();
+            self.publish_soon();
         }
         Some(wanted)
     }
@@ -233,7 +231,7 @@ impl Supervisor {
         let (given, settings) = (self.configuration(id, &entry.config), entry.config.clone());
         let base = self.config.driver_path(&entry.config);
         let registry = Arc::clone(&self.registry);
-        let receipts = Arc::clone(&self.receipts);
+        let receipts = self.receipts.clone();
         let report = self.report.clone();
         let (id, asked_by) = (id.to_owned(), asked_by.to_owned());
         let only_if_new = reply.is_none();
@@ -247,13 +245,13 @@ impl Supervisor {
                     return;
                 }
             }
-            let loaded = registry.load(&origin).await.and_then(|driver| match &version {
+            let loaded = registry.load(&origin, &Progress::default()).await.and_then(|driver| match &version {
                 Some(version) => is_version(&driver, version, &handle).map(|()| driver),
                 None => Ok(driver),
             });
             let prepare = async |driver: &Arc<Driver>| {
                 settings.check(&driver.manifest)?;
-                device::prepare(&handle.spec, Arc::clone(driver), &given).await
+                device::prepare(&handle.spec, Arc::clone(driver), &given).await.map_err(|error| error.to_string())
             };
             let result = match loaded {
                 Err(error) => Err(reject(&handle, &receipts, &asked_by, &format!("{error:#}"))),

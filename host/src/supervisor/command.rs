@@ -158,7 +158,7 @@ impl Supervisor {
             if new {
                 journal.end(&asked, &DeviceId::new(GATEWAY), now(), &result);
             }
-            outlet.send(now(), &Uplink::CommandResult { command: &asked.id, result: &result });
+            outlet.send(&Uplink::CommandResult { command: &asked.id, result: &result });
         };
         let arguments = match self.manifest.check_command(&request.name, request.arguments.clone()) {
             Err(error @ ArgumentError::UnknownCommand(..)) => {

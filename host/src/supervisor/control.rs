@@ -1,7 +1,6 @@
 //! How others ask the supervisor: questions and orders with their replies.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -13,7 +12,7 @@ use crate::status::Status;
 #[derive(Clone)]
 pub struct Control {
     pub(super) requests: mpsc::Sender<Request>,
-    pub(super) receipts: Arc<Receipts>,
+    pub(super) receipts: Receipts,
 }
 
 /// A question or an order.

@@ -4,21 +4,46 @@
 //! A device that was swapped or rolled back by hand starts with that driver
 //! again, as long as its configured file is the one from then.
 
-use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::files;
+use crate::ledger::{Ledger, Safety};
+use crate::manifest::Manifest;
 use crate::message::{Offer, OfferKind};
 use crate::sandbox::Driver;
+use crate::scribe::Scribe;
+
+/// A file of an older version is not larger.
+const MAX_OLDER: u64 = 64 << 20;
 
 /// See the module documentation.
 pub(super) struct Memory {
-    path: PathBuf,
     devices: BTreeMap<String, Entry>,
-    changed: bool,
+    changed: BTreeSet<String>,
+    file: Arc<Mutex<Written>>,
+    /// The last write failed: the disk has less than it should.
+    is_behind: Arc<AtomicBool>,
+    scribe: Scribe,
+}
+
+/// What is on the disk.
+struct Written {
+    ledger: Ledger,
+    devices: BTreeMap<String, Entry>,
+}
+
+/// A device in the file.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    device: String,
+    #[serde(flatten)]
+    entry: Entry,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,16 +83,20 @@ pub(super) struct Refused {
 }
 
 impl Memory {
-    /// Reads the file; a missing or broken one means that nothing is known.
-    pub(super) fn open(path: &Path) -> Memory {
-        let devices = match std::fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!("ignoring {}: {error}", path.display());
-                BTreeMap::new()
-            }),
-            Err(_) => BTreeMap::new(),
-        };
-        Memory { path: path.to_owned(), devices, changed: false }
+    /// Reads `devices.jsonl` of a state folder, or what an older version has
+    /// left; the scribe writes to it.
+    pub(super) fn open(state: &Path, scribe: Scribe) -> Memory {
+        let mut devices = BTreeMap::new();
+        let ledger = Ledger::open(&state.join("devices.jsonl"), "devices", |line| {
+            let Ok(Line { device, entry }) = serde_json::from_value(line) else { return false };
+            devices.insert(device, entry);
+            true
+        });
+        let older = if devices.is_empty() { older(&state.join("running.json")) } else { BTreeMap::new() };
+        let changed = older.keys().cloned().collect();
+        devices.extend(older);
+        let file = Arc::new(Mutex::new(Written { ledger, devices: devices.clone() }));
+        Memory { devices, changed, file, is_behind: Arc::default(), scribe }
     }
 
     /// The digest of the configured file beside which the last driver ran.
@@ -85,9 +114,9 @@ impl Memory {
         self.devices.get(device)?.kind.clone()
     }
 
-    /// Whether a copy of a driver may still be asked for.
-    pub(super) fn needs(&self, digest: &str) -> bool {
-        self.devices.values().any(|entry| entry.running.as_deref() == Some(digest))
+    /// The digests of drivers whose copies may still be asked for.
+    pub(super) fn needed(&self) -> BTreeSet<String> {
+        self.devices.values().filter_map(|entry| entry.running.clone()).collect()
     }
 
     /// Notes the digest of a device's configured file.
@@ -99,7 +128,7 @@ impl Memory {
     pub(super) fn running(&mut self, device: &str, driver: &Driver) -> bool {
         self.update(device, |entry| {
             entry.running = Some(driver.digest.to_string());
-            entry.kind = Some(driver.manifest.driver.name.replace('-', "_"));
+            entry.kind = Some(child_type(&driver.manifest));
         })
     }
 
@@ -149,26 +178,70 @@ impl Memory {
         let before = entry.clone();
         change(entry);
         let changed = *entry != before;
-        self.changed |= changed;
+        if changed {
+            self.changed.insert(device.to_owned());
+        }
         changed
     }
 
-    /// Writes the file if something changed.
+    /// Lets what has changed be written.
     pub(super) fn save(&mut self) {
-        if !std::mem::take(&mut self.changed) {
+        let changed = std::mem::take(&mut self.changed);
+        if changed.is_empty() && !self.is_behind.load(Ordering::Relaxed) {
             return;
         }
-        let write = || -> anyhow::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(self.path.parent().unwrap_or(Path::new(".")))?;
-            file.write_all(&serde_json::to_vec_pretty(&self.devices)?)?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path)?;
-            Ok(())
-        };
-        if let Err(error) = write() {
-            tracing::error!("writing {}: {error:#}", self.path.display());
-        }
+        let changed =
+            changed.into_iter().filter_map(|device| Some((device.clone(), self.devices.get(&device)?.clone())));
+        let (changed, file) = (changed.collect::<Vec<_>>(), Arc::clone(&self.file));
+        let is_behind = Arc::clone(&self.is_behind);
+        self.scribe.write(move || {
+            let was_behind = is_behind.load(Ordering::Relaxed);
+            let result = lock(&file).write(changed, was_behind);
+            is_behind.store(result.is_err(), Ordering::Relaxed);
+            match result {
+                Err(error) if !was_behind => tracing::error!("writing what the devices run: {error}; trying again"),
+                _ => {}
+            }
+        });
     }
+}
+
+impl Written {
+    /// Writes what has changed, or everything when earlier changes are missing.
+    fn write(&mut self, changed: Vec<(String, Entry)>, is_behind: bool) -> std::io::Result<()> {
+        self.devices.extend(changed.iter().cloned());
+        let devices = &self.devices;
+        let all = || devices.iter().map(|(device, entry)| Line { device: device.clone(), entry: entry.clone() });
+        if is_behind {
+            return self.ledger.rewrite(all());
+        }
+        let last = changed.len().saturating_sub(1);
+        for (place, (device, entry)) in changed.into_iter().enumerate() {
+            // One wait for the disk is enough for all.
+            let safety = if place == last { Safety::Durable } else { Safety::Accepted };
+            let line = Line { device, entry };
+            self.ledger.record(&line, safety, all)?;
+        }
+        Ok(())
+    }
+}
+
+/// The type of the child that a driver makes of its device.
+pub(super) fn child_type(manifest: &Manifest) -> String {
+    manifest.driver.name.replace('-', "_")
+}
+
+/// What an older version has written, as one document.
+fn older(path: &Path) -> BTreeMap<String, Entry> {
+    let Ok(Some(bytes)) = files::read(path, MAX_OLDER) else { return BTreeMap::new() };
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+        tracing::warn!("ignoring {}: {error}", path.display());
+        BTreeMap::new()
+    })
+}
+
+fn lock(file: &Mutex<Written>) -> MutexGuard<'_, Written> {
+    file.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn configuration(name: &str) -> OfferKind {

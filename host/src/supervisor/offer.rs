@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{Report, Supervisor};
 use crate::device::{Configuration, DeviceHandle, Input, Phase};
-use crate::message::{Offer, OfferKind, Uplink, now};
+use crate::message::{Offer, OfferKind, Uplink};
 use crate::session::Order;
 
 /// An offer on its way: the session, the device, what.
@@ -134,7 +134,7 @@ impl Supervisor {
         }
         self.report_applied(&session, &device, &offer, result.as_ref().map(|&()| ()).map_err(String::as_str));
         // A session that reconnects asks with what is applied now.
-        self.publish();
+        self.publish_soon();
         self.next_configuration(&device);
     }
 
@@ -142,7 +142,7 @@ impl Supervisor {
     pub(super) fn report_applied(&self, session: &str, device: &str, offer: &Offer, result: Result<(), &str>) {
         let Some(entry) = self.devices.get(device) else { return };
         let outlet = self.specification(device, &entry.config, &entry.statistics).outlet;
-        outlet.answer(Some(session), now(), &Uplink::Applied { offer, result });
+        outlet.answer(Some(session), &Uplink::Applied { offer, result });
     }
 
     /// Ends an offer without a word.
@@ -205,7 +205,7 @@ async fn configure(handle: &DeviceHandle, text: String) -> Option<Result<(), Str
     match before.phase {
         Phase::Running => handle.ask(|reply| Input::Configure(text, reply)).await,
         Phase::Failed => Some(Err(not_running(before.problem))),
-        Phase::Restarting => {
+        Phase::Restarting | Phase::Loading | Phase::Compiling => {
             handle.ask(|reply| Input::Restart(Some(text), reply)).await?;
             let now = handle.status.borrow().clone();
             if now.phase == Phase::Running {

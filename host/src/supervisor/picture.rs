@@ -13,17 +13,18 @@ use crate::router::{Recipient, Table};
 use crate::session::{Facts, Picture, Session};
 
 impl Supervisor {
-    /// Gives each session the present picture. Until every device has been
-    /// tried once no session begins: a partial set of children would make the
-    /// cloud remove the others. A device that is added later is announced when
-    /// it is there, and holds up nobody.
+    /// Gives each session the present picture. Until the type of every child
+    /// is known no session begins: a partial set of children would make the
+    /// cloud remove the others. That takes a look at the drivers' files, and not
+    /// that they are compiled.
     pub(super) fn publish(&mut self) {
-        let pending = self.devices.values().any(|entry| entry.pending);
+        self.publish_at = None;
+        let is_partial = self.devices.values().any(|entry| entry.awaits_kind);
         let names: Vec<String> = self.sessions.keys().cloned().collect();
         for name in names {
             let picture = self.picture(&name);
             let Some(session) = self.sessions.get_mut(&name) else { continue };
-            if pending && session.waiting.is_some() {
+            if is_partial && session.waiting.is_some() {
                 continue;
             }
             session.picture.send_replace(Arc::new(picture));
@@ -59,8 +60,9 @@ impl Supervisor {
 
     fn children(&self, own: &[(DeviceId, &DeviceEntry)]) -> Vec<(DeviceId, String)> {
         let child = |(id, device): &(DeviceId, &DeviceEntry)| {
-            let kind = device.config.kind.clone().or_else(|| self.memory.kind(id.as_str()));
-            if kind.is_none() && !device.pending {
+            let kind = device.config.kind.clone().or_else(|| device.kind.clone());
+            let kind = kind.or_else(|| self.memory.kind(id.as_str()));
+            if kind.is_none() && !device.awaits_kind {
                 tracing::warn!(
                     device = id.as_str(),
                     "is not announced: its driver was never loaded and no type is configured"

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use serde_json::Value as Json;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
@@ -132,7 +131,7 @@ impl Supervisor {
                 tracing::info!(device, session, "the device runs version {} of the cloud", offer.id);
                 self.forget_offer(&session, &device, &offer);
                 self.report_applied(&session, &device, &offer, Ok(()));
-                self.publish();
+                self.publish_soon();
             }
             Step::Updated(Err(reason)) => self.refuse_software(&session, &device, offer, specification, &reason),
             Step::Swapped(result) => match *result {
@@ -293,17 +292,8 @@ async fn update(handle: &DeviceHandle, version: &str, specification: &Json, file
 }
 
 /// Where downloads are until they are swapped in.
-fn folder(state: &Path) -> PathBuf {
+pub(super) fn folder(state: &Path) -> PathBuf {
     state.join("downloads")
-}
-
-/// Makes the folder for downloads, and removes what a kill left there.
-pub(super) fn clear(state: &Path) -> anyhow::Result<()> {
-    let folder = folder(state);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).with_context(|| format!("clearing {}", folder.display()))?;
-    }
-    std::fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))
 }
 
 /// Whether two descriptions are of the same software: by their checksums, or

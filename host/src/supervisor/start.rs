@@ -2,22 +2,23 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
+use super::memory::child_type;
 use super::{DeviceEntry, Report, SessionEntry, Supervisor};
 use crate::cloud::Cloud;
 use crate::cloud::enapter::Enapter;
 use crate::cloud::kaa::Kaa;
 use crate::config::{self, Broker, Communication, Config};
-use crate::device::{self, Counter, DeviceHandle, Input, Prepared, Specification, Waiting};
+use crate::device::{self, Counter, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
 use crate::journal::Interrupted;
-use crate::message::{CommandError, Uplink, now};
+use crate::message::{CommandError, Uplink};
 use crate::outbox::{Batching, Bounds, Outbox};
-use crate::registry::{Origin, Registry};
+use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
 use crate::session::enapter::EnapterDialogue;
 use crate::session::kaa::{KaaDialogue, Manner};
@@ -27,6 +28,9 @@ use crate::session::{BinaryData, Complaints, Dialogue, Order, Picture, Session, 
 const QUESTIONS: usize = 1024;
 /// Commands that are kept between two lives of a device.
 const HELD: usize = 64;
+/// How soon a start is tried again when the machine is short of something.
+const AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 
 /// What is different between the clouds' sessions.
 struct Parts {
@@ -156,12 +160,11 @@ impl Supervisor {
         // Also by a start that is under way and has no effect yet.
         let is_revoked = |entry: &DeviceEntry| entry.config.grants != device.grants || entry.starting && entry.revoked;
         let revoked = before.as_ref().is_some_and(is_revoked);
-        let (statistics, old, problem, held, latest) = match before {
-            Some(entry) => (entry.statistics, entry.handle, entry.problem, entry.held, entry.latest),
+        let (statistics, old, problem, held, latest, kind) = match before {
+            Some(entry) => (entry.statistics, entry.handle, entry.problem, entry.held, entry.latest, entry.kind),
             None => Default::default(),
         };
         latest.store(generation, Ordering::Relaxed);
-        let pending = old.is_none();
         let spec = self.specification(id, device, &statistics);
         let entry = DeviceEntry {
             config: device.clone(),
@@ -170,53 +173,57 @@ impl Supervisor {
             firmware: None,
             problem,
             generation,
-            pending,
             starting: true,
+            progress: Arc::default(),
+            awaits_kind: old.is_none() && device.kind.is_none() && kind.is_none(),
+            kind,
+            ending: false,
             revoked,
             held,
             latest: Arc::clone(&latest),
             refused: None,
         };
+        let start = Start {
+            id: id.to_owned(),
+            generation,
+            latest,
+            spec,
+            settings: device.clone(),
+            given: self.configuration(id, device),
+            path: self.config.driver_path(device),
+            last_base: self.memory.base_of(id),
+            last_good: self.memory.last_good(id),
+            progress: Arc::clone(&entry.progress),
+            registry: Arc::clone(&self.registry),
+            turns: Arc::clone(&self.starts),
+            report: self.report.clone(),
+        };
+        let awaits_kind = entry.awaits_kind;
         self.devices.insert(id.to_owned(), entry);
-
-        let registry = Arc::clone(&self.registry);
-        let path = self.config.driver_path(device);
-        let (last_base, last_good) = (self.memory.base_of(id), self.memory.last_good(id));
-        let given = self.configuration(id, device);
-        let (before, settings) = (old.as_ref().map(DeviceHandle::digest), device.clone());
-        let report = self.report.clone();
-        let id = id.to_owned();
         tokio::spawn(async move {
-            let base = registry.digest(&path).await.ok().map(|digest| digest.to_string());
-            let result = first_that_runs(
-                &registry,
-                &spec,
-                (&settings, &given),
-                &id,
-                candidates(path, base.as_deref(), last_base, last_good),
-            )
-            .await;
-            // The old one goes on when the new one cannot run, unless it would
-            // keep what the operator has taken away.
-            // A later start is under way, and settles what becomes of the old one.
-            if latest.load(Ordering::Relaxed) != generation {
-                return;
+            if awaits_kind {
+                let kind = start.kind().await;
+                // The supervisor may be gone at the end of the program.
+                let _ = start.report.send(Report::Kinds(vec![(start.id.clone(), kind)])).await;
             }
-            let mut held = Vec::new();
-            if let Some(old) = old
-                && (result.is_ok() || revoked)
-            {
-                held = old.ask(Input::HandOver).await.unwrap_or_default();
-                if before.is_some_and(|before| before != old.digest()) {
-                    // The supervisor may be gone at the end of the program.
-                    let _ = report.send(Report::Overtaken { device: id, generation, held }).await;
-                    return;
-                }
-            }
-            // A file that was refused may run when its reason is gone, so it does not count as seen.
-            let base = base.filter(|base| matches!(&result, Ok(new) if new.driver.digest.to_string() == *base));
-            let result = result.map(Box::new);
-            let _ = report.send(Report::Prepared { device: id, generation, base, result, held }).await;
+            start.run(old, revoked).await;
+        });
+    }
+
+    /// Ends a device that is no longer configured. It counts as a child until
+    /// its last words are said.
+    pub(super) fn end_device(&mut self, id: &str) {
+        let Some(entry) = self.devices.get_mut(id) else { return };
+        self.generation += 1;
+        entry.generation = self.generation;
+        entry.latest.store(self.generation, Ordering::Relaxed);
+        (entry.ending, entry.starting) = (true, false);
+        let Some(handle) = entry.handle.clone() else { return drop(self.devices.remove(id)) };
+        let (report, device, generation) = (self.report.clone(), id.to_owned(), self.generation);
+        tokio::spawn(async move {
+            handle.ask(Input::Stop).await;
+            // The supervisor may be gone at the end of the program.
+            let _ = report.send(Report::Ended { device, generation }).await;
         });
     }
 
@@ -229,6 +236,28 @@ impl Supervisor {
                     self.memory.base(&device, &base);
                 }
                 self.prepared(&device, generation, result);
+            }
+            Report::Short { device, generation, problem } => {
+                if let Some(entry) = self.devices.get_mut(&device).filter(|entry| entry.generation == generation)
+                    && entry.handle.is_none()
+                {
+                    tracing::warn!(device, "{problem}; trying again until it can be started");
+                    entry.problem = Some(problem);
+                }
+            }
+            Report::Kinds(kinds) => {
+                for (device, kind) in kinds {
+                    if let Some(entry) = self.devices.get_mut(&device) {
+                        (entry.awaits_kind, entry.kind) = (false, kind);
+                    }
+                }
+                self.publish_soon();
+            }
+            Report::Ended { device, generation } => {
+                if self.devices.get(&device).is_some_and(|entry| entry.generation == generation) {
+                    self.devices.remove(&device);
+                    self.publish_soon();
+                }
             }
             Report::Overtaken { device, generation, held } => {
                 self.hold(&device, held);
@@ -255,13 +284,14 @@ impl Supervisor {
             Ok(prepared) => {
                 let spec = Arc::new(self.specification(id, &entry.config, &entry.statistics));
                 self.memory.running(id, &prepared.driver);
-                let (journal, receipts) = (Arc::clone(&self.journal), Arc::clone(&self.receipts));
+                let given = self.configuration(id, &entry.config).whole;
+                self.secrets.set(id, prepared.driver.manifest.sensitive(&given));
+                let (journal, receipts) = (Arc::clone(&self.journal), self.receipts.clone());
                 Ok(DeviceHandle::start(spec, *prepared, journal, receipts))
             }
             Err(problem) => Err(problem),
         };
         if let Some(entry) = self.devices.get_mut(id) {
-            entry.pending = false;
             entry.starting = false;
             match started {
                 Ok(handle) => {
@@ -281,7 +311,7 @@ impl Supervisor {
             }
         }
         self.memory.save();
-        self.settle();
+        self.publish_soon();
         // What has come since its start was prepared.
         let held = self.devices.get_mut(id).map(|entry| std::mem::take(&mut entry.held)).unwrap_or_default();
         held.into_iter().for_each(|waiting| self.late_command(id, waiting));
@@ -314,7 +344,7 @@ impl Supervisor {
             let outlet =
                 self.devices.get(id).map(|entry| self.specification(id, &entry.config, &entry.statistics).outlet);
             let uplink = Uplink::CommandResult { command: &command, result: &Err(error) };
-            outlet.into_iter().for_each(|outlet| outlet.answer(session.as_deref(), now(), &uplink));
+            outlet.into_iter().for_each(|outlet| outlet.answer(session.as_deref(), &uplink));
         }
     }
 
@@ -333,49 +363,123 @@ impl Supervisor {
                 }
                 None => continue,
             };
-            outlet.answer(session.as_deref(), now(), &uplink);
+            outlet.answer(session.as_deref(), &uplink);
         }
     }
 }
 
-/// What a device may run, the best first: a driver that was chosen by hand
-/// beside this very file, the file, the driver that ran last.
-fn candidates(file: PathBuf, base: Option<&str>, last_base: Option<String>, last_good: Option<String>) -> Vec<Origin> {
-    let chosen = last_good.clone().filter(|good| base == last_base.as_deref() && base != Some(good.as_str()));
-    let chosen = chosen.map(Origin::Copy);
-    let last = last_good.filter(|_| chosen.is_none()).map(Origin::Copy);
-    chosen.into_iter().chain([Origin::File(file)]).chain(last).collect()
+/// A start of a device on its way, in a task of its own.
+struct Start {
+    id: String,
+    generation: u64,
+    /// Another number means that a later start has begun.
+    latest: Arc<AtomicU64>,
+    spec: Specification,
+    settings: config::Device,
+    given: device::Configuration,
+    path: PathBuf,
+    last_base: Option<String>,
+    last_good: Option<String>,
+    progress: Arc<Progress>,
+    registry: Arc<Registry>,
+    turns: Arc<Semaphore>,
+    report: mpsc::Sender<Report>,
 }
 
-/// Prepares the first candidate that can run. The error is the file's own.
-async fn first_that_runs(
-    registry: &Registry,
-    spec: &Specification,
-    (settings, given): (&config::Device, &device::Configuration),
-    id: &str,
-    candidates: Vec<Origin>,
-) -> Result<Prepared, String> {
-    let mut problem = "another one was chosen by hand, or the file was refused before".to_owned();
-    for origin in candidates {
-        let result = match registry.load(&origin).await {
-            Ok(driver) => match settings.check(&driver.manifest) {
-                Ok(()) => device::prepare(spec, driver, given).await,
-                Err(problem) => Err(problem),
-            },
-            Err(error) => Err(format!("{error:#}")),
-        };
-        match (result, &origin) {
-            (Ok(prepared), Origin::File(_)) => return Ok(prepared),
-            (Ok(prepared), Origin::Copy(_)) => {
-                let driver = &prepared.driver;
-                tracing::warn!(device = id, "runs {driver:?} and not the configured file: {problem}");
-                return Ok(prepared);
+impl Start {
+    /// The child type that the driver's file declares; none when it cannot be
+    /// read, or is not the one that will run.
+    async fn kind(&self) -> Option<String> {
+        let base = self.registry.digest(&self.path).await.ok()?.to_string();
+        let is_chosen = |good: &String| self.last_base.as_ref() == Some(&base) && *good != base;
+        if self.last_good.as_ref().is_some_and(is_chosen) {
+            return None;
+        }
+        let manifest = self.registry.manifest(&self.path).await.ok()?;
+        Some(child_type(&manifest))
+    }
+
+    /// Makes the device ready, as soon as the machine can, and reports it.
+    async fn run(self, old: Option<DeviceHandle>, revoked: bool) {
+        let before = old.as_ref().map(DeviceHandle::digest);
+        let mut tries = 0;
+        let (base, result) = loop {
+            let turn = self.turns.acquire().await;
+            let base = self.registry.digest(&self.path).await.ok().map(|digest| digest.to_string());
+            let result = self.first_that_runs(base.as_deref()).await;
+            drop(turn);
+            // A later start settles what becomes of the old one.
+            if self.latest.load(Ordering::Relaxed) != self.generation {
+                return;
             }
-            (Err(error), Origin::File(_)) => problem = error,
-            (Err(error), Origin::Copy(_)) => tracing::warn!(device = id, "the driver that ran last: {error}"),
+            match result {
+                Err(NotReady::Short(problem)) => {
+                    if tries == 0 {
+                        let (device, generation) = (self.id.clone(), self.generation);
+                        // The supervisor may be gone at the end of the program.
+                        let _ = self.report.send(Report::Short { device, generation, problem }).await;
+                    }
+                    tokio::time::sleep(AGAIN.saturating_mul(1 << tries).min(LONGEST_AGAIN)).await;
+                    tries = (tries + 1).min(16);
+                }
+                Err(NotReady::Wrong(problem)) => break (base, Err(problem)),
+                Ok(prepared) => break (base, Ok(prepared)),
+            }
+        };
+        // The old one goes on when the new one cannot run, unless it would
+        // keep what the operator has taken away.
+        let (device, generation) = (self.id, self.generation);
+        let mut held = Vec::new();
+        if let Some(old) = old
+            && (result.is_ok() || revoked)
+        {
+            held = old.ask(Input::HandOver).await.unwrap_or_default();
+            if before.is_some_and(|before| before != old.digest()) {
+                let _ = self.report.send(Report::Overtaken { device, generation, held }).await;
+                return;
+            }
         }
+        // A file that was refused may run when its reason is gone, so it does not count as seen.
+        let base = base.filter(|base| matches!(&result, Ok(new) if new.driver.digest.to_string() == *base));
+        let result = result.map(Box::new);
+        let _ = self.report.send(Report::Prepared { device, generation, base, result, held }).await;
     }
-    Err(problem)
+
+    /// What the device may run, the best first: a driver that was chosen by
+    /// hand beside this very file, the file, the driver that ran last.
+    fn candidates(&self, base: Option<&str>) -> Vec<Origin> {
+        let last_good = self.last_good.clone();
+        let is_chosen = |good: &String| base == self.last_base.as_deref() && base != Some(good.as_str());
+        let chosen = last_good.clone().filter(is_chosen).map(Origin::Copy);
+        let last = last_good.filter(|_| chosen.is_none()).map(Origin::Copy);
+        chosen.into_iter().chain([Origin::File(self.path.clone())]).chain(last).collect()
+    }
+
+    /// Prepares the first candidate that can run. The error is the file's own.
+    async fn first_that_runs(&self, base: Option<&str>) -> Result<Prepared, NotReady> {
+        let id = self.id.as_str();
+        let mut problem = "another one was chosen by hand, or the file was refused before".to_owned();
+        for origin in self.candidates(base) {
+            match (self.prepare(&origin).await, &origin) {
+                (Err(NotReady::Short(problem)), _) => return Err(NotReady::Short(problem)),
+                (Ok(prepared), Origin::File(_)) => return Ok(prepared),
+                (Ok(prepared), Origin::Copy(_)) => {
+                    let driver = &prepared.driver;
+                    tracing::warn!(device = id, "runs {driver:?} and not the configured file: {problem}");
+                    return Ok(prepared);
+                }
+                (Err(error), Origin::File(_)) => problem = error.to_string(),
+                (Err(error), Origin::Copy(_)) => tracing::warn!(device = id, "the driver that ran last: {error}"),
+            }
+        }
+        Err(NotReady::Wrong(problem))
+    }
+
+    async fn prepare(&self, origin: &Origin) -> Result<Prepared, NotReady> {
+        let driver = self.registry.load(origin, &self.progress).await?;
+        self.settings.check(&driver.manifest).map_err(NotReady::Wrong)?;
+        device::prepare(&self.spec, driver, &self.given).await
+    }
 }
 
 /// A device's configuration as JSON.

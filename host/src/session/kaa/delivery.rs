@@ -14,7 +14,7 @@ use crate::cloud::kaa::answer::{Failure, Remedy};
 use crate::cloud::kaa::channel_name;
 use crate::cloud::kaa::topic::Resource;
 use crate::message::{DeviceId, Publication};
-use crate::outbox::{Parcel, Sequence};
+use crate::outbox::{Batch, Sequence};
 use crate::session::dialogue::{NoAnswer, Outgoing};
 
 /// A message that is refused while others of its device pass is dropped when
@@ -92,8 +92,8 @@ impl Refusals {
 
 impl KaaDialogue {
     /// Makes one message of what the outbox gave.
-    pub(super) fn deliver(&mut self, parcel: Parcel, now: Instant) -> Option<Outgoing> {
-        let (sequences, publications): (Vec<_>, Vec<_>) = parcel.parts.into_iter().unzip();
+    pub(super) fn deliver(&mut self, batch: Batch, now: Instant) -> Option<Outgoing> {
+        let (sequences, publications): (Vec<_>, Vec<_>) = batch.parts.into_iter().unzip();
         let first = publications.first()?;
         let resource = Resource::parse(&first.topic)?;
         let channel = channel_name(resource.app_version, resource.token);
@@ -107,7 +107,7 @@ impl KaaDialogue {
             publications.iter().filter_map(number).map(|number| (kind.to_owned(), number)).collect::<Vec<_>>()
         });
         let payload = if first.joins { join(&publications) } else { first.payload.clone() };
-        let delivery = Delivery { device: parcel.device, sequences, results: results.unwrap_or_default() };
+        let delivery = Delivery { device: batch.device, sequences, results: results.unwrap_or_default() };
         let purpose = Purpose::Deliver(delivery);
         Some(self.send(Request { channel, extension, path, purpose }, payload, None, now))
     }
@@ -156,7 +156,7 @@ impl KaaDialogue {
                     );
                 }
                 self.outbox.send_again(&delivery.sequences, false);
-                self.outbox.pause(&device, until);
+                self.outbox.pause(&device, None, until);
             }
             _ => {
                 tracing::warn!(session, device = name, "{extension}/{path}: dropped, the cloud refused it: {failure}");

@@ -3,9 +3,10 @@
 use serde_json::json;
 
 use super::*;
+use crate::clock::{Moment, TimeFormat};
 use crate::cloud::Cloud;
 use crate::cloud::kaa::Kaa;
-use crate::config::{Endpoint, Secret, Source, TimestampFormat};
+use crate::config::{Endpoint, Secret, Source};
 use crate::message::{DeviceId, OfferKind};
 use crate::outbox::{Bounds, Class};
 
@@ -21,7 +22,7 @@ fn picture(token: &str, facts: Facts) -> Picture {
         app_version: "v1".into(),
         token: None,
         timestamp_field: "timestamp".into(),
-        timestamp_format: TimestampFormat::Milliseconds,
+        timestamp_format: TimeFormat::Milliseconds,
     };
     let device = DeviceId::new("d");
     let endpoint = Endpoint { token: Source::Value(Secret(token.into())), app_version: None, plain: BTreeMap::new() };
@@ -54,9 +55,13 @@ impl Talk {
     }
 
     fn append(&self, topic: &str, payload: &'static str) {
-        let publication =
-            Publication { topic: topic.into(), payload: Bytes::from_static(payload.as_bytes()), joins: true };
-        self.outbox.append(&DeviceId::new("d"), Class::Keep, 0, publication);
+        let publication = Publication {
+            topic: topic.into(),
+            payload: Bytes::from_static(payload.as_bytes()),
+            joins: true,
+            stamp: None,
+        };
+        self.outbox.append(&DeviceId::new("d"), Class::Keep, Moment::now(), publication);
     }
 
     /// What is said now: topics without the number, and the whole of the last topic.
