@@ -22,6 +22,10 @@ pub trait Cloud: Send + Sync {
     /// The address of the gateway itself; none when it has none.
     fn gateway(&self) -> Option<Channel>;
 
+    /// What a message on a topic is, whatever its channel: messages of one kind
+    /// fare alike on their way.
+    fn kind(&self, topic: &str) -> String;
+
     /// The topics on which messages for a channel arrive.
     fn subscriptions(&self, channel: &str) -> Vec<String>;
 }

@@ -12,7 +12,7 @@
 mod queue;
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -184,15 +184,28 @@ impl Outbox {
     }
 
     /// Holds a message on its way back by itself: others do not wait for it, and
-    /// a lost connection does not bring it back. `send_again` does.
+    /// a lost connection does not bring it back. `recall` does.
     pub fn set_aside(&self, sequence: Sequence) {
         self.lock().set_aside(sequence);
+    }
+
+    /// Lets messages go that were set aside.
+    pub fn recall(&self, sequences: &[Sequence]) {
+        self.lock().send_again(sequences.iter().copied(), Place::Aside, true);
+        self.appended.notify_one();
+    }
+
+    /// The device and the topic of a message that still waits, or is on its way.
+    pub fn look(&self, sequence: Sequence) -> Option<(DeviceId, Arc<str>)> {
+        let queue = self.lock();
+        let entry = queue.entries.get(&sequence)?;
+        Some((entry.device.clone(), Arc::clone(&entry.publication.topic)))
     }
 
     /// Makes sent messages unsent: no proof came. With `alone`, each goes by
     /// itself from now on, so that one that is refused does not take others along.
     pub fn send_again(&self, sequences: &[Sequence], alone: bool) {
-        self.lock().send_again(sequences.iter().copied(), alone);
+        self.lock().send_again(sequences.iter().copied(), Place::Sent, alone);
         self.appended.notify_one();
     }
 
@@ -494,6 +507,8 @@ mod tests {
         assert_eq!(drain(&outbox), ["a2"]);
         assert!(outbox.holds(first[0]));
         outbox.send_again(&first, true);
+        assert!(drain(&outbox).is_empty());
+        outbox.recall(&first);
         assert_eq!(drain(&outbox), ["a1"]);
     }
 

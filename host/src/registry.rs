@@ -5,13 +5,14 @@
 //! is overwritten by a broken one.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -43,6 +44,15 @@ pub enum Origin {
     File(PathBuf),
     /// A kept copy.
     Copy(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::File(path) => path.display().fmt(f),
+            Origin::Copy(digest) => write!(f, "copy {}", digest.get(..12).unwrap_or(digest)),
+        }
+    }
 }
 
 /// How far a driver is on its way; told while it is loaded.
@@ -105,16 +115,16 @@ impl Registry {
     }
 
     /// Loads a driver. Whoever asks for the same one at the same time waits
-    /// for the same compilation.
+    /// for the same compilation. Errors do not name the file: a cloud may see them.
     pub async fn load(&self, origin: &Origin, progress: &Progress) -> Result<Arc<Driver>> {
         progress.tell(Stage::Loading);
         let (path, expected) = match origin {
             Origin::File(path) => (path.clone(), None),
             Origin::Copy(digest) => (self.copy_path(digest)?, Some(digest)),
         };
-        let file = self.read(&path).await.with_context(|| format!("reading driver {}", path.display()))?;
+        let file = self.read(&path).await?;
         if expected.is_some_and(|expected| *expected != file.digest.to_string()) {
-            bail!("the kept copy {} is damaged", path.display());
+            bail!("the kept copy is damaged");
         }
         let digest = file.digest;
         if let Some(driver) = self.known(&digest) {
@@ -134,7 +144,7 @@ impl Registry {
             self.keep_copy(digest, bytes).await;
             Ok::<_, anyhow::Error>(Arc::new(driver))
         });
-        let driver = driver.await.with_context(|| format!("loading driver {}", path.display()))?;
+        let driver = driver.await?;
         lock(&self.known).insert(digest, Arc::downgrade(driver));
         Ok(Arc::clone(driver))
     }

@@ -23,29 +23,39 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::FutureExt;
-use rumqttc::{ConnectionError, Event, EventLoop, Outgoing, Packet, Publish, QoS, Request, SubscribeReasonCode};
+use rumqttc::{
+    AsyncClient, ConnectionError, Event, EventLoop, Outgoing, Packet, Publish, QoS, Request, SubscribeReasonCode,
+};
 use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 pub use binary_data::{BinaryData, File, UploadError, ask};
 pub use complaints::Complaints;
-pub use dialogue::{Dialogue, NoAnswer, Question};
+pub use dialogue::{Dialogue, NoAnswer, Outgoing as Message, Question};
 pub use picture::{Facts, Order, Picture, SessionStatus};
 pub use suspects::Suspects;
 
 use crate::clock::Moment;
 use crate::cloud::Cloud;
 use crate::config::Broker;
-use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Publication, Uplink, now};
-use crate::outbox::{Class, Outbox};
+use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
+use crate::outbox::{Class, Outbox, Sequence};
 use crate::router::{GATEWAY, Recipient};
 use client::{LONGEST_PATIENCE, client, explain, is_closed_by_peer, patience, slow};
 use connection::Connection;
-use dialogue::{Event as Meaning, Outgoing as Message};
+use dialogue::{Event as Meaning, Proof};
+use suspects::{Suspect, Verdict};
 
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// With its jitter less than a minute, after which a way that is well again is found.
+const LONGEST_DELAY: Duration = Duration::from_secs(35);
+/// A broker that ends connections so soon after they stood, so often in a row,
+/// may have another client that is called the same.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
+const SHORT_LIVES: u32 = 3;
+/// How long a stop waits for DISCONNECT to be written.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Bytes that are written at once at most, but for a single larger message:
 /// nothing is read meanwhile.
 const BURST: usize = 64 << 10;
@@ -84,23 +94,37 @@ pub struct Session {
     pub complaints: Complaints,
     /// Messages that the broker may not take: none at first.
     pub suspects: Suspects,
+    /// Whether the last connection ended at a message.
+    pub has_blamed: bool,
+    /// A message that goes as soon as nothing else is on the way.
+    pub trial: Option<Message>,
 }
 
 impl Session {
     /// Runs until the picture's sender is gone.
     pub async fn run(mut self) {
-        let mut failures = 0;
+        let (mut failures, mut short_lives) = (0, 0);
         loop {
             let begin = Instant::now();
+            let connects = self.status.borrow().connects;
             let Err(error) = self.connect().await else { return };
             // A broker that takes some messages and dislikes one is asked again soon.
-            let is_picky = self.suspects.progressed() && self.suspects.is_careful();
+            let is_picky = self.suspects.progressed() && std::mem::take(&mut self.has_blamed);
             if begin.elapsed() >= STABLE || is_picky {
                 failures = 0;
             }
+            let was_connected = self.status.borrow().connects > connects;
+            let is_short = was_connected && begin.elapsed() < SHORT_LIFE && !is_picky;
+            short_lives = if is_short { short_lives + 1 } else { 0 };
             let delay = delay(failures, fastrand::f64());
             failures += 1;
-            let problem = format!("{error:#}");
+            let mut problem = format!("{error:#}");
+            if short_lives >= SHORT_LIVES {
+                let id = &self.client_id;
+                problem.push_str(&format!(
+                    "; the broker ends each connection soon: is another gateway connected with the same client id {id}?"
+                ));
+            }
             tracing::warn!(session = self.name, "{problem}; connecting again in {:.1} s", delay.as_secs_f64());
             self.status.send_modify(|status| {
                 status.connected = false;
@@ -129,13 +153,15 @@ impl Session {
         let (client, mut events) = client(&self.client_id, &self.broker, self.keep_alive)?;
         let mut connection = Connection::new(client);
         connection.is_careful = self.suspects.is_careful();
+        // The outbox gives it again.
+        self.trial = None;
         let mut greeted = false;
         let mut streak = 0;
         loop {
             if greeted && let Err(error) = self.feed(&mut connection, &mut events).await {
                 return self.lost(connection, events, error, &address);
             }
-            let event = {
+            let event: Option<Result<Event, ConnectionError>> = {
                 // Polling must not be cancelled half-way, so it outlives the inner loop.
                 let mut poll = pin!(events.poll());
                 loop {
@@ -144,17 +170,18 @@ impl Session {
                     if streak < STREAK
                         && let Some(event) = poll.as_mut().now_or_never()
                     {
-                        break event;
+                        break Some(event);
                     }
                     connection.may_burst |= streak < STREAK;
                     streak = 0;
-                    let wake = self.dialogue.next_wake(connection.is_quiet()).filter(|_| greeted);
+                    let wake = self.dialogue.next_wake(connection.is_quiet()).into_iter();
+                    let wake = wake.chain(self.suspects.next_wake()).min().filter(|_| greeted);
                     tokio::select! {
-                        event = &mut poll => break event,
+                        event = &mut poll => break Some(event),
                         () = self.outbox.changed(), if greeted && connection.is_quiet() => {}
                         changed = self.picture.changed() => {
                             if changed.is_err() {
-                                return Ok(());
+                                break None;
                             }
                             if greeted {
                                 self.subscribe(&mut connection);
@@ -165,7 +192,11 @@ impl Session {
                         Some(question) = self.questions.recv(), if greeted => {
                             self.dialogue.ask(question, std::time::Instant::now());
                         }
-                        () = sleep_until(wake) => self.dialogue.wake(std::time::Instant::now(), now()),
+                        () = sleep_until(wake) => {
+                            let time = std::time::Instant::now();
+                            self.outbox.recall(&self.suspects.take_due(time));
+                            self.dialogue.wake(time, now());
+                        }
                         // The nudge below makes room for the next burst.
                         () = std::future::ready(()), if connection.has_more && connection.is_quiet() => {}
                     }
@@ -176,8 +207,13 @@ impl Session {
                 }
             };
             let event = match event {
-                Ok(event) => event,
-                Err(error) => return self.lost(connection, events, error, &address),
+                Some(Ok(event)) => event,
+                Some(Err(error)) => return self.lost(connection, events, error, &address),
+                None => {
+                    // Written or not, the connection ends.
+                    let _ = timeout(FAREWELL, farewell(&connection.client, &mut events)).await;
+                    return Ok(());
+                }
             };
             match event {
                 Event::Incoming(Packet::ConnAck(_)) => {
@@ -208,23 +244,86 @@ impl Session {
         for event in std::mem::take(&mut events.state.events) {
             self.handle(&mut connection, event, address);
         }
-        let now = std::time::Instant::now();
-        let is_subscribed = connection.subscriptions.all_answered();
-        if is_closed_by_peer(&error)
-            && let Some(sequence) = self.suspects.lost(&connection.unproved(), is_subscribed, now)
-            && let Some((device, publication)) = self.outbox.reject(sequence)
-        {
-            let (topic, size) = (publication.topic, publication.payload.len());
-            tracing::error!(
-                session = self.name,
-                device = device.as_str(),
-                "dropped a message of {size} bytes on {topic}: the broker closes the connection at it again and again; \
-                 those like it are dropped at once for {} minutes",
-                suspects::BAN.as_secs() / 60
-            );
-            self.suspects.ban(topic, size, now);
+        if is_closed_by_peer(&error) {
+            self.blame(&connection);
         }
         Err(explain(error)).with_context(|| address.to_owned())
+    }
+
+    /// The broker closed a working connection: perhaps at a message.
+    fn blame(&mut self, connection: &Connection) {
+        let now = std::time::Instant::now();
+        let mut groups: Vec<Option<Vec<Sequence>>> =
+            connection.unproved().into_iter().map(|entry| entry.map(|entry| vec![entry])).collect();
+        let held = self.trial.take().and_then(|message| message.proof.sequence());
+        let unanswered = self.dialogue.unanswered().into_iter();
+        groups.extend(unanswered.filter(|group| group.first().copied() != held).map(Some));
+        let unproved: Vec<Option<Suspect>> =
+            groups.into_iter().map(|group| group.and_then(|group| self.suspect(group))).collect();
+        let verdict = self.suspects.lost(&unproved, connection.subscriptions.all_answered(), now);
+        let Some(Some(Suspect { sequences, device, topic, kind })) = unproved.first() else { return };
+        let (session, name) = (self.name.as_str(), device.as_str());
+        let first = sequences.first().copied().unwrap_or_default();
+        self.has_blamed = verdict != Verdict::None;
+        match verdict {
+            Verdict::None => {}
+            Verdict::LetOthersTry { until, is_told } => {
+                self.outbox.pause(device, None, until);
+                if is_told {
+                    tracing::warn!(
+                        session,
+                        device = name,
+                        "a message on {kind}: the broker closes the connection at it again and again, and others pass; \
+                         the device's messages wait, and are tried again"
+                    );
+                }
+            }
+            Verdict::Split => self.outbox.send_again(sequences, true),
+            Verdict::HoldBack => {
+                self.outbox.set_aside(first);
+                tracing::error!(
+                    session,
+                    device = name,
+                    "a message on {kind}: the broker closes the connection at it again and again, while others pass; \
+                     it is held back and tried again now and then"
+                );
+            }
+            Verdict::CloseTopic { until, is_new } => {
+                self.outbox.pause(device, Some(topic), until);
+                if is_new {
+                    tracing::error!(
+                        session,
+                        device = name,
+                        "all messages on {kind}: the broker closes the connection at each, while others pass; they \
+                         wait, and one is tried every minute"
+                    );
+                }
+            }
+            Verdict::Drop => {
+                self.outbox.reject(first);
+                tracing::error!(
+                    session,
+                    device = name,
+                    "dropped a message on {kind}: the broker has closed the connection at it for a quarter of an hour"
+                );
+            }
+        }
+    }
+
+    /// Something on its way, as long as the outbox has it.
+    fn suspect(&self, sequences: Vec<Sequence>) -> Option<Suspect> {
+        let (device, topic) = self.outbox.look(*sequences.first()?)?;
+        let kind = self.cloud.kind(&topic);
+        Some(Suspect { sequences, device, topic, kind })
+    }
+
+    /// A message arrived.
+    fn passed(&mut self, connection: &mut Connection, suspect: Option<Suspect>) {
+        match suspect.filter(|_| self.suspects.is_interested()) {
+            Some(suspect) => self.suspects.proved(&suspect, |sequence| self.outbox.holds(sequence)),
+            None => self.suspects.passed(),
+        }
+        connection.is_careful = self.suspects.is_careful();
     }
 
     fn handle(&mut self, connection: &mut Connection, event: Event, address: &str) {
@@ -236,9 +335,9 @@ impl Session {
             Event::Incoming(Packet::PubAck(ack)) => {
                 connection.may_burst = true;
                 if let Some(sequence) = connection.proved(ack.pkid) {
+                    let suspect = self.suspects.is_interested().then(|| self.suspect(vec![sequence])).flatten();
                     self.dialogue.delivered(sequence);
-                    self.suspects.proved(sequence, |sequence| self.outbox.holds(sequence));
-                    connection.is_careful = self.suspects.is_careful();
+                    self.passed(connection, suspect);
                 }
             }
             Event::Incoming(Packet::SubAck(ack)) => {
@@ -251,7 +350,7 @@ impl Session {
                 connection.subscriptions.answered();
                 self.tell_connected(connection, address);
             }
-            Event::Incoming(Packet::Publish(publish)) => self.receive(&publish.topic, &publish.payload),
+            Event::Incoming(Packet::Publish(publish)) => self.receive(connection, &publish.topic, &publish.payload),
             _ => {}
         }
     }
@@ -295,11 +394,10 @@ impl Session {
     /// finds the gateway listening.
     fn next_request(&mut self, connection: &mut Connection) -> Option<Request> {
         let message = match self.dialogue.announce() {
-            Some(publication) => Message { publication, proof: None },
+            Some(publication) => Message { publication, proof: Proof::None },
             None => match connection.subscriptions.next() {
                 Some(request) => return Some(request),
-                None if connection.is_careful && !connection.subscriptions.all_answered() => return None,
-                None => self.next_message()?,
+                None => self.next_message(connection)?,
             },
         };
         let Message { publication, proof } = message;
@@ -307,19 +405,31 @@ impl Session {
         Some(Request::Publish(Publish::from_bytes(&*publication.topic, self.qos(), publication.payload)))
     }
 
-    /// The next message that the broker has not refused the like of.
-    fn next_message(&mut self) -> Option<Message> {
-        let now = std::time::Instant::now();
-        loop {
-            let message = self.dialogue.next(now)?;
-            let Publication { topic, payload, .. } = &message.publication;
-            match message.proof {
-                Some(sequence) if self.suspects.is_banned(topic, payload.len(), now) => {
-                    drop(self.outbox.reject(sequence));
-                }
-                _ => return Some(message),
-            }
+    /// The next message of the dialogue. Where one is to go by itself, nothing
+    /// else may be on the way.
+    fn next_message(&mut self, connection: &mut Connection) -> Option<Message> {
+        if connection.is_careful && !(connection.subscriptions.all_answered() && self.dialogue.unanswered().is_empty())
+        {
+            return None;
         }
+        let message = match self.trial.take() {
+            Some(message) => message,
+            None => self.dialogue.next(std::time::Instant::now())?,
+        };
+        let is_trial = |sequence: Sequence| {
+            let place = self.outbox.look(sequence);
+            place.is_some_and(|(_, topic)| self.suspects.is_trial(sequence, &topic))
+        };
+        if self.suspects.is_interested() && message.proof.sequence().is_some_and(is_trial) {
+            let others = self.dialogue.unanswered().into_iter();
+            let mut others = others.filter(|group| group.first().copied() != message.proof.sequence());
+            if !connection.is_empty() || others.next().is_some() || !connection.subscriptions.all_answered() {
+                self.trial = Some(message);
+                return None;
+            }
+            connection.is_careful = true;
+        }
+        Some(message)
     }
 
     /// Sends one thing by the client's channel.
@@ -367,11 +477,15 @@ impl Session {
     }
 
     /// Takes a message from the cloud to whom it is for.
-    fn receive(&mut self, topic: &str, payload: &[u8]) {
+    fn receive(&mut self, connection: &mut Connection, topic: &str, payload: &[u8]) {
         for meaning in self.dialogue.receive(topic, payload, std::time::Instant::now()) {
             match meaning {
                 Meaning::Command { recipient, request } => self.dispatch(&recipient, request),
                 Meaning::Offered { device, offer, document } => self.offer(device, offer, document),
+                Meaning::Answered { sequences, device, topic } => {
+                    let kind = self.cloud.kind(&topic);
+                    self.passed(connection, Some(Suspect { sequences, device, topic, kind }));
+                }
                 Meaning::Refused(problem) => self.complaints.refused(&problem),
                 Meaning::Unusable { recipient, command, problem } => {
                     self.complaints.refused(&format!("a command: {problem}"));
@@ -424,6 +538,18 @@ impl Session {
     }
 }
 
+/// Ends a connection as the protocol wants it.
+async fn farewell(client: &AsyncClient, events: &mut EventLoop) {
+    if client.try_disconnect().is_err() {
+        return;
+    }
+    while let Ok(event) = events.poll().await {
+        if matches!(event, Event::Outgoing(Outgoing::Disconnect)) {
+            return;
+        }
+    }
+}
+
 async fn sleep_until(time: Option<std::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
@@ -444,7 +570,7 @@ mod tests {
     #[test]
     fn delays_grow_to_a_minute_and_vary() {
         let seconds: Vec<_> = (0..8).map(|failures| delay(failures, 0.5).as_secs()).collect();
-        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 35, 35]);
         assert_eq!(delay(0, 0.0), Duration::from_millis(500));
     }
 }

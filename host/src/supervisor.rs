@@ -12,6 +12,7 @@ mod offer;
 mod picture;
 mod software;
 mod start;
+mod swap;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, interval_at};
 
 use crate::bus::{self, BusHandle};
@@ -53,7 +55,7 @@ const GOODBYE: Duration = Duration::from_secs(10);
 const ORDERS: usize = 4096;
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
-/// How long a change of the picture waits for others.
+/// How far changes of the picture are apart at least.
 const TOGETHER: Duration = Duration::from_millis(20);
 /// Devices that are made ready at a time: each takes a processor and memory.
 const STARTS: usize = 4;
@@ -101,6 +103,8 @@ pub struct Supervisor {
     was_well: bool,
     /// When the sessions are told what has changed.
     publish_at: Option<Instant>,
+    /// When they were told last.
+    published: Option<Instant>,
     scribe: Scribe,
     secrets: Secrets,
     sockets: Sockets,
@@ -147,6 +151,8 @@ struct SessionEntry {
     max_software: u64,
     /// The session itself, until the first picture is complete.
     waiting: Option<crate::session::Session>,
+    /// The session's task after that.
+    running: Option<JoinHandle<()>>,
 }
 
 /// One configured device, whether its driver runs or not.
@@ -220,6 +226,7 @@ impl Supervisor {
             starts: Arc::new(Semaphore::new(STARTS)),
             was_well: true,
             publish_at: None,
+            published: None,
             buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
             sessions,
             devices: BTreeMap::new(),
@@ -260,6 +267,9 @@ impl Supervisor {
         }
         let mut look = interval(Duration::from_secs(1));
         loop {
+            if self.publish_at.is_some_and(|time| time <= Instant::now()) {
+                self.publish();
+            }
             tokio::select! {
                 Some(request) = self.requests.recv() => {
                     if let Request::Stop(reply) = request {
@@ -276,7 +286,7 @@ impl Supervisor {
                 _ = telemetry.tick() => self.send_telemetry(),
                 _ = properties.tick() => self.publish_soon(),
                 _ = look.tick() => self.look_after(),
-                () = until(self.publish_at) => self.publish(),
+                () = until(self.publish_at) => {}
             }
         }
     }
@@ -335,9 +345,11 @@ impl Supervisor {
         Outlet { device: DeviceId::new(GATEWAY), routes: route.into_iter().collect() }
     }
 
-    /// Lets the sessions be told soon: what changes together is told at once.
+    /// Lets the sessions be told: at once, or what changes soon after another
+    /// change together.
     fn publish_soon(&mut self) {
-        self.publish_at.get_or_insert_with(|| Instant::now() + TOGETHER);
+        let soon = self.published.map_or_else(Instant::now, |last| last + TOGETHER);
+        self.publish_at.get_or_insert(soon);
     }
 
     /// Removes copies of drivers that nobody needs any more.
@@ -460,6 +472,16 @@ impl Supervisor {
         };
         if tokio::time::timeout(FLUSH, delivered).await.is_err() {
             tracing::warn!("stopping with undelivered messages");
+        }
+        // Without a picture to look at the sessions say goodbye and end.
+        let sessions = std::mem::take(&mut self.sessions).into_values().filter_map(|entry| entry.running);
+        let sessions: Vec<_> = sessions.collect();
+        if tokio::time::timeout(FLUSH, futures::future::join_all(sessions)).await.is_err() {
+            tracing::warn!("stopping though some sessions have not ended");
+        }
+        self.memory.save();
+        if tokio::time::timeout(FLUSH, self.scribe.flush()).await.is_err() {
+            tracing::warn!("stopping though the disk is busy");
         }
     }
 }

@@ -5,13 +5,15 @@
 
 use std::process::Command;
 
-use crate::harness::{MOSQUITTO, have};
+use crate::harness::{MOSQUITTO, fixture, have};
 
 #[test]
 fn all_hold_with_mosquitto_as_well() {
     if !have("mosquitto") {
         return;
     }
+    // Both runs need the guests, and one builds them.
+    fixture("echo");
     let modules = ["commands::", "hostile::", "modbus::", "reload::", "swap::", "wire::"];
     let output = Command::new(std::env::current_exe().unwrap())
         .args(modules)

@@ -226,8 +226,8 @@ async fn files_that_are_no_drivers_are_explained_at_the_start_and_the_neighbour_
         ("half", echo[..echo.len() / 2].to_vec(), "expected a whole WebAssembly component; it is damaged or cut off"),
         ("module", b"\0asm\x01\0\0\0".to_vec(), "expected a WebAssembly component, found a core module"),
         ("world", fixture("other-world"), "not a Sandgate driver: expected the export sandgate:driver/device-driver"),
-        ("huge", Vec::new(), "expected a component of at most 64 MiB, found 200 MiB"),
-        ("missing", Vec::new(), "No such file or directory"),
+        ("huge", Vec::new(), "expected at most 64 MiB, found 200 MiB"),
+        ("missing", Vec::new(), "there is no such file"),
     ];
     let mut gateway = Gateway::prepare(&[("echo.wasm", echo)]);
     let mut devices = "[devices.good]\ndriver = 'echo.wasm'\nconfiguration.main.interval_ms = 20\n".to_owned();

@@ -1,7 +1,7 @@
 //! End-to-end tests: the real program with real guests, brokers and devices.
 //!
 //! Nothing sleeps to wait for something; `harness` waits for the thing itself
-//! and gives up after a minute with all that was seen.
+//! and gives up after three minutes with all that was seen.
 
 // A test fails by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -11,6 +11,8 @@ mod harness;
 mod again;
 mod broken;
 mod commands;
+mod fault_proxy;
+mod faults;
 mod hostile;
 mod kaa;
 mod languages;

@@ -133,7 +133,7 @@ async fn stored_values_survive_and_two_gateways_do_not_share_a_state_folder() {
     assert_eq!((mode("sandgate-state"), mode("sandgate-state/admin.sock")), (0o700, 0o600));
     let second = gateway.cli(&["run", "gateway.toml"]);
     assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another gateway runs in"));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another gateway uses it"));
     // What a kill leaves behind does not hinder the next start.
     gateway.kill();
     gateway.restart();

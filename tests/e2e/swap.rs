@@ -122,7 +122,7 @@ async fn a_bad_driver_is_refused_with_the_reason_and_the_old_one_goes_on() {
     huge.set_len(200 << 20).unwrap();
     let output = gateway.cli(&["swap", "echo1", "bad.wasm"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.contains("expected a component of at most 64 MiB, found 200 MiB"), "{text}");
+    assert!(text.contains("expected at most 64 MiB, found 200 MiB"), "{text}");
     assert_eq!(gateway.device("echo1")["version"], "1.0.0");
     gateway.terminate();
     assert_nothing_lost(&observer);

@@ -88,6 +88,8 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
         status,
         complaints: Complaints::new("bench", Arc::default()),
         suspects: Suspects::default(),
+        has_blamed: false,
+        trial: None,
     };
     tokio::spawn(session.run());
     states.wait_for(|status| status.connected).await.unwrap();

@@ -122,6 +122,8 @@ fn session(
         status,
         complaints: Complaints::new("kaa", Arc::default()),
         suspects: Suspects::default(),
+        has_blamed: false,
+        trial: None,
     };
     tokio::spawn(session.run());
     (sender, states)

@@ -132,6 +132,10 @@ impl Cloud for Enapter {
         Some(self.channel(self.channel_id.clone()))
     }
 
+    fn kind(&self, topic: &str) -> String {
+        topic.splitn(5, '/').nth(4).unwrap_or(topic).to_owned()
+    }
+
     fn subscriptions(&self, channel: &str) -> Vec<String> {
         vec![format!("v1/to/{}/{channel}/v1/command/requests", self.hardware_id)]
     }

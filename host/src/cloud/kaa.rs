@@ -72,6 +72,14 @@ impl Cloud for Kaa {
         Some(self.channel(&self.app_version, self.token.as_ref()?, BTreeMap::new()))
     }
 
+    /// The extension and the first level of the path, which do not hold the token.
+    fn kind(&self, topic: &str) -> String {
+        let resource = topic::Resource::parse(topic);
+        resource.map_or_else(String::new, |resource| {
+            format!("{}/{}", resource.extension, resource.path.split('/').next().unwrap_or_default())
+        })
+    }
+
     /// Answers and pushes at every depth that they have, and nothing of what is sent: between here and Kaa there
     /// may be a broker that sends to whoever subscribes.
     fn subscriptions(&self, channel: &str) -> Vec<String> {

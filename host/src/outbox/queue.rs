@@ -342,15 +342,17 @@ impl Queue {
         }
     }
 
-    /// Makes messages unsent, before what else their topics have unsent.
-    pub(super) fn send_again(&mut self, sequences: impl Iterator<Item = Sequence>, alone: bool) {
+    /// Makes messages unsent that are in a place, before what else their topics
+    /// have unsent.
+    pub(super) fn send_again(&mut self, sequences: impl Iterator<Item = Sequence>, from: Place, alone: bool) {
         let mut devices = BTreeSet::new();
         for sequence in sequences {
             let Some(entry) = self.entries.get_mut(&sequence) else { continue };
             entry.alone |= alone;
-            if std::mem::replace(&mut entry.place, Place::Unsent) == Place::Unsent {
+            if entry.place != from {
                 continue;
             }
+            entry.place = Place::Unsent;
             if let Some(queue) = self.devices.get_mut(&entry.device) {
                 queue.unsent_bytes += entry.cost();
                 queue.lane(entry).push_back(sequence);
@@ -370,7 +372,7 @@ impl Queue {
         let sent = self.entries.iter().filter(|(_, entry)| entry.place == Place::Sent).map(|(sequence, _)| *sequence);
         let mut sent: Vec<Sequence> = sent.collect();
         sent.sort_unstable();
-        self.send_again(sent.into_iter(), false);
+        self.send_again(sent.into_iter(), Place::Sent, false);
     }
 
     /// Sends nothing of a device until then; with a topic, nothing on that.

@@ -6,6 +6,7 @@ use std::collections::{HashSet, VecDeque};
 use rumqttc::{AsyncClient, QoS, Request, Subscribe, SubscribeFilter, Unsubscribe};
 use tokio::time::Instant;
 
+use super::dialogue::Proof;
 use super::window::{MOST, Window};
 use crate::outbox::Sequence;
 
@@ -17,8 +18,7 @@ const FILTERS: usize = 100;
 /// A message without a PUBACK.
 #[derive(Debug, Clone, Copy)]
 struct Message {
-    /// Its entry of the outbox, if it has one.
-    entry: Option<Sequence>,
+    proof: Proof,
     /// Its size in bytes.
     size: usize,
 }
@@ -74,8 +74,8 @@ impl Connection {
     }
 
     /// A message was handed to the client.
-    pub(super) fn handed(&mut self, entry: Option<Sequence>, size: usize) {
-        self.handed.push_back(Message { entry, size });
+    pub(super) fn handed(&mut self, proof: Proof, size: usize) {
+        self.handed.push_back(Message { proof, size });
         self.bytes += size;
     }
 
@@ -96,7 +96,7 @@ impl Connection {
         let message = self.handed.pop_front()?;
         if packet == 0 {
             self.bytes -= message.size;
-            return message.entry;
+            return message.entry();
         }
         if let Some(place) = self.unproved.get_mut(usize::from(packet)) {
             self.open += usize::from(place.replace(message).is_none());
@@ -112,12 +112,19 @@ impl Connection {
         self.open -= 1;
         self.bytes -= message.size;
         self.window.proved(packet);
-        message.entry
+        message.entry()
     }
 
-    /// What has no PUBACK; none stands for a message that is not from the outbox.
+    /// What has no PUBACK. Those that a cloud answers are not among them.
     pub(super) fn unproved(&self) -> Vec<Option<Sequence>> {
-        self.unproved.iter().flatten().chain(&self.handed).map(|message| message.entry).collect()
+        let all = self.unproved.iter().flatten().chain(&self.handed);
+        let is_answered = |message: &&Message| matches!(message.proof, Proof::Answer(_));
+        all.filter(|message| !is_answered(message)).map(Message::entry).collect()
+    }
+
+    /// Whether nothing is on the way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.handed.is_empty() && self.open == 0
     }
 
     /// A ping was answered. Whether the broker answers pings, but acknowledges
@@ -137,6 +144,16 @@ impl Connection {
     pub(super) fn has_room(&self) -> bool {
         let messages = self.handed.len() + self.open;
         self.window.has_room(messages, self.bytes) && !(self.is_careful && messages > 0)
+    }
+}
+
+impl Message {
+    /// The entry of the outbox that its PUBACK proves.
+    fn entry(&self) -> Option<Sequence> {
+        match self.proof {
+            Proof::Packet(sequence) => Some(sequence),
+            Proof::Answer(_) | Proof::None => None,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! No IO: the session publishes what a dialogue gives and hands it what
 //! arrives. Time comes in as an argument.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -35,6 +36,12 @@ pub trait Dialogue: Send + Sync {
     /// The broker took a message whose proof is the packet.
     fn delivered(&mut self, sequence: Sequence);
 
+    /// The messages on their way whose proof is the cloud's answer: the entries
+    /// of the outbox that each delivers.
+    fn unanswered(&self) -> Vec<Vec<Sequence>> {
+        Vec::new()
+    }
+
     /// Takes what arrived.
     fn receive(&mut self, topic: &str, payload: &[u8], now: Instant) -> Vec<Event>;
 
@@ -53,9 +60,30 @@ pub trait Dialogue: Send + Sync {
 pub struct Outgoing {
     /// What is published.
     pub publication: Publication,
-    /// The entry of the outbox that is delivered as soon as the broker has
-    /// the packet; none when the cloud answers by itself or nothing waits.
-    pub proof: Option<Sequence>,
+    /// What shows that it arrived.
+    pub proof: Proof,
+}
+
+/// What shows that a message arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The packet's PUBACK, for this entry of the outbox.
+    Packet(Sequence),
+    /// The cloud's answer, which the dialogue waits for; for this entry, the
+    /// first of those that it delivers.
+    Answer(Sequence),
+    /// Nothing of the outbox goes with it.
+    None,
+}
+
+impl Proof {
+    /// The first entry of the outbox that goes.
+    pub fn sequence(self) -> Option<Sequence> {
+        match self {
+            Proof::Packet(sequence) | Proof::Answer(sequence) => Some(sequence),
+            Proof::None => None,
+        }
+    }
 }
 
 /// What an arriving message means.
@@ -76,6 +104,16 @@ pub enum Event {
         offer: Offer,
         /// The configuration, or the description of the software.
         document: Json,
+    },
+    /// The cloud has answered: it has, or will never take, the entries of the
+    /// outbox that a message delivered, which are gone by now; their device and topic.
+    Answered {
+        /// The entries.
+        sequences: Vec<Sequence>,
+        /// Whose they were.
+        device: DeviceId,
+        /// Their topic.
+        topic: Arc<str>,
     },
     /// The message cannot be used. The text has no secrets.
     Refused(String),

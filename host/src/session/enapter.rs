@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Picture;
-use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Question};
+use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Proof, Question};
 use crate::cloud::Greeting;
 use crate::cloud::enapter::Enapter;
 use crate::message::{DeviceId, Publication, Time, now};
@@ -122,7 +122,7 @@ impl Dialogue for EnapterDialogue {
 
     fn next(&mut self, now: Instant) -> Option<Outgoing> {
         let (sequence, publication) = self.outbox.take(now)?.parts.pop()?;
-        Some(Outgoing { publication, proof: Some(sequence) })
+        Some(Outgoing { publication, proof: Proof::Packet(sequence) })
     }
 
     fn delivered(&mut self, sequence: Sequence) {
@@ -227,7 +227,7 @@ mod tests {
             let Some(publication) = dialogue.announce() else {
                 let Some(message) = dialogue.next(Instant::now()) else { return all };
                 all.push(message.publication.topic.to_string());
-                dialogue.delivered(message.proof.unwrap());
+                dialogue.delivered(message.proof.sequence().unwrap());
                 continue;
             };
             let body: serde_json::Value = serde_json::from_slice(&publication.payload).unwrap();

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
 
-use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Question};
+use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Proof, Question};
 use super::{Facts, Picture};
 use crate::cloud::kaa::answer::{self, Failure};
 use crate::cloud::kaa::topic::{Answer, RequestId, Topic};
@@ -141,6 +141,12 @@ impl KaaDialogue {
         let (app_version, token) = request.channel.split_once('/').unwrap_or((&request.channel, ""));
         let end = if request.path.is_empty() { String::new() } else { format!("/{}", request.path) };
         self.deliveries += usize::from(request.purpose.is_delivery());
+        let proof = match &request.purpose {
+            Purpose::Deliver(Delivery { sequences, .. }) => {
+                sequences.first().map_or(Proof::None, |s| Proof::Answer(*s))
+            }
+            _ => Proof::None,
+        };
         let topic = format!("kp1/{app_version}/{}/{token}{end}", request.extension);
         let id = match id {
             Some(id) => {
@@ -150,7 +156,7 @@ impl KaaDialogue {
             None => self.requests.begin(request, deadline),
         };
         let publication = Publication { topic: format!("{topic}/{id}").into(), payload, joins: false, stamp: None };
-        Outgoing { publication, proof: None }
+        Outgoing { publication, proof }
     }
 
     /// Takes the answer to a request of ours.
@@ -227,6 +233,13 @@ impl KaaDialogue {
         }
     }
 
+    /// What an answered request delivered, before it is taken out of the outbox.
+    fn answered_delivery(&self, request: &Request<Purpose>) -> Option<Event> {
+        let Purpose::Deliver(Delivery { sequences, .. }) = &request.purpose else { return None };
+        let (device, topic) = self.outbox.look(*sequences.first()?)?;
+        Some(Event::Answered { sequences: sequences.clone(), device, topic })
+    }
+
     /// Takes an answer to a request that was given up: it was sent again, and
     /// if that is not answered yet, it need not be.
     fn answered_late(&mut self, request: Request<Purpose>, answer: Answer) {
@@ -288,6 +301,14 @@ impl Dialogue for KaaDialogue {
 
     fn delivered(&mut self, _: Sequence) {}
 
+    fn unanswered(&self) -> Vec<Vec<Sequence>> {
+        let deliveries = self.requests.iter().filter_map(|request| match &request.purpose {
+            Purpose::Deliver(delivery) => Some(delivery.sequences.clone()),
+            _ => None,
+        });
+        deliveries.collect()
+    }
+
     fn receive(&mut self, topic: &str, payload: &[u8], now: Instant) -> Vec<Event> {
         let topic = match Topic::parse(topic) {
             Ok(topic) => topic,
@@ -299,6 +320,7 @@ impl Dialogue for KaaDialogue {
         let answered = topic.request.and_then(|id| self.requests.answer(id, &channel, topic.extension, topic.path));
         let limit = if answered.is_some() { MAX_ANSWER } else { MAX_PUSH };
         let is_question = matches!(answered, Some(Request { purpose: Purpose::Question(_), .. }));
+        let delivered = answered.as_ref().and_then(|request| self.answered_delivery(request));
         let is_known = match (answered, topic.request) {
             (Some(request), _) => {
                 self.answered(request, answer, payload, now);
@@ -331,13 +353,14 @@ impl Dialogue for KaaDialogue {
             return vec![Event::Refused(format!("{}/{} of {name}: {failure}", topic.extension, topic.path))];
         }
         // Data counts whoever asked for it, and also when nobody did.
-        let mut events = match answer {
+        let mut events: Vec<Event> = match answer {
             Answer::Status if !is_question => self.take_data(&topic, &recipient, payload, now),
             _ => Vec::new(),
         };
         while let Some(request) = self.commands.next(&channel, now) {
             events.push(Event::Command { recipient: recipient.clone(), request });
         }
+        events.extend(delivered);
         events
     }
 

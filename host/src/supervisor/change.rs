@@ -4,16 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-
+use super::swap::{Asker, SwapOrder};
 use super::{Report, Supervisor};
 use crate::bus;
 use crate::config::{Change, Config, diff};
-use crate::device::{self, DeviceHandle, Input, Phase};
-use crate::message::now;
-use crate::receipt::{DriverName, Outcome, Receipt};
-use crate::registry::{Origin, Progress, Registry};
-use crate::sandbox::Driver;
+use crate::device::{Input, Phase};
+use crate::registry::Origin;
 use crate::watcher::normal;
 
 impl Supervisor {
@@ -40,7 +36,8 @@ impl Supervisor {
             let config = entry.config.clone();
             return self.start_device(id, &config);
         }
-        self.swap(id, Origin::File(path.to_owned()), "file change", None);
+        let origin = Origin::File(path.to_owned());
+        self.swap(id, SwapOrder { origin, asked_by: Asker::File }, None);
     }
 
     /// Reads the configuration file again and applies what is different.
@@ -204,122 +201,4 @@ impl Supervisor {
         }
         Some(wanted)
     }
-
-    /// Swaps a device's driver in a task of its own.
-    pub(super) fn swap(
-        &mut self,
-        id: &str,
-        origin: Origin,
-        asked_by: &str,
-        reply: Option<oneshot::Sender<Result<Receipt, String>>>,
-    ) {
-        self.swap_checked(id, origin, asked_by, reply, None);
-    }
-
-    /// The same; with a version, the new driver must be that version of the
-    /// one that runs.
-    pub(super) fn swap_checked(
-        &mut self,
-        id: &str,
-        origin: Origin,
-        asked_by: &str,
-        reply: Option<oneshot::Sender<Result<Receipt, String>>>,
-        version: Option<String>,
-    ) {
-        let Some(entry) = self.devices.get(id) else { return };
-        let Some(handle) = entry.handle.clone() else { return };
-        let (given, settings) = (self.configuration(id, &entry.config), entry.config.clone());
-        let base = self.config.driver_path(&entry.config);
-        let registry = Arc::clone(&self.registry);
-        let receipts = self.receipts.clone();
-        let report = self.report.clone();
-        let (id, asked_by) = (id.to_owned(), asked_by.to_owned());
-        let only_if_new = reply.is_none();
-        let last_base = self.memory.base_of(&id);
-        tokio::spawn(async move {
-            let file = registry.digest(&base).await.ok();
-            if let Some(digest) = file {
-                // A file that was only touched does not undo a choice made by hand.
-                let same = digest == handle.status.borrow().driver.digest;
-                if only_if_new && (same || last_base == Some(digest.to_string())) {
-                    return;
-                }
-            }
-            let loaded = registry.load(&origin, &Progress::default()).await.and_then(|driver| match &version {
-                Some(version) => is_version(&driver, version, &handle).map(|()| driver),
-                None => Ok(driver),
-            });
-            let prepare = async |driver: &Arc<Driver>| {
-                settings.check(&driver.manifest)?;
-                device::prepare(&handle.spec, Arc::clone(driver), &given).await.map_err(|error| error.to_string())
-            };
-            let result = match loaded {
-                Err(error) => Err(reject(&handle, &receipts, &asked_by, &format!("{error:#}"))),
-                Ok(driver) => match prepare(&driver).await {
-                    Err(problem) => {
-                        let mut receipt = rejection(&handle, &asked_by, &problem);
-                        receipt.new = Some(DriverName::of(&driver));
-                        Err(keep(&handle, &receipts, receipt))
-                    }
-                    Ok(_) if only_if_new && !is_wanted(&registry, &base, &driver, &handle).await => return,
-                    Ok(prepared) => {
-                        let ask = |reply| Input::Swap(Box::new(prepared), asked_by, reply);
-                        handle.ask(ask).await.ok_or("the device was stopped".to_owned())
-                    }
-                },
-            };
-            // What was refused may run when its reason is gone, so it does not count as chosen against.
-            let is_accepted = matches!(&result, Ok(Receipt { outcome: Outcome::Accepted, .. }));
-            if let Some(digest) = file.filter(|_| is_accepted) {
-                // The supervisor may be gone at the end of the program.
-                let _ = report.send(Report::Base { device: id, digest: digest.to_string() }).await;
-            }
-            if let Some(reply) = reply {
-                let _ = reply.send(result);
-            }
-        });
-    }
-}
-
-/// Whether a driver is another version of the running one, and this version.
-fn is_version(driver: &Driver, version: &str, handle: &DeviceHandle) -> anyhow::Result<()> {
-    let (new, running) = (&driver.manifest.driver, &handle.status.borrow().driver.manifest.driver.name.clone());
-    anyhow::ensure!(new.name == *running, "expected the driver {running}, found {}", new.name);
-    anyhow::ensure!(new.version == version, "expected version {version}, found {}", new.version);
-    Ok(())
-}
-
-/// Whether a driver that took a while to compile is still the one in the file,
-/// and not running already through another change.
-async fn is_wanted(registry: &Registry, file: &Path, driver: &Driver, handle: &DeviceHandle) -> bool {
-    let running = handle.status.borrow().driver.digest;
-    running != driver.digest && registry.digest(file).await.is_ok_and(|now| now == driver.digest)
-}
-
-/// The receipt of a swap that failed before it touched the device.
-fn rejection(handle: &DeviceHandle, asked_by: &str, reason: &str) -> Receipt {
-    Receipt {
-        time: now(),
-        device: handle.spec.id.to_string(),
-        asked_by: asked_by.to_owned(),
-        old: DriverName::of(&handle.status.borrow().driver),
-        new: None,
-        outcome: Outcome::Rejected(reason.to_owned()),
-        compile_ms: 0,
-        pause_us: 0,
-        held: 0,
-        dropped: 0,
-        migrated: false,
-    }
-}
-
-fn reject(handle: &DeviceHandle, receipts: &crate::receipt::Receipts, asked_by: &str, reason: &str) -> String {
-    keep(handle, receipts, rejection(handle, asked_by, reason))
-}
-
-fn keep(handle: &DeviceHandle, receipts: &crate::receipt::Receipts, receipt: Receipt) -> String {
-    let text = receipt.to_string();
-    handle.spec.note(&handle.status.borrow().driver, crate::message::Severity::Warning, &text);
-    receipts.keep(&receipt);
-    text
 }

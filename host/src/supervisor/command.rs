@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use super::swap::{Asker, SwapOrder};
 use super::{Request, Supervisor};
 use crate::device::{DeviceHandle, Input};
 use crate::gateway;
@@ -11,6 +12,10 @@ use crate::message::{Attribute, CommandError, CommandRequest, CommandResult, Dev
 use crate::receipt::Outcome;
 use crate::registry::Origin;
 use crate::router::GATEWAY;
+use crate::text;
+
+/// Who asks when a cloud does.
+const CLOUD: &str = "cloud";
 
 impl Supervisor {
     /// Answers a request. A reply that nobody waits for any more is no error.
@@ -38,7 +43,8 @@ impl Supervisor {
                         Some(self.config.driver_path(&entry.config))
                     });
                     let origin = Origin::File(file.unwrap_or_default());
-                    self.swap(&device, origin, &asked_by, Some(reply));
+                    let asked_by = if asked_by == CLOUD { Asker::Cloud } else { Asker::Person(asked_by) };
+                    self.swap(&device, SwapOrder { origin, asked_by }, Some(reply));
                 }
             },
             Request::RollBack { device, reply, .. } if self.is_starting(&device) => {
@@ -119,8 +125,8 @@ impl Supervisor {
         }
         match before {
             Some(receipt) => {
-                let asked_by = format!("{asked_by} (rollback)");
-                self.swap(device, Origin::Copy(receipt.old.digest), &asked_by, Some(reply));
+                let asked_by = Asker::Person(format!("{asked_by} (rollback)"));
+                self.swap(device, SwapOrder { origin: Origin::Copy(receipt.old.digest), asked_by }, Some(reply));
             }
             None => drop(reply.send(Err("there is no driver to go back to".into()))),
         }
@@ -141,9 +147,11 @@ impl Supervisor {
     }
 
     fn unknown(&self, device: &str) -> String {
-        let known: Vec<&str> = self.devices.keys().map(String::as_str).collect();
-        let known = if known.is_empty() { "none is configured".into() } else { known.join(", ") };
-        format!("no device {device:?}; expected one of: {known}")
+        let device = text::cut(device, 100);
+        match self.devices.is_empty() {
+            true => format!("no device {device:?}: none is configured"),
+            false => format!("no device {device:?}; expected one of: {}", text::list(self.devices.keys())),
+        }
     }
 
     /// Carries out a command for the gateway itself, once.
@@ -176,6 +184,9 @@ impl Supervisor {
         }
         let device = arguments.get("device").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
         match request.name.as_str() {
+            "restart_device" | "swap_driver" if !self.devices.contains_key(&device) => {
+                respond(Err(CommandError::InvalidArgument(self.unknown(&device))), true);
+            }
             "list_devices" => respond(Ok(gateway::list(&self.status())), true),
             "restart_device" => {
                 let (reply, done) = oneshot::channel();
@@ -184,7 +195,7 @@ impl Supervisor {
             }
             _ => {
                 let (reply, done) = oneshot::channel();
-                self.answer(Request::Swap { device, file: None, asked_by: "cloud".into(), reply });
+                self.answer(Request::Swap { device, file: None, asked_by: CLOUD.into(), reply });
                 let receipt = |receipt: crate::receipt::Receipt| match receipt.outcome {
                     Outcome::Accepted => {
                         Ok(vec![Attribute { name: "receipt".into(), value: Value::Text(receipt.to_string()) }])

@@ -18,7 +18,7 @@ impl Supervisor {
     /// cloud remove the others. That takes a look at the drivers' files, and not
     /// that they are compiled.
     pub(super) fn publish(&mut self) {
-        self.publish_at = None;
+        (self.publish_at, self.published) = (None, Some(std::time::Instant::now()));
         let is_partial = self.devices.values().any(|entry| entry.awaits_kind);
         let names: Vec<String> = self.sessions.keys().cloned().collect();
         for name in names {
@@ -29,7 +29,7 @@ impl Supervisor {
             }
             session.picture.send_replace(Arc::new(picture));
             if let Some(waiting) = session.waiting.take() {
-                tokio::spawn(watched(waiting));
+                session.running = Some(tokio::spawn(watched(waiting)));
             }
         }
     }

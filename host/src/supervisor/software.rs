@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
 use super::memory::Refused;
+use super::swap::{Asker, SwapOrder};
 use super::{Report, Supervisor};
 use crate::device::{DeviceHandle, Firmware, Input};
 use crate::download::{self, Image};
@@ -180,9 +181,9 @@ impl Supervisor {
         let is_driver = handle.status.borrow().firmware == Firmware::Driver;
         let swap = is_driver.then(|| {
             let (reply, receipt) = oneshot::channel();
-            let asked_by = format!("software {} of {session}", offer.id);
             let origin = Origin::File(file.to_path_buf());
-            self.swap_checked(&device, origin, &asked_by, Some(reply), Some(offer.id.clone()));
+            let asked_by = Asker::Software { version: offer.id.clone(), session: session.clone() };
+            self.swap(&device, SwapOrder { origin, asked_by }, Some(reply));
             receipt
         });
         let report = self.report.clone();

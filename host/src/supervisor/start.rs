@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::memory::child_type;
@@ -77,6 +77,8 @@ pub(super) fn session(
         status: publisher,
         complaints: Complaints::new(name, Arc::clone(&refused)),
         suspects: Suspects::default(),
+        has_blamed: false,
+        trial: None,
     };
     Ok(SessionEntry {
         cloud: parts.cloud,
@@ -89,6 +91,7 @@ pub(super) fn session(
         binary_data: parts.binary_data,
         max_software: parts.max_software,
         waiting: Some(waiting),
+        running: None,
     })
 }
 
@@ -335,10 +338,8 @@ impl Supervisor {
         let (command, session) = (request.id.clone(), request.session.clone());
         let result = match entry.handle.as_ref().filter(|handle| handle.is_alive()) {
             Some(handle) => handle.command(request, reply),
-            None => {
-                let problem = entry.problem.as_deref().unwrap_or("it is being started");
-                Err(CommandError::Failed(format!("the driver of this device is not running: {problem}")))
-            }
+            // Why not is for the operator: it names files of this machine.
+            None => Err(CommandError::Failed("the driver of this device is not running".into())),
         };
         if let Err(error) = result {
             let outlet =
@@ -476,7 +477,8 @@ impl Start {
     }
 
     async fn prepare(&self, origin: &Origin) -> Result<Prepared, NotReady> {
-        let driver = self.registry.load(origin, &self.progress).await?;
+        let driver = self.registry.load(origin, &self.progress).await;
+        let driver = driver.with_context(|| format!("loading driver {origin}"))?;
         self.settings.check(&driver.manifest).map_err(NotReady::Wrong)?;
         device::prepare(&self.spec, driver, &self.given).await
     }

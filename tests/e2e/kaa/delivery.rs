@@ -184,7 +184,7 @@ async fn garbage_from_the_cloud_is_refused_with_its_place_and_harms_nothing() {
     let large = "x".repeat(300 << 10);
     observer.publish("kp1/demo-v1/cex/t1/command/echo/status", &large).await;
     wait_for_log(&site.gateway, "expected at most 262144 bytes, found 307200");
-    assert_eq!(site.gateway.device("d1")["phase"], "running");
+    site.gateway.wait_for_device("d1", "it to run", |device| (device["phase"] == "running").then_some(()));
     let refused = site.gateway.json(&["devices"])["sessions"]["kaa"]["refused"].as_u64().unwrap();
     assert!(refused >= 9, "{refused}");
 }

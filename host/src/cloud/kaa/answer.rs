@@ -39,6 +39,11 @@ impl Failure {
         Failure { code: code.unwrap_or(500), reason: cut(reason) }
     }
 
+    /// Whether it is the endpoint that is not welcome, and not a service that is unwell.
+    pub fn is_of_endpoint(&self) -> bool {
+        matches!(self.code, 401 | 403 | 404)
+    }
+
     /// Whether it is of use to send the same again to a resource.
     pub fn remedy(&self, extension: &str, path: &str) -> Remedy {
         match self.code {
@@ -57,6 +62,9 @@ impl Failure {
 
 /// Whether a `/status` confirms: its body may be empty, or say so, or say
 /// otherwise.
+///
+/// A body that makes no sense confirms all the same: the topic says that the
+/// request was carried out (1/KP), and what is sent again would be stored twice.
 pub fn confirmation(payload: &[u8]) -> Result<(), Failure> {
     match serde_json::from_slice::<Json>(payload) {
         Ok(body) if body.get("statusCode").and_then(Json::as_u64).is_some_and(|code| code >= 400) => {

@@ -2,6 +2,7 @@
 //! by Kaa's answer and by nothing else; and what becomes of refused ones.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -34,8 +35,9 @@ pub(super) struct Delivery {
 /// What Kaa did not take, and when it is tried again. Plain state.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    /// Devices whose messages wait: how often in a row they were refused, and until when.
-    paused: HashMap<DeviceId, (u32, Instant)>,
+    /// What waits, devices or single topics of them: how often in a row it was
+    /// refused, and until when.
+    paused: HashMap<(DeviceId, Option<Arc<str>>), (u32, Instant)>,
     /// Messages that wait by themselves while their device goes on.
     aside: BTreeMap<(Instant, Sequence), Vec<Sequence>>,
     /// How often such a message was refused, and how many of its device had passed at first.
@@ -45,15 +47,16 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// A device's messages wait. Says how long, at the first refusal only; all
-    /// messages that were under way together count as one.
-    fn pause(&mut self, device: &DeviceId, now: Instant) -> (Instant, bool) {
-        let (refusals, until) = self.paused.get(device).copied().unwrap_or((0, now));
+    /// A device's messages wait, or those on a topic. Says how long, at the
+    /// first refusal only; all messages that were under way together count as one.
+    fn pause(&mut self, device: &DeviceId, topic: Option<&Arc<str>>, now: Instant) -> (Instant, bool) {
+        let key = (device.clone(), topic.cloned());
+        let (refusals, until) = self.paused.get(&key).copied().unwrap_or((0, now));
         if until > now {
             return (until, false);
         }
         let until = now + pause(refusals);
-        self.paused.insert(device.clone(), (refusals + 1, until));
+        self.paused.insert(key, (refusals + 1, until));
         (until, refusals == 0)
     }
 
@@ -72,12 +75,17 @@ impl Refusals {
     }
 
     /// A message passed; true when the device was not welcome before.
-    fn pass(&mut self, device: &DeviceId, sequences: &[Sequence]) -> bool {
+    fn pass(&mut self, device: &DeviceId, topic: Option<Arc<str>>, sequences: &[Sequence]) -> bool {
         if let Some(passed) = self.passed.get_mut(device) {
             *passed += 1;
             self.suspects.retain(|sequence, _| !sequences.contains(sequence));
         }
-        self.paused.remove(device).is_some()
+        if self.paused.is_empty() {
+            return false;
+        }
+        let was_paused = self.paused.remove(&(device.clone(), None)).is_some();
+        self.paused.remove(&(device.clone(), topic));
+        was_paused
     }
 
     pub(super) fn next_wake(&self) -> Option<Instant> {
@@ -114,9 +122,10 @@ impl KaaDialogue {
 
     /// Kaa has it.
     pub(super) fn delivered_to(&mut self, channel: &str, delivery: &Delivery) {
+        let topic = delivery.sequences.first().and_then(|first| self.outbox.look(*first)).map(|(_, topic)| topic);
         self.outbox.acknowledge_all(&delivery.sequences);
         delivery.results.iter().for_each(|name| self.commands.finished(channel, name));
-        if self.refusals.pass(&delivery.device, &delivery.sequences)
+        if self.refusals.pass(&delivery.device, topic, &delivery.sequences)
             && let Some(recipient) = self.table.find(channel).cloned()
         {
             // Nothing was pushed to it meanwhile.
@@ -146,7 +155,10 @@ impl KaaDialogue {
                 tracing::debug!(session, device = name, "{extension}/{path}: refused, later again: {failure}");
             }
             Remedy::Later if !is_gone => {
-                let (until, is_new) = self.refusals.pause(&device, now);
+                let place = delivery.sequences.first().and_then(|first| self.outbox.look(*first));
+                // One service that is unwell does not hold up what goes to the others.
+                let topic = place.map(|(_, topic)| topic).filter(|_| !failure.is_of_endpoint());
+                let (until, is_new) = self.refusals.pause(&device, topic.as_ref(), now);
                 if is_new {
                     let seconds = until.saturating_duration_since(now).as_secs();
                     tracing::warn!(
@@ -156,7 +168,7 @@ impl KaaDialogue {
                     );
                 }
                 self.outbox.send_again(&delivery.sequences, false);
-                self.outbox.pause(&device, None, until);
+                self.outbox.pause(&device, topic.as_deref(), until);
             }
             _ => {
                 tracing::warn!(session, device = name, "{extension}/{path}: dropped, the cloud refused it: {failure}");
@@ -224,13 +236,13 @@ mod tests {
     #[test]
     fn messages_that_are_refused_together_count_as_one_refusal() {
         let (mut refusals, device, now) = (Refusals::default(), DeviceId::new("d"), Instant::now());
-        let (until, is_new) = refusals.pause(&device, now);
+        let (until, is_new) = refusals.pause(&device, None, now);
         assert_eq!((until - now, is_new), (Duration::from_secs(2), true));
-        assert_eq!(refusals.pause(&device, now), (until, false));
-        let (next, is_new) = refusals.pause(&device, until);
+        assert_eq!(refusals.pause(&device, None, now), (until, false));
+        let (next, is_new) = refusals.pause(&device, None, until);
         assert_eq!((next - until, is_new), (Duration::from_secs(4), false));
-        assert!(refusals.pass(&device, &[]));
-        assert!(refusals.pause(&device, next).1);
+        assert!(refusals.pass(&device, None, &[]));
+        assert!(refusals.pause(&device, None, next).1);
     }
 
     #[test]
@@ -241,7 +253,7 @@ mod tests {
             assert!(refusals.next_wake().is_some());
             assert_eq!(refusals.take_due(now + Duration::from_secs(121)), Some(vec![7]));
         }
-        refusals.pass(&device, &[8]);
+        refusals.pass(&device, None, &[8]);
         assert!(!refusals.put_aside(&device, vec![7], now));
         assert_eq!(refusals.next_wake(), None);
     }

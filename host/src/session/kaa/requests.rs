@@ -40,6 +40,11 @@ impl<P> Requests<P> {
         self.open.len()
     }
 
+    /// Those that have no answer yet.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Request<P>> {
+        self.open.values().map(|(request, _)| request)
+    }
+
     /// Takes a request and gives it a number: the next one, from 1 again after
     /// the last, without those that have no answer yet.
     pub(super) fn begin(&mut self, request: Request<P>, deadline: Instant) -> RequestId {

@@ -84,7 +84,9 @@ impl Talk {
     }
 
     fn hear(&mut self, topic: &str, payload: &[u8]) -> Vec<Event> {
-        self.dialogue.receive(topic, payload, self.now)
+        let mut events = self.dialogue.receive(topic, payload, self.now);
+        events.retain(|event| !matches!(event, Event::Answered { .. }));
+        events
     }
 
     fn refuse(&mut self, topic: &str, code: u16) {
@@ -262,4 +264,30 @@ fn a_question_that_is_answered_with_too_much_ends_all_the_same() {
     assert!(matches!(&heard[..], [Event::Refused(text)] if text.contains("expected at most 4194304 bytes")));
     talk.pass(Duration::from_secs(16));
     assert!(!talk.said().0.iter().any(|topic| topic.contains("cex")), "it is not asked again");
+}
+
+#[test]
+fn a_service_that_is_unwell_holds_up_its_own_messages_only_and_a_suspended_token_all() {
+    let (metadata, sample) = ("kp1/v1/epmx/t/update/keys", "1");
+    for (code, expected) in [(503, vec![SAMPLES]), (500, vec![SAMPLES])] {
+        let mut talk = Talk::begin(|_| (), Facts::default());
+        talk.settle();
+        talk.append(metadata, sample);
+        let (_, sent) = talk.said();
+        talk.refuse(&sent, code);
+        talk.append(metadata, sample);
+        talk.append(SAMPLES, sample);
+        assert_eq!(talk.said().0, expected, "{code}");
+        talk.pass(Duration::from_secs(2));
+        assert_eq!(talk.said().0, [metadata, metadata], "{code}");
+    }
+    let mut talk = Talk::begin(|_| (), Facts::default());
+    talk.settle();
+    talk.append(SAMPLES, sample);
+    let (_, sent) = talk.said();
+    talk.refuse(&sent, 401);
+    talk.append(metadata, sample);
+    assert!(talk.said().0.is_empty());
+    talk.pass(Duration::from_secs(2));
+    assert_eq!(talk.said().0, [SAMPLES, metadata]);
 }

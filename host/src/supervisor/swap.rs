@@ -1,0 +1,195 @@
+//! Swapping the driver of a running device: everything up to the moment when
+//! the device itself switches over.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::sync::oneshot;
+
+use super::{Report, Supervisor};
+use crate::config;
+use crate::device::{self, DeviceHandle, Input, Prepared};
+use crate::message::{Severity, now};
+use crate::receipt::{DriverName, Outcome, Receipt, Receipts};
+use crate::registry::{Origin, Progress, Registry};
+use crate::sandbox::{Digest, Driver};
+use crate::text;
+
+impl Supervisor {
+    /// Swaps a device's driver in a task of its own.
+    pub(super) fn swap(&mut self, id: &str, order: SwapOrder, reply: Option<SwapReply>) {
+        let Some(entry) = self.devices.get(id) else { return };
+        let Some(handle) = entry.handle.clone() else { return };
+        let swap = Swap {
+            id: id.to_owned(),
+            order,
+            handle,
+            settings: entry.config.clone(),
+            given: self.configuration(id, &entry.config),
+            configured: self.config.driver_path(&entry.config),
+            last_base: self.memory.base_of(id),
+            registry: Arc::clone(&self.registry),
+            receipts: self.receipts.clone(),
+        };
+        let report = self.report.clone();
+        tokio::spawn(async move {
+            let device = swap.id.clone();
+            let Some((result, seen)) = swap.run().await else { return };
+            if let Some(digest) = seen {
+                // The supervisor may be gone at the end of the program.
+                let _ = report.send(Report::Base { device, digest: digest.to_string() }).await;
+            }
+            if let Some(reply) = reply {
+                // So may be whoever asked.
+                let _ = reply.send(result);
+            }
+        });
+    }
+}
+
+/// Who hears how a swap ended.
+pub(super) type SwapReply = oneshot::Sender<Result<Receipt, String>>;
+
+/// What is to be swapped in, and for whom.
+pub(super) struct SwapOrder {
+    pub origin: Origin,
+    pub asked_by: Asker,
+}
+
+/// Who wants a swap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// The driver's file has changed. A driver that was chosen by hand beside
+    /// this very file stays, and so does one that runs already.
+    File,
+    /// Somebody at the gateway.
+    Person(String),
+    /// A command of a cloud.
+    Cloud,
+    /// Software that a cloud offers: this version of the running driver.
+    Software { version: String, session: String },
+}
+
+impl Asker {
+    /// Whether the names of files mean something to it.
+    fn is_here(&self) -> bool {
+        matches!(self, Asker::File | Asker::Person(_))
+    }
+}
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Asker::File => f.write_str("file change"),
+            Asker::Person(who) => f.write_str(who),
+            Asker::Cloud => f.write_str("cloud"),
+            Asker::Software { version, session } => write!(f, "software {version} of {session}"),
+        }
+    }
+}
+
+/// A swap on its way, in a task of its own.
+struct Swap {
+    id: String,
+    order: SwapOrder,
+    handle: DeviceHandle,
+    settings: config::Device,
+    given: device::Configuration,
+    /// The device's configured file.
+    configured: PathBuf,
+    last_base: Option<String>,
+    registry: Arc<Registry>,
+    receipts: Receipts,
+}
+
+impl Swap {
+    /// Carries it out. Gives what became of it, and the digest of the configured
+    /// file that counts as seen from now on; none when nothing is to be done.
+    async fn run(self) -> Option<(Result<Receipt, String>, Option<Digest>)> {
+        let file = self.registry.digest(&self.configured).await.ok();
+        let is_old = |digest: Digest| self.running() == digest || self.last_base == Some(digest.to_string());
+        if self.order.asked_by == Asker::File && file.is_some_and(is_old) {
+            return None;
+        }
+        let result = match self.load().await {
+            Err(error) => Err(self.refuse(None, &format!("{error:#}"))),
+            Ok(driver) => match self.prepare(&driver).await {
+                Err(problem) => Err(self.refuse(Some(DriverName::of(&driver)), &problem)),
+                Ok(_) if self.order.asked_by == Asker::File && !self.is_wanted(&driver).await => return None,
+                Ok(prepared) => {
+                    let asked_by = self.order.asked_by.to_string();
+                    let ask = |reply| Input::Swap(Box::new(prepared), asked_by, reply);
+                    self.handle.ask(ask).await.ok_or("the device was stopped".to_owned())
+                }
+            },
+        };
+        // What was refused may run when its reason is gone, so it does not count as chosen against.
+        let is_accepted = matches!(&result, Ok(Receipt { outcome: Outcome::Accepted, .. }));
+        Some((result, file.filter(|_| is_accepted)))
+    }
+
+    fn running(&self) -> Digest {
+        self.handle.status.borrow().driver.digest
+    }
+
+    async fn load(&self) -> anyhow::Result<Arc<Driver>> {
+        let driver = self.registry.load(&self.order.origin, &Progress::default()).await;
+        let driver = match self.order.asked_by.is_here() {
+            true => driver.with_context(|| format!("loading driver {}", self.order.origin))?,
+            false => driver?,
+        };
+        if let Asker::Software { version, .. } = &self.order.asked_by {
+            is_version(&driver, version, &self.handle)?;
+        }
+        Ok(driver)
+    }
+
+    async fn prepare(&self, driver: &Arc<Driver>) -> Result<Prepared, String> {
+        self.settings.check(&driver.manifest)?;
+        let prepared = device::prepare(&self.handle.spec, Arc::clone(driver), &self.given).await;
+        prepared.map_err(|error| error.to_string())
+    }
+
+    /// Whether a driver that took a while to compile is still the one in the
+    /// file, and not running already through another change.
+    async fn is_wanted(&self, driver: &Driver) -> bool {
+        let file = self.registry.digest(&self.configured).await;
+        self.running() != driver.digest && file.is_ok_and(|now| now == driver.digest)
+    }
+
+    /// Keeps the receipt of a swap that failed before it touched the device,
+    /// and gives its text.
+    fn refuse(&self, new: Option<DriverName>, reason: &str) -> String {
+        let running = Arc::clone(&self.handle.status.borrow().driver);
+        let receipt = Receipt {
+            time: now(),
+            device: self.id.clone(),
+            asked_by: self.order.asked_by.to_string(),
+            old: DriverName::of(&running),
+            new,
+            outcome: Outcome::Rejected(text::shortened(reason, MAX_REASON).into_owned()),
+            compile_ms: 0,
+            pause_us: 0,
+            held: 0,
+            dropped: 0,
+            migrated: false,
+        };
+        let text = receipt.to_string();
+        self.handle.spec.note(&running, Severity::Warning, &text);
+        self.receipts.keep(&receipt);
+        text
+    }
+}
+
+/// Reasons are kept with their receipts.
+const MAX_REASON: usize = 2000;
+
+/// Whether a driver is another version of the running one, and this version.
+fn is_version(driver: &Driver, version: &str, handle: &DeviceHandle) -> anyhow::Result<()> {
+    let (new, running) = (&driver.manifest.driver, &handle.status.borrow().driver.manifest.driver.name.clone());
+    anyhow::ensure!(new.name == *running, "expected the driver {running}, found {}", new.name);
+    anyhow::ensure!(new.version == version, "expected version {version}, found {}", new.version);
+    Ok(())
+}
