@@ -1,8 +1,11 @@
 //! Field lines that the host owns: one task a line, one transaction at a time.
 //!
-//! Devices hold a `BusHandle` and wait for their turn. The task keeps the
-//! connection, the pause between transactions, and quarantines units that do
-//! not answer, so that they do not slow the others down.
+//! Devices hold a `BusHandle` and wait for their turn, which `schedule` gives.
+//! The task keeps the connection, the pause between transactions, and
+//! quarantines units that do not answer a device, for that device, so that
+//! they do not slow the others down.
+
+mod schedule;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,20 +20,24 @@ use tokio_modbus::{Request, Response};
 use tokio_serial::{DataBits, SerialPortBuilderExt, SerialStream, StopBits};
 
 use crate::config::{self, Parity};
+use crate::message::DeviceId;
+use schedule::{Next, Schedule, Wanted};
 
 /// How many transactions may wait for a line.
 const QUEUE: usize = 256;
-/// After so many time-outs in a row a unit is quarantined.
+/// After so many time-outs in a row a unit is quarantined for the device that asked.
 const PATIENCE: u32 = 3;
 const SHORTEST_QUARANTINE: Duration = Duration::from_secs(2);
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
 /// How long a transaction may take, the wait for the line included.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
-/// A driver may ask for so many times the line's own timeout.
+/// Upper bound on a driver's timeout, as a multiple of the line's.
 const LONGEST_TIMEOUT: u32 = 5;
 /// How long a line that cannot be opened is left alone.
 const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Silent units of a device that are told of.
+const TOLD: usize = 10;
 
 /// Why a transaction failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,26 +61,48 @@ pub enum BusError {
 
 /// Gives a device access to a line. The line closes with its last handle.
 #[derive(Debug, Clone)]
-pub struct BusHandle(mpsc::Sender<Transaction>);
+pub struct BusHandle {
+    line: mpsc::Sender<Transaction>,
+    device: DeviceId,
+}
 
 #[derive(Debug)]
 struct Transaction {
+    device: DeviceId,
     unit: u8,
     request: Request<'static>,
     timeout: Option<Duration>,
+    is_urgent: bool,
     answer: oneshot::Sender<Result<Response, BusError>>,
+}
+
+/// How a transaction is carried out.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// How long the unit may take to answer, if not as long as the line says.
+    pub timeout: Option<Duration>,
+    /// Whether somebody waits for a command.
+    pub is_urgent: bool,
+}
+
+/// A line, from which devices get their handles.
+#[derive(Debug, Clone)]
+pub struct BusLine(mpsc::Sender<Transaction>);
+
+impl BusLine {
+    /// The handle of one device.
+    pub fn of(&self, device: &DeviceId) -> BusHandle {
+        BusHandle { line: self.0.clone(), device: device.clone() }
+    }
 }
 
 impl BusHandle {
     /// Waits for the line and carries out one transaction.
-    pub async fn transact(
-        &self,
-        unit: u8,
-        request: Request<'static>,
-        timeout: Option<Duration>,
-    ) -> Result<Response, BusError> {
+    pub async fn transact(&self, unit: u8, request: Request<'static>, manner: Manner) -> Result<Response, BusError> {
         let (answer, result) = oneshot::channel();
-        self.0.try_send(Transaction { unit, request, timeout, answer }).map_err(|error| match error {
+        let Manner { timeout, is_urgent } = manner;
+        let transaction = Transaction { device: self.device.clone(), unit, request, timeout, is_urgent, answer };
+        self.line.try_send(transaction).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => BusError::Busy,
             mpsc::error::TrySendError::Closed(_) => BusError::Unavailable("the line is closed".into()),
         })?;
@@ -86,10 +115,10 @@ impl BusHandle {
 }
 
 /// Starts the task of a line.
-pub fn open(name: &str, bus: &config::Bus) -> BusHandle {
-    let (handle, inbox) = mpsc::channel(QUEUE);
+pub fn open(name: &str, bus: &config::Bus) -> BusLine {
+    let (line, inbox) = mpsc::channel(QUEUE);
     tokio::spawn(Bus::new(name, bus).run(inbox));
-    BusHandle(handle)
+    BusLine(line)
 }
 
 #[derive(Debug)]
@@ -107,12 +136,17 @@ struct Bus {
     last: Option<Instant>,
     failures: u32,
     retry_at: Option<Instant>,
-    units: HashMap<u8, Health>,
+    /// How units behaved to devices that asked them.
+    health: HashMap<(DeviceId, u8), Health>,
+    schedule: Schedule,
+    waiting: Vec<Transaction>,
 }
 
 /// How a unit behaved lately.
 #[derive(Debug, Default)]
 struct Health {
+    /// Whether it has ever answered.
+    is_known: bool,
     timeouts: u32,
     ask_again: Option<Instant>,
 }
@@ -143,50 +177,104 @@ impl Bus {
             last: None,
             failures: 0,
             retry_at: None,
-            units: HashMap::new(),
+            health: HashMap::new(),
+            schedule: Schedule::new(std::time::Instant::now()),
+            waiting: Vec::new(),
         }
     }
 
     async fn run(mut self, mut inbox: mpsc::Receiver<Transaction>) {
-        while let Some(transaction) = inbox.recv().await {
-            // The device may have been stopped while it waited.
-            if transaction.answer.is_closed() {
-                continue;
+        loop {
+            while let Ok(transaction) = inbox.try_recv() {
+                self.take(transaction);
             }
-            let Transaction { unit, request, timeout, mut answer } = transaction;
-            let result = tokio::select! {
-                result = self.carry_out(unit, request, timeout) => result,
-                // The device was stopped or gave up: the line is free for the next.
-                () = answer.closed() => {
-                    self.connection = None;
-                    self.last = Some(Instant::now());
+            // The device may have been stopped, or have given up, while it waited.
+            self.waiting.retain(|transaction| !transaction.answer.is_closed());
+            let wanted: Vec<Wanted> = self.waiting.iter().map(|transaction| self.wanted(transaction)).collect();
+            let next = self.schedule.next(&wanted, std::time::Instant::now());
+            let wait = match next {
+                Next::Now(place) => {
+                    let transaction = self.waiting.remove(place);
+                    self.serve(transaction).await;
                     continue;
                 }
+                Next::At(time) => Some(time),
+                Next::Nothing => None,
             };
+            let wait = async move {
+                match wait {
+                    Some(time) => sleep_until(time.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                transaction = inbox.recv() => match transaction {
+                    Some(transaction) => self.take(transaction),
+                    None => return,
+                },
+                () = wait => {}
+            }
+        }
+    }
+
+    /// Lets a transaction wait, or refuses it when its unit is in quarantine.
+    fn take(&mut self, transaction: Transaction) {
+        let health = self.health.get(&(transaction.device.clone(), transaction.unit));
+        let rests_until = health.and_then(|health| health.ask_again);
+        if rests_until.is_some_and(|time| Instant::now() < time) && !transaction.is_urgent {
             // Nobody waits for it any more if the device was stopped just now.
-            drop(answer.send(result));
+            return drop(transaction.answer.send(Err(BusError::TimedOut)));
+        }
+        self.schedule.asked(&transaction.device, std::time::Instant::now());
+        self.waiting.push(transaction);
+    }
+
+    fn wanted(&self, transaction: &Transaction) -> Wanted {
+        let health = self.health.get(&(transaction.device.clone(), transaction.unit));
+        Wanted {
+            device: transaction.device.clone(),
+            is_urgent: transaction.is_urgent,
+            is_doubtful: health.is_none_or(|health| !health.is_known || health.timeouts > 0),
+        }
+    }
+
+    async fn serve(&mut self, transaction: Transaction) {
+        let wanted = self.wanted(&transaction);
+        let Transaction { device, unit, request, timeout, mut answer, .. } = transaction;
+        let begin = Instant::now();
+        let result = tokio::select! {
+            result = self.carry_out((&device, unit), request, timeout) => Some(result),
+            // The device was stopped or gave up: the line is free for the next.
+            () = answer.closed() => None,
+        };
+        self.schedule.used(&wanted, begin.elapsed(), std::time::Instant::now());
+        match result {
+            // The same.
+            Some(result) => drop(answer.send(result)),
+            None => {
+                self.connection = None;
+                self.last = Some(Instant::now());
+            }
         }
     }
 
     async fn carry_out(
         &mut self,
-        unit: u8,
+        (device, unit): (&DeviceId, u8),
         request: Request<'static>,
         limit: Option<Duration>,
     ) -> Result<Response, BusError> {
-        let health = self.units.entry(unit).or_default();
-        if health.ask_again.is_some_and(|time| Instant::now() < time) {
-            return Err(BusError::TimedOut);
-        }
         if let Some(last) = self.last {
             sleep_until(last + self.gap).await;
         }
         let limit = limit.unwrap_or(self.timeout).min(self.timeout * LONGEST_TIMEOUT);
+        let function = request.function_code();
         let result = self.exchange(unit, request, limit).await;
+        tracing::debug!(bus = self.name, device = device.as_str(), unit, "function {function}: {result:?}");
         self.last = Some(Instant::now());
-        // A driver in a hurry must not bring a unit into disrepute with others.
+        // A driver in a hurry says little about a unit.
         if limit >= self.timeout || result != Err(BusError::TimedOut) {
-            self.judge(unit, &result);
+            self.judge(device, unit, &result);
         }
         result
     }
@@ -247,15 +335,17 @@ impl Bus {
         }
     }
 
-    /// Keeps account of who answers.
-    fn judge(&mut self, unit: u8, result: &Result<Response, BusError>) {
-        let health = self.units.entry(unit).or_default();
+    /// Keeps account of who answers whom.
+    fn judge(&mut self, device: &DeviceId, unit: u8, result: &Result<Response, BusError>) {
+        let silent = self.health.iter().filter(|((other, _), health)| other == device && health.is_told()).count();
+        let health = self.health.entry((device.clone(), unit)).or_default();
         match result {
             Err(BusError::TimedOut) => {
                 health.timeouts = health.timeouts.saturating_add(1);
                 if let Some(beyond) = health.timeouts.checked_sub(PATIENCE) {
-                    if beyond == 0 {
-                        tracing::warn!(bus = self.name, unit, "does not answer; asking less often");
+                    if beyond == 0 && silent < TOLD {
+                        let device = device.as_str();
+                        tracing::warn!(bus = self.name, device, unit, "does not answer; asking less often");
                     }
                     let rest = doubled(SHORTEST_QUARANTINE, beyond, LONGEST_QUARANTINE);
                     health.ask_again = Some(Instant::now() + rest);
@@ -263,12 +353,19 @@ impl Bus {
             }
             Err(BusError::Unavailable(_) | BusError::Busy) => {}
             Ok(_) | Err(BusError::Exception(_) | BusError::InvalidResponse(_)) => {
-                if health.timeouts >= PATIENCE {
-                    tracing::info!(bus = self.name, unit, "answers again");
+                if health.is_told() && silent <= TOLD {
+                    tracing::info!(bus = self.name, device = device.as_str(), unit, "answers again");
                 }
-                *health = Health::default();
+                *health = Health { is_known: true, ..Health::default() };
             }
         }
+    }
+}
+
+impl Health {
+    /// Whether it was silent for so long that people know.
+    fn is_told(&self) -> bool {
+        self.timeouts >= PATIENCE
     }
 }
 

@@ -7,6 +7,7 @@ mod check;
 mod communication;
 mod diff;
 mod kaa;
+mod modbus;
 mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ use serde::Deserialize;
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use kaa::{Batch, Endpoint, KaaSession, Timestamp};
+pub use modbus::{ConfiguredUnits, ModbusAccess, ModbusGrant, WriteKind};
 pub use units::{Rate, Secret, Size, Source, Span};
 
 use crate::manifest::Manifest;
@@ -292,8 +294,8 @@ pub enum LogLevel {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grants {
-    /// The driver's bus name → a name under `[buses]`.
-    pub modbus: BTreeMap<String, String>,
+    /// The driver's bus name → a name under `[buses]`, and what may be done there.
+    pub modbus: BTreeMap<String, ModbusGrant>,
     /// `host:port` for `net` and WASI sockets.
     pub tcp: Vec<Target>,
     /// `host:port` for `http`.

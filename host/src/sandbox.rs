@@ -40,8 +40,8 @@ pub use inspect::{Inspection, embed_manifest, inspect};
 pub use instance::{CallError, FirmwareStep, Instance};
 pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
+pub use modbus::BusGrant;
 
-use crate::bus::BusHandle;
 use crate::device::Statistics;
 use crate::files;
 use crate::manifest::Manifest;
@@ -134,7 +134,7 @@ pub struct Capabilities {
     /// Granted hosts for `http`.
     pub http: Vec<Target>,
     /// Granted buses by the driver's names for them.
-    pub buses: BTreeMap<String, BusHandle>,
+    pub buses: BTreeMap<String, BusGrant>,
     /// Connections that it may open, with all others.
     pub sockets: Sockets,
     /// Look-ups of names, with all others.

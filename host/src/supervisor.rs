@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, interval_at};
 
-use crate::bus::{self, BusHandle};
+use crate::bus::{self, BusLine};
 use crate::cloud::Cloud;
 use crate::config::{self, Config};
 use crate::device::{Counter, DeviceHandle, Firmware, Prepared, Specification, Statistics, Waiting};
@@ -37,7 +37,7 @@ use crate::outbox::Outbox;
 use crate::receipt::Receipts;
 use crate::registry::{Progress, Registry};
 use crate::router::{GATEWAY, Outlet, Route};
-use crate::sandbox::{Compiler, Digest, Sandbox};
+use crate::sandbox::{BusGrant, Compiler, Digest, Sandbox};
 use crate::scribe::Scribe;
 use crate::secrets::Secrets;
 use crate::session::{BinaryData, Order, Picture, Question, SessionStatus};
@@ -109,7 +109,7 @@ pub struct Supervisor {
     secrets: Secrets,
     sockets: Sockets,
     lookups: Lookups,
-    buses: BTreeMap<String, BusHandle>,
+    buses: BTreeMap<String, BusLine>,
     sessions: BTreeMap<String, SessionEntry>,
     devices: BTreeMap<String, DeviceEntry>,
     watcher: Watcher,
@@ -373,15 +373,18 @@ impl Supervisor {
             let channel = entry.cloud.device(&device_id, device.endpoints.get(name))?;
             Some(entry.route(name, channel))
         });
-        let buses =
-            device.grants.modbus.iter().filter_map(|(name, bus)| Some((name.clone(), self.buses.get(bus)?.clone())));
+        let buses = device.grants.modbus.iter().filter_map(|(name, grant)| {
+            let bus = self.buses.get(&grant.bus)?.of(&device_id);
+            Some((name.clone(), BusGrant { bus, access: grant.access.clone() }))
+        });
+        let buses = buses.collect();
         Specification {
             outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
             statistics: Arc::clone(statistics),
             storage: Some(self.storage.device(&device_id)),
             tcp: device.grants.tcp.clone(),
             http: device.grants.http.clone(),
-            buses: buses.collect(),
+            buses,
             sockets: self.sockets.clone(),
             lookups: self.lookups.clone(),
             limits: device.limits.clone(),

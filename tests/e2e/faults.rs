@@ -17,7 +17,8 @@ async fn site(plan: Plan) -> (Broker, Observer, FaultProxy, Gateway) {
     let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let proxy = FaultProxy::to(broker.port, plan).await;
-    let mut devices = String::new();
+    // What stalls is noticed by the second ping.
+    let mut devices = "keep_alive = '2s'\n".to_owned();
     for number in 0..DEVICES {
         let _ = write!(
             devices,
@@ -107,6 +108,7 @@ async fn a_way_that_stalls_lies_and_resets_at_random_loses_nothing() {
         (14..18, Way::Down, _) => Act::Garble,
         (18..24, Way::Down, Packet::PubAck(_)) => Act::Twice,
         (24..27, Way::Up, Packet::Publish(_)) => Act::Swallow,
+        (27..28, _, _) => Act::Stall,
         _ => Act::Pass,
     };
     let (_broker, observer, proxy, gateway) = site(Box::new(plan)).await;

@@ -2,7 +2,7 @@
 //!
 //! Pure. Errors name line, column, key path and what was expected.
 
-use super::{Bus, Config, Device, EnapterSession, KEEP_ALIVE, Session, Source, keep_alive_fits};
+use super::{Bus, Config, Device, EnapterSession, KEEP_ALIVE, ModbusGrant, Session, Source, keep_alive_fits};
 
 /// Checks a parsed configuration; `text` is what it was parsed from.
 pub(super) fn check(config: &Config, text: &str) -> Result<(), String> {
@@ -47,7 +47,7 @@ impl Config {
             let text = "expected a device id of 1 to 64 letters, digits and _, starting with a letter".into();
             return Err(Problem::new(&["devices", id], text));
         }
-        for (name, bus) in &device.grants.modbus {
+        for (name, ModbusGrant { bus, .. }) in &device.grants.modbus {
             if !self.buses.contains_key(bus) {
                 let text = format!("no bus {bus:?}; expected one of {}", names(self.buses.keys()));
                 return Err(Problem::new(&["devices", id, "grants", "modbus", name], text));

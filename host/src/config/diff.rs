@@ -67,7 +67,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
         same_file.driver.clone_from(&device.driver);
         let mut same_configuration = before.clone();
         same_configuration.configuration.clone_from(&device.configuration);
-        if device.grants.modbus.values().any(changed_bus) {
+        if device.grants.modbus.values().any(|grant| changed_bus(&grant.bus)) {
             changes.push(Change::StartDevice(id.clone()));
         } else if before == device {
             continue;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Statistics;
-use crate::bus::BusHandle;
 use crate::config::{self, LogLevel};
 use crate::message::{DeviceId, Severity};
 use crate::network::{Lookups, Target};
 use crate::router::Outlet;
-use crate::sandbox::{Capabilities, DeviceLog, Driver, Limits};
+use crate::sandbox::{BusGrant, Capabilities, DeviceLog, Driver, Limits};
 use crate::sockets::Sockets;
 use crate::storage::DeviceStorage;
 
@@ -29,7 +28,7 @@ pub struct Specification {
     /// Granted hosts for `http`.
     pub http: Vec<Target>,
     /// Granted buses by the driver's names.
-    pub buses: BTreeMap<String, BusHandle>,
+    pub buses: BTreeMap<String, BusGrant>,
     /// Connections that it may open, with all others.
     pub sockets: Sockets,
     /// Look-ups of names, with all others.

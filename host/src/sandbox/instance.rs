@@ -146,6 +146,7 @@ impl Instance {
 
     /// Calls `start`.
     pub async fn start(&mut self, context: Context) -> Result<Result<(), String>, CallError> {
+        self.store.data_mut().configured(&context.configuration);
         self.call("start", async |bindings, store| {
             bindings.sandgate_driver_device_driver().call_start(store, &context).await
         })
@@ -180,11 +181,17 @@ impl Instance {
 
     /// Calls `configure`.
     pub async fn configure(&mut self, configuration: &str) -> Result<Result<(), String>, CallError> {
-        self.call("configure", async |bindings, store| {
-            bindings.sandgate_driver_device_driver().call_configure(store, configuration).await
-        })
-        .await
-        .map(shorten)
+        let before = self.store.data_mut().configured(configuration);
+        let result = self
+            .call("configure", async |bindings, store| {
+                bindings.sandgate_driver_device_driver().call_configure(store, configuration).await
+            })
+            .await
+            .map(shorten);
+        if !matches!(result, Ok(Ok(()))) {
+            self.store.data_mut().units = before;
+        }
+        result
     }
 
     /// Calls `stop`.

@@ -8,11 +8,21 @@ use wasmtime::component::Resource;
 use super::contract::sandgate::driver::modbus::{self, ModbusError};
 use super::net::timeout;
 use super::state::State;
-use crate::bus::{BusError, BusHandle};
+use crate::bus::{BusError, BusHandle, Manner};
+use crate::config::{ModbusAccess, WriteKind};
+
+/// A granted line: what a device may do there, and how.
+#[derive(Debug, Clone)]
+pub struct BusGrant {
+    /// The line.
+    pub bus: BusHandle,
+    /// The units and writes that are granted.
+    pub access: ModbusAccess,
+}
 
 /// A unit on a granted bus, as one driver sees it.
 pub struct Unit {
-    bus: BusHandle,
+    grant: BusGrant,
     unit: u8,
     timeout: Option<Duration>,
     pause: Duration,
@@ -51,11 +61,13 @@ fn unexpected(response: &Response) -> ModbusError {
 
 impl State {
     async fn transact(&mut self, handle: &Resource<Unit>, request: Request<'static>) -> Outcome<Response> {
+        let is_urgent = self.command.is_some();
         let unit = self.table.get_mut(handle)?;
         if let Some(last) = unit.last {
             tokio::time::sleep_until((last + unit.pause).into()).await;
         }
-        let result = unit.bus.transact(unit.unit, request, unit.timeout).await;
+        let manner = Manner { timeout: unit.timeout, is_urgent };
+        let result = unit.grant.bus.transact(unit.unit, request, manner).await;
         unit.last = Some(Instant::now());
         Ok(result.map_err(ModbusError::from))
     }
@@ -89,7 +101,18 @@ impl State {
         Ok(Ok(response))
     }
 
-    async fn write(&mut self, handle: Resource<Unit>, request: Request<'static>) -> Outcome<()> {
+    /// Writes `count` registers or coils from `address` on, if the grant covers them.
+    async fn write(
+        &mut self,
+        handle: Resource<Unit>,
+        (kind, address, count): (WriteKind, u16, usize),
+        request: Request<'static>,
+    ) -> Outcome<()> {
+        let unit = self.table.get(&handle)?;
+        if let Err(text) = unit.grant.access.check_write(unit.unit, kind, address, count, &self.units) {
+            self.complain(&text, &text);
+            return Ok(Err(ModbusError::NotGranted(text)));
+        }
         Ok(self.transact(&handle, request).await?.map(|_| ()))
     }
 }
@@ -106,7 +129,11 @@ impl modbus::HostUnit for State {
             self.complain(&text, &text);
             return Ok(Err(ModbusError::NotGranted(text)));
         };
-        let unit = Unit { bus: handle, unit, timeout: None, pause: Duration::ZERO, last: None };
+        if let Err(text) = handle.access.check_unit(unit, &self.units) {
+            self.complain(&text, &text);
+            return Ok(Err(ModbusError::NotGranted(text)));
+        }
+        let unit = Unit { grant: handle, unit, timeout: None, pause: Duration::ZERO, last: None };
         Ok(Ok(self.table.push(unit)?))
     }
 
@@ -127,23 +154,29 @@ impl modbus::HostUnit for State {
     }
 
     async fn write_coil(&mut self, unit: Resource<Unit>, address: u16, value: bool) -> Outcome<()> {
-        self.write(unit, Request::WriteSingleCoil(address, value)).await
+        self.write(unit, (WriteKind::Coils, address, 1), Request::WriteSingleCoil(address, value)).await
     }
 
     async fn write_register(&mut self, unit: Resource<Unit>, address: u16, value: u16) -> Outcome<()> {
-        self.write(unit, Request::WriteSingleRegister(address, value)).await
+        self.write(unit, (WriteKind::Registers, address, 1), Request::WriteSingleRegister(address, value)).await
     }
 
     async fn write_coils(&mut self, unit: Resource<Unit>, address: u16, values: Vec<bool>) -> Outcome<()> {
         match check("values", values.len(), 1968) {
-            Ok(()) => self.write(unit, Request::WriteMultipleCoils(address, values.into())).await,
+            Ok(()) => {
+                let place = (WriteKind::Coils, address, values.len());
+                self.write(unit, place, Request::WriteMultipleCoils(address, values.into())).await
+            }
             Err(error) => Ok(Err(error)),
         }
     }
 
     async fn write_registers(&mut self, unit: Resource<Unit>, address: u16, values: Vec<u16>) -> Outcome<()> {
         match check("values", values.len(), 123) {
-            Ok(()) => self.write(unit, Request::WriteMultipleRegisters(address, values.into())).await,
+            Ok(()) => {
+                let place = (WriteKind::Registers, address, values.len());
+                self.write(unit, place, Request::WriteMultipleRegisters(address, values.into())).await
+            }
             Err(error) => Ok(Err(error)),
         }
     }

@@ -13,11 +13,12 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use super::alerts::AlertState;
 use super::limits::{CpuBudget, Limits, MemoryLimit};
 use super::log::{DeviceLog, Output};
+use super::modbus::BusGrant;
 use super::storage::Stored;
 use super::telemetry::Telemetry;
 use super::timers::Timers;
 use super::{Capabilities, http, wasi_sockets};
-use crate::bus::BusHandle;
+use crate::config::ConfiguredUnits;
 use crate::manifest::Manifest;
 use crate::message::Severity;
 use crate::network::{Access, Lookups};
@@ -49,7 +50,9 @@ pub struct State {
     /// Those of this one by WASI sockets.
     pub(super) wasi_sockets: Vec<Socket>,
     pub(super) http: http::Client,
-    pub(super) buses: Arc<BTreeMap<String, BusHandle>>,
+    /// The Modbus units of the configuration that counts.
+    pub(super) units: ConfiguredUnits,
+    pub(super) buses: Arc<BTreeMap<String, BusGrant>>,
 }
 
 impl State {
@@ -96,12 +99,21 @@ impl State {
             lookups: capabilities.lookups.of_one(),
             wasi_sockets: Vec::new(),
             http: http::Client::new(http, capabilities.sockets.clone()),
+            units: ConfiguredUnits::default(),
             buses: Arc::new(buses.map(|(name, bus)| (name.clone(), bus.clone())).collect()),
         }
     }
 }
 
 impl State {
+    /// A configuration counts from now on; gives the units of the one before.
+    pub(super) fn configured(&mut self, configuration: &str) -> ConfiguredUnits {
+        if self.buses.is_empty() {
+            return ConfiguredUnits::default();
+        }
+        std::mem::replace(&mut self.units, ConfiguredUnits::of(&self.manifest, configuration))
+    }
+
     /// Closes all connections; the driver finds them closed.
     pub(super) fn close_connections(&mut self) {
         super::net::close_all(&mut self.table);
