@@ -5,6 +5,7 @@ mod build;
 mod check;
 mod cloud;
 mod new;
+mod preflight;
 mod remote;
 mod run;
 

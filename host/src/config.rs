@@ -8,6 +8,7 @@ mod communication;
 mod diff;
 mod kaa;
 mod modbus;
+mod original;
 mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,10 @@ pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use kaa::{Batch, Endpoint, KaaSession, Timestamp};
 pub use modbus::{ConfiguredUnits, ModbusAccess, ModbusGrant, WriteKind};
+pub use original::Original;
 pub use units::{Rate, Secret, Size, Source, Span};
+
+use original::{keys_at, line_and_column};
 
 use crate::manifest::Manifest;
 use crate::network::Target;
@@ -49,6 +53,9 @@ pub struct Config {
     /// The folder of the file; paths in it start there.
     #[serde(skip)]
     pub folder: PathBuf,
+    /// The text of the file.
+    #[serde(skip)]
+    pub original: Original,
 }
 
 /// The gateway itself, the parent of all devices in the cloud.
@@ -248,28 +255,50 @@ pub struct Device {
     /// rate in this time brings the old one back.
     #[serde(default = "default_health_window")]
     pub health_window: Span,
+    /// Its id, the key of its table.
+    #[serde(skip)]
+    pub id: String,
+    /// The text of the file.
+    #[serde(skip)]
+    pub original: Original,
 }
 
 impl Device {
-    /// Holds what a driver asks for, and what a cloud is to get from it, against its manifest.
+    /// Holds what stands here against what a driver's manifest says. The error
+    /// names the place.
     pub fn check(&self, manifest: &Manifest) -> Result<(), String> {
-        for bus in &manifest.driver.requests.modbus {
-            if !self.grants.modbus.contains_key(bus) {
-                return Err(format!(
-                    "it requests the Modbus line {bus:?}; expected grants.modbus.{bus} in the configuration"
-                ));
-            }
+        let requested = &manifest.driver.requests.modbus;
+        if let Some(bus) = requested.iter().find(|bus| !self.grants.modbus.contains_key(*bus)) {
+            let like = self.grants.modbus.keys().find(|name| !requested.contains(name));
+            let found = like.map_or(String::new(), |name| format!(", found grants.modbus.{name}"));
+            let text = format!("the driver requests the Modbus line {bus:?}; expected `grants.modbus.{bus}`{found}");
+            return Err(self.wrong(&["grants", "modbus"], &text));
         }
         for (session, endpoint) in &self.endpoints {
             for name in endpoint.plain.keys() {
                 if !manifest.blueprint.telemetry.contains_key(name) {
-                    return Err(format!(
-                        "endpoints.{session}.plain.{name}: expected telemetry that the manifest declares"
-                    ));
+                    let text = "expected telemetry that the manifest declares";
+                    return Err(self.wrong(&["endpoints", session, "plain", name], text));
                 }
             }
         }
-        Ok(())
+        self.check_configuration(manifest)
+    }
+
+    /// Holds the configuration against what a manifest declares.
+    pub fn check_configuration(&self, manifest: &Manifest) -> Result<(), String> {
+        let given = serde_json::to_value(&self.configuration).unwrap_or_default();
+        let given = given.as_object().cloned().unwrap_or_default();
+        manifest.check_configuration(given).map(drop).map_err(|wrong| {
+            let keys: Vec<&str> = ["configuration"].into_iter().chain(wrong.keys.iter().map(String::as_str)).collect();
+            self.wrong(&keys, &wrong.problem)
+        })
+    }
+
+    /// An error about something in this device's table: where, and what is wrong.
+    pub fn wrong(&self, keys: &[&str], problem: &str) -> String {
+        let keys: Vec<&str> = ["devices", self.id.as_str()].iter().chain(keys).copied().collect();
+        format!("{}: {}: {problem}", self.original.place(&keys), keys.join("."))
     }
 }
 
@@ -297,9 +326,9 @@ pub struct Grants {
     /// The driver's bus name → a name under `[buses]`, and what may be done there.
     pub modbus: BTreeMap<String, ModbusGrant>,
     /// `host:port` for `net` and WASI sockets.
-    pub tcp: Vec<Target>,
+    pub tcp: Option<Vec<Target>>,
     /// `host:port` for `http`.
-    pub http: Vec<Target>,
+    pub http: Option<Vec<Target>>,
 }
 
 /// What a device may consume. The manifest may ask for less or more; what
@@ -364,10 +393,14 @@ impl Config {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("reading configuration {}", path.display()))?;
         let mut config = Config::parse(&text).map_err(|error| anyhow!("{}:{error}", path.display()))?;
+        config.original = Original::new(path, &text);
+        for device in config.devices.values_mut() {
+            device.original = config.original.clone();
+        }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         config.folder = folder.unwrap_or(Path::new(".")).to_owned();
         config.state = config.folder.join(&config.state);
-        config.read_tokens().with_context(|| path.display().to_string())?;
+        config.read_tokens()?;
         Ok(config)
     }
 
@@ -375,7 +408,10 @@ impl Config {
     fn read_tokens(&mut self) -> Result<()> {
         for (id, device) in &mut self.devices {
             for (name, endpoint) in &mut device.endpoints {
-                endpoint.read_token(&self.folder).with_context(|| format!("devices.{id}.endpoints.{name}.token"))?;
+                endpoint.read_token(&self.folder).map_err(|error| {
+                    let keys = ["devices", id, "endpoints", name, "token"];
+                    anyhow!("{}: {}: {error:#}", self.original.place(&keys), keys.join("."))
+                })?;
             }
         }
         check::check_tokens(self).map_err(anyhow::Error::msg)
@@ -383,14 +419,17 @@ impl Config {
 
     /// Parses and checks a text. The error starts with `line:column: `.
     pub fn parse(text: &str) -> Result<Config, String> {
-        let config: Config = toml::from_str(text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start);
-            // The first line says what; the rest repeats the file.
-            let message = error.message().trim().replace('\n', ", ");
-            format!("{}: {message}", check::line_and_column(text, offset))
-        })?;
+        let mut config: Config = toml::from_str(text).map_err(|error| explain(text, &error))?;
         check::check(&config, text)?;
+        for (id, device) in &mut config.devices {
+            device.id.clone_from(id);
+        }
         Ok(config)
+    }
+
+    /// An error about something in the file: where, and what is wrong.
+    pub fn wrong(&self, keys: &[&str], problem: &str) -> String {
+        format!("{}: {}: {problem}", self.original.place(keys), keys.join("."))
     }
 
     /// The secrets that it holds or names, as far as they can be read.
@@ -425,5 +464,37 @@ impl Config {
     /// The component file of a device.
     pub fn driver_path(&self, device: &Device) -> PathBuf {
         self.folder.join(&device.driver)
+    }
+}
+
+/// How the parser calls what it expected, and how an operator would.
+const EXPECTED: [(&str, &str); 7] = [
+    ("expected a sequence", "expected a list such as [\"a\", \"b\"]"),
+    ("expected a map", "expected a table"),
+    ("expected a string", "expected a text in quotes"),
+    ("expected path string", "expected a path in quotes"),
+    ("expected a boolean", "expected true or false"),
+    ("expected u8", "expected a number from 0 to 255"),
+    ("expected u16", "expected a number from 0 to 65535"),
+];
+
+/// Says what is wrong with a text that is no configuration, in one line.
+fn explain(text: &str, error: &toml::de::Error) -> String {
+    let span = error.span().unwrap_or_default();
+    let place = line_and_column(text, span.start);
+    // The first line says what; the rest repeats the file.
+    let message = error.message().trim().replace('\n', ", ");
+    if message == "duplicate key" {
+        let key = text.get(span).unwrap_or_default();
+        return format!("{place}: `{key}` stands here a second time; expected each key once");
+    }
+    let message = EXPECTED.iter().fold(message, |message, (theirs, ours)| match message.strip_suffix(theirs) {
+        Some(start) => format!("{start}{ours}"),
+        None => message,
+    });
+    // What stands in the place of a secret may be one.
+    match keys_at(text, span.start) {
+        keys if keys.is_empty() => format!("{place}: {message}"),
+        keys => format!("{place}: {keys}: {message}"),
     }
 }

@@ -32,10 +32,11 @@ use crate::receipt::Receipts;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
 use crate::sandbox::{CallError, DeviceLog, Driver, Instance, Limits};
 use backoff::{Backoff, Verdict};
+use handle::Backlog;
 use swap::Watch;
 
 /// Commands that may wait for a device; more are answered with "busy".
-const INBOX: usize = 16;
+const INBOX: usize = 256;
 
 /// The life of one instance; the instance is gone after a crash.
 struct Life {
@@ -62,6 +63,7 @@ struct Device {
     /// When to ask for its version again.
     ask_firmware_at: Option<Instant>,
     inbox: mpsc::Receiver<Input>,
+    backlog: Backlog,
     /// The last error of a timer call, and when it was logged.
     complaint: Option<(String, Instant)>,
     journal: Arc<Journal>,
@@ -73,6 +75,7 @@ impl DeviceHandle {
     /// Starts a device with a prepared driver.
     pub fn start(spec: Arc<Specification>, first: Prepared, journal: Arc<Journal>, receipts: Receipts) -> DeviceHandle {
         let (inbox, inputs) = mpsc::channel(INBOX);
+        let backlog = Backlog::default();
         let configuration: Arc<str> = first.configuration.into();
         let firmware = Firmware::of(&first.driver);
         let first_status = DeviceStatus {
@@ -99,6 +102,7 @@ impl DeviceHandle {
             firmware,
             ask_firmware_at: None,
             inbox: inputs,
+            backlog: backlog.clone(),
             complaint: None,
             journal,
             receipts,
@@ -114,7 +118,7 @@ impl DeviceHandle {
                 });
             }
         });
-        DeviceHandle { spec, status, inbox }
+        DeviceHandle { spec, status, inbox, backlog }
     }
 }
 
@@ -152,7 +156,10 @@ impl Device {
                     let _ = reply.send(waiting);
                     return;
                 }
-                Some(input) => self.handle(input).await,
+                Some(input) => {
+                    self.backlog.taken(&input);
+                    self.handle(input).await;
+                }
             }
         }
     }

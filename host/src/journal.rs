@@ -18,7 +18,7 @@ use serde_json::{Map, Value as Json};
 use crate::ledger::{Ledger, Safety};
 use crate::message::{
     CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object,
-    size_of,
+    size_of_attribute,
 };
 
 /// So many commands of a device are remembered, and so many bytes of their
@@ -209,7 +209,7 @@ impl Memory {
 impl Known {
     fn size(&self) -> usize {
         match &self.state {
-            State::Answered(Some(Ok(attributes))) => attributes.iter().map(size_of).sum(),
+            State::Answered(Some(Ok(attributes))) => attributes.iter().map(size_of_attribute).sum(),
             State::Answered(Some(Err(error))) => error_text(error).len(),
             _ => 0,
         }

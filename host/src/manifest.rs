@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 
 pub(crate) use blueprint::GATEWAY_BLUEPRINT;
 pub use blueprint::{clean_blueprint, parent_blueprint};
-pub use check::{ArgumentError, WrongValue};
+pub use check::{ArgumentError, WrongConfiguration, WrongValue};
 pub use driver::{DriverSection, RequestedLimits, Requests};
 
 /// Maps that keep the order of the names irrelevant and the output stable.

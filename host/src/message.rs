@@ -278,13 +278,28 @@ pub fn attributes_of(object: Map<String, Json>) -> Vec<Attribute> {
 }
 
 /// About how many bytes an attribute takes when encoded.
-pub fn size_of(attribute: &Attribute) -> usize {
+pub fn size_of_attribute(attribute: &Attribute) -> usize {
     let value = match &attribute.value {
         Value::Text(text) | Value::Json(text) => text.len(),
         Value::TextList(list) => list.iter().map(|text| text.len() + 3).sum(),
         Value::Unknown | Value::Boolean(_) | Value::Integer(_) | Value::Float(_) => 8,
     };
     attribute.name.len() + value
+}
+
+/// About how many bytes a command takes in memory.
+pub fn size_of_request(request: &CommandRequest) -> usize {
+    fn size(json: &Json) -> usize {
+        let inside = match json {
+            Json::Null | Json::Bool(_) | Json::Number(_) => 0,
+            Json::String(text) => text.len(),
+            Json::Array(all) => all.iter().map(size).sum(),
+            Json::Object(all) => all.iter().map(|(name, value)| name.len() + size(value)).sum(),
+        };
+        size_of::<Json>() + inside
+    }
+    let arguments = request.arguments.iter().map(|(name, value)| name.len() + size(value));
+    request.id.len() + request.name.len() + arguments.sum::<usize>()
 }
 
 /// Attributes as a JSON object.

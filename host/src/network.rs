@@ -44,6 +44,11 @@ impl Target {
         one_host && self.port.is_some()
     }
 
+    /// The port, unless any will do.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
     /// The host and port of a single target.
     pub fn host_and_port(&self) -> Option<(String, u16)> {
         match (&self.host, self.port) {
@@ -69,6 +74,30 @@ impl Target {
     /// Whether the pattern matches a resolved host.
     fn covers(&self, host: &str, address: IpAddr, port: u16) -> bool {
         self.covers_port(port) && (self.covers_name(host) || self.covers_address(address))
+    }
+
+    /// Whether some host and port fit both patterns.
+    pub fn overlaps(&self, other: &Target) -> bool {
+        let ports = self.port.is_none() || other.port.is_none() || self.port == other.port;
+        let hosts = match (&self.host, &other.host) {
+            (Host::Any, _) | (_, Host::Any) => true,
+            (Host::Network(one, narrow), Host::Network(two, wide)) if one.is_ipv4() == two.is_ipv4() => {
+                let bits = |address: &IpAddr| match address {
+                    IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
+                    IpAddr::V6(address) => address.to_bits(),
+                };
+                same_prefix(bits(one), bits(two), *narrow.min(wide))
+            }
+            // Names and addresses never match each other.
+            (Host::Network(..), _) | (_, Host::Network(..)) => false,
+            (_, Host::Name(name)) => self.covers_name(name),
+            (Host::Name(name), _) => other.covers_name(name),
+            (Host::Suffix(one), Host::Suffix(two)) => {
+                let (one, two) = (one.to_ascii_lowercase(), two.to_ascii_lowercase());
+                one.ends_with(&two) || two.ends_with(&one)
+            }
+        };
+        ports && hosts
     }
 
     fn covers_port(&self, port: u16) -> bool {
@@ -375,6 +404,27 @@ mod tests {
             "a/b:80",
         ] {
             assert!(text.parse::<Target>().unwrap_err().starts_with("expected host:port"), "{text}");
+        }
+    }
+
+    #[test]
+    fn patterns_overlap_where_one_host_and_port_fit_both() {
+        for (one, other, expected) in [
+            ("*:80", "meter.local:80", true),
+            ("*:*", "10.0.0.7:502", true),
+            ("*:80", "meter.local:81", false),
+            ("Meter.local:*", "meter.local:81", true),
+            ("*.example.com:443", "a.example.com:443", true),
+            ("*.example.com:443", "*.com:443", true),
+            ("*.example.com:443", "*.example.org:443", false),
+            ("10.0.0.0/8:502", "10.1.0.0/16:502", true),
+            ("10.0.0.0/8:502", "11.1.0.0/16:502", false),
+            ("[fd00::/8]:1", "[fd00::1]:1", true),
+            ("10.0.0.0/8:502", "[fd00::1]:502", false),
+            ("meter.local:502", "10.0.0.7:502", false),
+        ] {
+            let (one, other) = (one.parse::<Target>().unwrap(), other.parse::<Target>().unwrap());
+            assert_eq!((one.overlaps(&other), other.overlaps(&one)), (expected, expected), "{one} {other}");
         }
     }
 

@@ -35,6 +35,7 @@ pub use complaints::Complaints;
 pub use dialogue::{Dialogue, NoAnswer, Outgoing as Message, Question};
 pub use picture::{Facts, Order, Picture, SessionStatus};
 pub use suspects::Suspects;
+pub use tls::check as check_tls;
 
 use crate::clock::Moment;
 use crate::cloud::Cloud;

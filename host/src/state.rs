@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::io::Errno;
 
 use crate::files;
@@ -18,6 +18,8 @@ use crate::files;
 /// The file that marks a state folder; the running gateway holds its lock.
 pub const MARK: &str = ".sandgate";
 const MARK_TEXT: &str = "This folder belongs to Sandgate, which removes old files in it by itself.\n";
+/// The address of a socket has no room for more.
+const LONGEST_SOCKET: usize = 107;
 /// What Sandgate puts into its folder; the first always.
 const OURS: [&str; 11] = [
     "commands.jsonl",
@@ -64,6 +66,31 @@ impl StateFolder {
         }
     }
 
+    /// Whether a gateway could use it. Changes nothing.
+    pub fn check(path: &Path) -> Result<()> {
+        let folder = StateFolder { path: std::path::absolute(path)?, mark: None };
+        match folder.path.symlink_metadata() {
+            Err(_) => {
+                let parent = folder.path.ancestors().skip(1).find(|parent| parent.exists());
+                let parent = parent.unwrap_or(Path::new("/"));
+                access(parent, Access::WRITE_OK | Access::EXEC_OK)
+                    .with_context(|| format!("it cannot be made in {}", parent.display()))?;
+            }
+            Ok(_) => {
+                folder.inspect()?;
+                if !folder.path.join(MARK).exists() {
+                    folder.adopt()?;
+                }
+                access(&folder.path, Access::WRITE_OK | Access::EXEC_OK).context("it cannot be written")?;
+            }
+        }
+        let socket = folder.path.join("admin.sock");
+        if socket.as_os_str().len() > LONGEST_SOCKET {
+            bail!("the path of its socket, {}, has more than {LONGEST_SOCKET} bytes", socket.display());
+        }
+        Ok(())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -107,15 +134,19 @@ impl StateFolder {
         Ok(())
     }
 
-    /// Makes the folder, or looks whether the one that is there can be used.
+    /// Makes the folder, or looks at the one that is there.
     fn make(&self) -> Result<()> {
         let parent = files::folder_of(&self.path);
         std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
         match DirBuilder::new().mode(0o700).create(&self.path) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).context("creating it"),
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.inspect(),
+            Err(error) => Err(error).context("creating it"),
         }
+    }
+
+    /// Whether what is there is a folder of this user's.
+    fn inspect(&self) -> Result<()> {
         let Ok(there) = self.path.metadata() else { bail!("expected a folder, found a link that points nowhere") };
         if !there.is_dir() {
             bail!("expected a folder, found something else; remove it, or name another folder under `state`");
@@ -174,6 +205,20 @@ mod tests {
 
     fn problem(path: &Path) -> String {
         format!("{:#}", StateFolder::open(path).unwrap_err())
+    }
+
+    #[test]
+    fn a_check_finds_what_opening_would_and_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let check = |name: &str| StateFolder::check(&root.path().join(name)).map_err(|error| format!("{error:#}"));
+        std::fs::create_dir(root.path().join("empty")).unwrap();
+        assert_eq!((check("new"), check("new/deeper"), check("empty")), (Ok(()), Ok(()), Ok(())));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+        std::fs::write(root.path().join("file"), "").unwrap();
+        assert!(check("file").unwrap_err().starts_with("expected a folder"));
+        std::fs::create_dir_all(root.path().join("site/drivers")).unwrap();
+        assert!(check("site").unwrap_err().contains("found one with drivers"));
+        assert!(check(&"x".repeat(100)).unwrap_err().contains("has more than 107 bytes"));
     }
 
     #[test]

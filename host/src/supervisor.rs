@@ -8,6 +8,7 @@ mod change;
 mod command;
 mod control;
 mod memory;
+mod notices;
 mod offer;
 mod picture;
 mod software;
@@ -48,6 +49,7 @@ use crate::watcher::Watcher;
 use control::Request;
 pub use control::{Arguments, Control};
 use memory::Memory;
+use notices::Notices;
 
 /// How long a stop waits for the drivers.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -130,6 +132,7 @@ pub struct Supervisor {
     downloads: Arc<Semaphore>,
     /// New software that may still be rolled back.
     on_trial: Vec<software::Trial>,
+    notices: Notices,
     manifest: crate::manifest::Manifest,
     generation: u64,
     started: Instant,
@@ -242,6 +245,7 @@ impl Supervisor {
             newest_software: BTreeMap::new(),
             downloads: Arc::new(Semaphore::new(software::AT_ONCE)),
             on_trial: Vec::new(),
+            notices: Notices::new(),
             manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
             generation: 0,
             started: Instant::now(),
@@ -382,8 +386,8 @@ impl Supervisor {
             outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
             statistics: Arc::clone(statistics),
             storage: Some(self.storage.device(&device_id)),
-            tcp: device.grants.tcp.clone(),
-            http: device.grants.http.clone(),
+            tcp: device.grants.tcp.clone().unwrap_or_default(),
+            http: device.grants.http.clone().unwrap_or_default(),
             buses,
             sockets: self.sockets.clone(),
             lookups: self.lookups.clone(),
@@ -413,6 +417,7 @@ impl Supervisor {
             self.downloaded(download);
         }
         self.judge_trials();
+        self.tell_notices();
     }
 
     /// Notes which driver each device runs, for the next start; whether one

@@ -36,6 +36,25 @@ pub fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
     if names.next().is_some() { format!("{}, …", shown.join(", ")) } else { shown.join(", ") }
 }
 
+/// What is meant by a name that is not known: the one that is like it, or one
+/// of these.
+pub fn instead<T: AsRef<str>>(wrong: &str, known: impl IntoIterator<Item = T>) -> String {
+    const ALIKE: f64 = 0.85;
+    let known: Vec<T> = known.into_iter().collect();
+    // Comparing takes the square of the length.
+    let wrong = cut(wrong, 100);
+    let likeness = known.iter().map(|name| strsim::jaro_winkler(wrong, cut(name.as_ref(), 100)));
+    let best = likeness.zip(&known).max_by(|(one, _), (other, _)| one.total_cmp(other));
+    match best {
+        Some((likeness, name)) if likeness >= ALIKE => format!("did you mean {:?}?", shortened(name.as_ref(), 100)),
+        Some(_) => {
+            let quoted = known.iter().map(|name| format!("{:?}", shortened(name.as_ref(), 100)));
+            format!("expected one of {}", list(quoted))
+        }
+        None => "there are none".into(),
+    }
+}
+
 /// A text as it may go to a terminal or into a line of a log: what is not
 /// visible is escaped.
 pub fn visible(text: &str) -> Cow<'_, str> {

@@ -73,15 +73,15 @@ async fn a_broken_configuration_is_refused_with_its_place_and_the_old_one_stays(
     for (addition, expected) in [
         ("nonsense = 1", "unknown field `nonsense`"),
         ("limits.cpu = '5'", "expected a time above zero"),
-        ("configuration.main.interval_ms = 0", "duplicate key"),
+        ("configuration.main.interval_ms = 0", "`interval_ms` stands here a second time"),
         ("configuration.main.label = 7", "devices.one.configuration.main.label: expected string, found 7"),
         (
             "configuration.main.nothing = 7",
-            "devices.one.configuration.main.nothing: is not declared; expected one of interval_ms, label",
+            "devices.one.configuration.main.nothing: is not declared; expected one of \"interval_ms\", \"label\"",
         ),
         (
             "grants.modbus.line = 'x'",
-            "devices.one.grants.modbus.line: no bus \"x\"; expected one of none (none is configured)",
+            "devices.one.grants.modbus.line: no bus \"x\"; none is configured, expected a table [buses.x]",
         ),
     ] {
         gateway.configure(broker.port, &format!("{ONE}{addition}\n"));
@@ -148,7 +148,7 @@ async fn a_configuration_that_would_take_the_site_apart_is_refused() {
     gateway.start(broker.port, ONE);
     observer.find("the first sample", |m| m.on("v1/from/S01/s--one/v1/telemetry")).await;
     gateway.overwrite("gateway.toml", b"");
-    gateway.wait_for_log("it has no devices; stop the gateway to stop them all");
+    gateway.wait_for_log("devices: there are none; stop the gateway to stop them all");
     gateway.configure(broker.port, ONE);
     let renamed =
         std::fs::read_to_string(gateway.path("gateway.toml")).unwrap().replace("sessions.main", "sessions.other");

@@ -47,7 +47,10 @@ fn blueprints_leave_out_what_only_the_gateway_needs() {
     let parent = String::from_utf8(gateway.cli(&["blueprint", "--parent", "gateway.toml"]).stdout).unwrap();
     assert!(parent.contains("\nchildren:\n  echo:\n") && parent.contains("\n  other:\n"), "{parent}");
     let check = String::from_utf8(gateway.cli(&["run", "--check", "gateway.toml"]).stdout).unwrap();
-    assert_eq!(check, "sessions.main: is fine\na: echo 1.0.0 is fine\nb: echo 1.0.0 is fine\n");
+    assert_eq!(
+        check,
+        "state: is fine\nsessions.main: is fine\ndevices.a: echo 1.0.0 is fine\ndevices.b: echo 1.0.0 is fine\n"
+    );
     let completions = gateway.cli(&["completions", "bash"]);
     assert!(String::from_utf8_lossy(&completions.stdout).contains("sandgate"));
     for arguments in [&["check", "nothing.wasm"][..], &["run", "nothing.toml"], &["devices"]] {

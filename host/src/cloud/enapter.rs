@@ -4,8 +4,11 @@
 //! Source of every rule: the public page "MQTT API" and, for logs, alerts and
 //! command payloads, the behaviour of Enapter's Python SDK 0.24.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value as Json, json};
 
 use super::{Channel, Cloud, DecodeError, Encode, Greeting, kind_of, write_alerts};
@@ -20,6 +23,8 @@ use crate::message::{
 const MAX_REQUEST: usize = 256 << 10;
 /// Ids are UUIDs; a longer one would bloat the journal.
 const MAX_COMMAND_ID: usize = 128;
+/// The channel of a v1 UCM itself, beside the one of its device.
+const UCM: &str = "ucm";
 
 /// One parent device on the Enapter API.
 #[derive(Debug, Clone)]
@@ -64,19 +69,29 @@ impl Enapter {
         all
     }
 
-    /// What a v1 UCM says of itself, at first and every 30 s.
+    /// What a v1 UCM says of itself, at first and every 30 s; on this topic,
+    /// whatever the one of its device is.
     pub fn ucm_properties(&self, time: Time) -> Option<Publication> {
         let payload = json!({"timestamp": time / 1000, "virtual": true, "lua_api_ver": 1});
-        self.needs_ucm.then(|| publication(self.properties("ucm"), payload.to_string()))
+        self.needs_ucm.then(|| publication(self.topic(UCM, "v1/register"), payload.to_string()))
     }
 
     /// What is published every second: a v1 UCM must be heard.
-    pub fn keep_alive(&self, time: Time) -> Vec<Publication> {
-        if !self.needs_ucm {
-            return Vec::new();
-        }
-        let payload = json!({ "timestamp": time / 1000 }).to_string();
-        vec![publication(self.topic("ucm", "v1/telemetry"), payload)]
+    pub fn keep_alive(&self, time: Time) -> Option<Publication> {
+        let payload = json!({"timestamp": time / 1000, "alerts": null});
+        self.needs_ucm.then(|| publication(self.topic(UCM, "v1/telemetry"), payload.to_string()))
+    }
+
+    /// What a v1 UCM answers to a command for itself, `reboot` or
+    /// `upload_lua_script`: that it has none, as Enapter's SDK does.
+    pub fn answer_as_ucm(&self, channel: &str, command: &str) -> Option<[Publication; 2]> {
+        let response = |state: &str, text: &str| {
+            let body = json!({"id": command, "state": state, "payload": {"message": text}});
+            publication(self.topic(UCM, "v1/command/responses"), body.to_string())
+        };
+        let is_meant = self.needs_ucm && channel == UCM;
+        is_meant
+            .then(|| [response("log", "Executing command..."), response("error", "Command handler not implemented.")])
     }
 
     /// Reads a command: its channel and what it asks for.
@@ -90,19 +105,21 @@ impl Enapter {
         let Some(channel) = channel else {
             return fail("expected a topic v1/to/<hardware>/<channel>/v1/command/requests".into(), None);
         };
+        // Whoever waits for an answer gets one, whatever else is wrong.
+        let reply_to = || Some((channel.to_owned(), readable_id(payload)?));
         if payload.len() > MAX_REQUEST {
-            return fail(format!("expected at most {MAX_REQUEST} bytes, found {}", payload.len()), None);
+            return fail(format!("expected at most {MAX_REQUEST} bytes, found {}", payload.len()), reply_to());
         }
         let mut body: Map<String, Json> = match serde_json::from_slice(payload) {
             Ok(Json::Object(body)) => body,
             Ok(other) => return fail(format!("expected a JSON object, found {}", kind_of(&other)), None),
-            Err(error) => return fail(format!("expected a JSON object: {error}"), None),
+            Err(error) => return fail(format!("expected a JSON object: {error}"), reply_to()),
         };
         let id = match body.remove("id") {
             Some(Json::String(id)) if !id.is_empty() && id.len() <= MAX_COMMAND_ID => id,
             Some(Json::String(id)) => {
                 let problem = format!("id: expected 1 to {MAX_COMMAND_ID} bytes, found {}", id.len());
-                return fail(problem, None);
+                return fail(problem, (!id.is_empty()).then(|| (channel.to_owned(), id)));
             }
             other => return fail(format!("id: expected a text, found {}", describe(other.as_ref())), None),
         };
@@ -137,7 +154,9 @@ impl Cloud for Enapter {
     }
 
     fn subscriptions(&self, channel: &str) -> Vec<String> {
-        vec![format!("v1/to/{}/{channel}/v1/command/requests", self.hardware_id)]
+        let ucm = (self.needs_ucm && channel == self.channel_id).then_some(UCM);
+        let channels = [channel].into_iter().chain(ucm);
+        channels.map(|channel| format!("v1/to/{}/{channel}/v1/command/requests", self.hardware_id)).collect()
     }
 }
 
@@ -229,6 +248,44 @@ fn describe(value: Option<&Json>) -> &'static str {
         None => "nothing",
         Some(Json::String(text)) if text.is_empty() => "an empty text",
         Some(value) => kind_of(value),
+    }
+}
+
+/// The id of a request that cannot be read as a whole: too long, too deep, or
+/// broken after it.
+fn readable_id(payload: &[u8]) -> Option<String> {
+    let mut id = None;
+    // What is wrong with the rest is told already.
+    let _ = IdOf(&mut id).deserialize(&mut serde_json::Deserializer::from_slice(payload));
+    id.filter(|id| !id.is_empty())
+}
+
+/// Looks for the key `id` and skips everything else, at any depth.
+struct IdOf<'a>(&'a mut Option<String>);
+
+impl<'de> DeserializeSeed<'de> for IdOf<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for IdOf<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
+            match &*key {
+                "id" => *self.0 = Some(map.next_value()?),
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -335,7 +392,24 @@ mod tests {
         let all = cloud.greet(5000, &Greeting::default());
         assert_eq!(&*all[0].topic, "v1/from/S01/s/v1/register");
         assert_eq!(&*all[1].topic, "v1/from/S01/ucm/v1/register");
-        assert_eq!(&*cloud.keep_alive(7000)[0].topic, "v1/from/S01/ucm/v1/telemetry");
+        let alive = cloud.keep_alive(7000).unwrap();
+        assert_eq!(&*alive.topic, "v1/from/S01/ucm/v1/telemetry");
+        assert_eq!(alive.payload, "{\"timestamp\":7,\"alerts\":null}");
+        let topic = |channel: &str| format!("v1/to/S01/{channel}/v1/command/requests");
+        assert_eq!(cloud.subscriptions("s"), [topic("s"), topic("ucm")]);
+        assert_eq!(cloud.subscriptions("s--meter"), [topic("s--meter")]);
+    }
+
+    #[test]
+    fn a_v1_ucm_answers_its_own_commands_as_the_sdk_does() {
+        let cloud = Enapter { needs_ucm: true, ..cloud() };
+        let said = cloud.answer_as_ucm("ucm", "c1").unwrap();
+        assert!(said.iter().all(|publication| &*publication.topic == "v1/from/S01/ucm/v1/command/responses"));
+        let body = |publication: &Publication| serde_json::from_slice::<Json>(&publication.payload).unwrap();
+        assert_eq!(body(&said[0]), json!({"id": "c1", "state": "log", "payload": {"message": "Executing command..."}}));
+        let payload = json!({"message": "Command handler not implemented."});
+        assert_eq!(body(&said[1]), json!({"id": "c1", "state": "error", "payload": payload}));
+        assert!(cloud.answer_as_ucm("s", "c1").is_none());
     }
 
     #[test]
@@ -359,6 +433,9 @@ mod tests {
         let long = json!({"id": long, "name": "go"}).to_string();
         let huge = " ".repeat(MAX_REQUEST + 1);
         let deep = "[".repeat(500);
+        let (huge_named, deep_named) =
+            (format!("{{\"a\":\"{huge}\",\"id\":\"1\"}}"), format!("{{\"id\":\"1\",\"arguments\":{deep}"));
+        let deep_before = format!("{{\"arguments\":{}{},\"id\":\"1\"}}", "[".repeat(200_000), "]".repeat(200_000));
         for (topic, payload, problem, replies) in [
             (
                 "v1/to/S02/s/v1/command/requests",
@@ -385,10 +462,19 @@ mod tests {
             (topic, "null", "expected a JSON object, found null", false),
             (topic, &deep, "expected a JSON object: recursion limit exceeded at line 1 column 128", false),
             (topic, &huge, "expected at most 262144 bytes, found 262145", false),
+            (topic, &huge_named, "expected at most 262144 bytes, found 262162", true),
+            (topic, &deep_named, "expected a JSON object: recursion limit exceeded at line 1 column 149", true),
+            (topic, &deep_before, "expected at most 262144 bytes, found 400023", true),
+            (
+                topic,
+                "{\"id\":\"1\",\"name\":",
+                "expected a JSON object: EOF while parsing a value at line 1 column 17",
+                true,
+            ),
             (topic, "{\"name\":\"go\"}", "id: expected a text, found nothing", false),
             (topic, "{\"id\":7,\"name\":\"go\"}", "id: expected a text, found a number", false),
             (topic, "{\"id\":\"\",\"name\":\"go\"}", "id: expected 1 to 128 bytes, found 0", false),
-            (topic, &long, "id: expected 1 to 128 bytes, found 200", false),
+            (topic, &long, "id: expected 1 to 128 bytes, found 200", true),
             (topic, "{\"id\":\"1\"}", "name: expected a text, found nothing", true),
             (topic, "{\"id\":\"1\",\"name\":true}", "name: expected a text, found a boolean", true),
             (topic, "{\"id\":\"1\",\"name\":\"\"}", "name: expected a text, found an empty text", true),

@@ -2,13 +2,15 @@
 //!
 //! Pure. Errors name line, column, key path and what was expected.
 
+use super::original::{line_and_column, offset_of};
 use super::{Bus, Config, Device, EnapterSession, KEEP_ALIVE, ModbusGrant, Session, Source, keep_alive_fits};
+use crate::text;
 
-/// Checks a parsed configuration; `text` is what it was parsed from.
-pub(super) fn check(config: &Config, text: &str) -> Result<(), String> {
+/// Checks a parsed configuration; `original` is what it was parsed from.
+pub(super) fn check(config: &Config, original: &str) -> Result<(), String> {
     config.check().map_err(|problem| {
-        let offset = offset_of(text, &problem.place);
-        format!("{}: {}: {}", line_and_column(text, offset), problem.place.join("."), problem.text)
+        let offset = offset_of(original, &problem.place);
+        format!("{}: {}: {}", line_and_column(original, offset), problem.place.join("."), problem.text)
     })
 }
 
@@ -49,20 +51,20 @@ impl Config {
         }
         for (name, ModbusGrant { bus, .. }) in &device.grants.modbus {
             if !self.buses.contains_key(bus) {
-                let text = format!("no bus {bus:?}; expected one of {}", names(self.buses.keys()));
+                let text = missing("bus", bus, self.buses.keys(), &format!("buses.{bus}"));
                 return Err(Problem::new(&["devices", id, "grants", "modbus", name], text));
             }
         }
         if let Some(name) = &device.session
             && !self.sessions.contains_key(name)
         {
-            let text = format!("no session {name:?}; expected one of {}", names(self.sessions.keys()));
+            let text = missing("session", name, self.sessions.keys(), &format!("sessions.{name}"));
             return Err(Problem::new(&["devices", id, "session"], text));
         }
         for (name, endpoint) in &device.endpoints {
             if !matches!(self.sessions.get(name), Some(Session::Kaa(_))) {
                 let kaa = self.sessions.iter().filter(|(_, session)| matches!(session, Session::Kaa(_)));
-                let text = format!("no Kaa session {name:?}; expected one of {}", names(kaa.map(|(name, _)| name)));
+                let text = missing("Kaa session", name, kaa.map(|(name, _)| name), &format!("sessions.{name}.kaa"));
                 return Err(Problem::new(&["devices", id, "endpoints", name], text));
             }
             if let Some((key, text)) = endpoint.problem() {
@@ -70,7 +72,10 @@ impl Config {
             }
         }
         if device.session.is_none() && device.endpoints.is_empty() && self.sessions.len() > 1 {
-            let text = format!("expected `session`: one of {}", names(self.sessions.keys()));
+            let text = format!(
+                "expected `session`: one of {}",
+                text::list(self.sessions.keys().map(|name| format!("{name:?}")))
+            );
             return Err(Problem::new(&["devices", id], text));
         }
         for name in self.sessions_of(device) {
@@ -106,9 +111,12 @@ impl Config {
     }
 }
 
-/// The same check once all tokens are read; the error has no place in the text.
+/// The same check once all tokens are read.
 pub(super) fn check_tokens(config: &Config) -> Result<(), String> {
-    config.check_tokens().map_err(|problem| format!("{}: {}", problem.place.join("."), problem.text))
+    config.check_tokens().map_err(|problem| {
+        let keys: Vec<&str> = problem.place.iter().map(String::as_str).collect();
+        config.wrong(&keys, &problem.text)
+    })
 }
 
 fn check_enapter(session: &EnapterSession) -> Result<(), (&'static str, String)> {
@@ -157,32 +165,11 @@ impl Problem {
     }
 }
 
-fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
-    let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
-    if names.is_empty() { "none (none is configured)".into() } else { names.join(", ") }
-}
-
-/// `line:column` of a byte, both from 1.
-pub(super) fn line_and_column(text: &str, offset: usize) -> String {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
-    format!("{line}:{column}")
-}
-
-/// Finds where the deepest existing part of a key path stands.
-fn offset_of(text: &str, place: &[String]) -> usize {
-    let Ok(document) = toml::de::DeTable::parse(text) else { return 0 };
-    let mut table = Some(document.get_ref());
-    let mut offset = 0;
-    for key in place {
-        let entry = table.and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key));
-        let Some((name, value)) = entry else { break };
-        offset = name.span().start;
-        table = match value.get_ref() {
-            toml::de::DeValue::Table(table) => Some(table),
-            _ => None,
-        };
+/// Where a name leads nowhere: what there is, or what is missing.
+fn missing<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a String>, table: &str) -> String {
+    let known: Vec<&String> = known.collect();
+    if known.is_empty() {
+        return format!("no {what} {name:?}; none is configured, expected a table [{table}]");
     }
-    offset
+    format!("no {what} {name:?}; {}", text::instead(name, known))
 }

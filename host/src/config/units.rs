@@ -17,17 +17,28 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
+/// Reads a text with a unit. A number without one says what was expected.
+fn with_unit<'de, D: Deserializer<'de>>(deserializer: D, expected: &str) -> Result<String, D::Error> {
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) => Ok(text),
+        toml::Value::Array(_) | toml::Value::Table(_) => Err(de::Error::custom(format!("expected {expected}"))),
+        other => Err(de::Error::custom(format!("expected {expected}, found {other}"))),
+    }
+}
+
+const SPAN: &str = "a time above zero with a unit such as \"5s\" or \"500ms\"";
+const SIZE: &str = "a size above zero with a unit such as \"64KiB\" or \"16MiB\"";
+const RATE: &str = "a rate above zero such as \"50/s\", \"10/min\" or \"100/h\"";
+
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+        let text = with_unit(deserializer, SPAN)?;
         match humantime::parse_duration(&text) {
             Ok(time) if time > LONGEST => {
                 Err(de::Error::custom(format!("expected a time of at most ten years, found {text:?}")))
             }
             Ok(time) if !time.is_zero() => Ok(Span(time)),
-            _ => Err(de::Error::custom(format!(
-                "expected a time above zero with a unit such as \"5s\" or \"500ms\", found {text:?}"
-            ))),
+            _ => Err(de::Error::custom(format!("expected {SPAN}, found {text:?}"))),
         }
     }
 }
@@ -51,13 +62,11 @@ impl Size {
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+        let text = with_unit(deserializer, SIZE)?;
         let has_unit = text.chars().any(|c| c.is_ascii_alphabetic());
         match text.parse::<bytesize::ByteSize>() {
             Ok(size) if has_unit && size.0 > 0 => Ok(Size(size.0)),
-            _ => Err(de::Error::custom(format!(
-                "expected a size above zero with a unit such as \"64KiB\" or \"16MiB\", found {text:?}"
-            ))),
+            _ => Err(de::Error::custom(format!("expected {SIZE}, found {text:?}"))),
         }
     }
 }
@@ -73,7 +82,7 @@ pub struct Rate {
 
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+        let text = with_unit(deserializer, RATE)?;
         let parsed = text.split_once('/').and_then(|(count, unit)| {
             let count: u32 = count.trim().parse().ok().filter(|count| *count > 0)?;
             let seconds = match unit.trim() {
@@ -85,11 +94,7 @@ impl<'de> Deserialize<'de> for Rate {
             let count = f64::from(count);
             Some(Rate { per_second: count / seconds, burst: count })
         });
-        parsed.ok_or_else(|| {
-            de::Error::custom(format!(
-                "expected a rate above zero such as \"50/s\", \"10/min\" or \"100/h\", found {text:?}"
-            ))
-        })
+        parsed.ok_or_else(|| de::Error::custom(format!("expected {RATE}, found {text:?}")))
     }
 }
 
@@ -180,6 +185,10 @@ mod tests {
         for (text, expected) in [
             ("span='5'", "expected a time above zero"),
             ("span='0s'", "expected a time above zero"),
+            ("span=10", "expected a time above zero with a unit such as \"5s\" or \"500ms\", found 10"),
+            ("size=10", "such as \"64KiB\" or \"16MiB\", found 10"),
+            ("rate=true", "such as \"50/s\", \"10/min\" or \"100/h\", found true"),
+            ("rate=['1/s']", "such as \"50/s\", \"10/min\" or \"100/h\""),
             ("size='16'", "expected a size above zero"),
             ("size='0MiB'", "expected a size above zero"),
             ("rate='0/s'", "expected a rate above zero"),

@@ -5,7 +5,9 @@ use serde_json::{Map, Value as Json};
 use super::Device;
 use crate::journal::Seen;
 use crate::manifest::ArgumentError;
-use crate::message::{CommandError, CommandRequest, CommandResult, Severity, Uplink, error_text, now, size_of};
+use crate::message::{
+    CommandError, CommandRequest, CommandResult, Severity, Uplink, error_text, now, size_of_attribute,
+};
 use crate::sandbox::CallError;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::Command;
 
@@ -71,7 +73,7 @@ impl Device {
 fn within_size(result: CommandResult) -> CommandResult {
     const MAX_RESULT: usize = 64 << 10;
     let size = match &result {
-        Ok(attributes) => attributes.iter().map(size_of).sum(),
+        Ok(attributes) => attributes.iter().map(size_of_attribute).sum(),
         Err(error) => error_text(error).len(),
     };
     if size <= MAX_RESULT {

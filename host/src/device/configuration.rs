@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, WrongConfiguration};
 
 /// See the module documentation.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +23,7 @@ impl Configuration {
     /// to another driver may not fit: it is left out, with a reason.
     ///
     /// The error names what is wrong with the operator's own part.
-    pub fn check(&self, manifest: &Manifest) -> Result<(String, Option<String>), String> {
+    pub fn check(&self, manifest: &Manifest) -> Result<(String, Option<WrongConfiguration>), WrongConfiguration> {
         let text = |checked| Json::Object(checked).to_string();
         match manifest.check_configuration(self.whole.clone()) {
             Ok(checked) => Ok((text(checked), None)),

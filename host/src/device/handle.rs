@@ -1,13 +1,15 @@
 //! A device as others see it: what it can be asked, what it tells.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::swap::Prepared;
 use super::{Firmware, Specification};
-use crate::message::{CommandError, CommandRequest, CommandResult};
+use crate::message::{CommandError, CommandRequest, CommandResult, size_of_request};
 use crate::receipt::Receipt;
 use crate::sandbox::{Digest, Driver, FirmwareStep};
 
@@ -91,6 +93,32 @@ pub struct DeviceHandle {
     /// The state of its life.
     pub status: watch::Receiver<DeviceStatus>,
     pub(super) inbox: mpsc::Sender<Input>,
+    pub(super) backlog: Backlog,
+}
+
+/// Bytes of the commands that wait for a device.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Backlog(Arc<AtomicUsize>);
+
+impl Backlog {
+    /// More is answered with "busy", unless it is the only one.
+    const MOST: usize = 1 << 20;
+
+    fn has_room(&self, request: &CommandRequest) -> bool {
+        let size = size_of_request(request);
+        let before = self.0.fetch_add(size, Ordering::Relaxed);
+        let has_room = before == 0 || before + size <= Self::MOST;
+        if !has_room {
+            self.0.fetch_sub(size, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    pub(super) fn taken(&self, input: &Input) {
+        if let Input::Command(request, _) = input {
+            self.0.fetch_sub(size_of_request(request), Ordering::Relaxed);
+        }
+    }
 }
 
 impl DeviceHandle {
@@ -110,9 +138,16 @@ impl DeviceHandle {
         request: CommandRequest,
         reply: Option<oneshot::Sender<CommandResult>>,
     ) -> Result<(), CommandError> {
+        let busy = || CommandError::Busy("too many commands wait for this device".into());
+        if !self.backlog.has_room(&request) {
+            return Err(busy());
+        }
         self.inbox.try_send(Input::Command(request, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => CommandError::Busy("too many commands wait for this device".into()),
-            mpsc::error::TrySendError::Closed(_) => CommandError::Failed("the device is stopped".into()),
+            TrySendError::Full(input) => {
+                self.backlog.taken(&input);
+                busy()
+            }
+            TrySendError::Closed(_) => CommandError::Failed("the device is stopped".into()),
         })
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::message::{Attribute, Time, Value, size_of};
+use crate::message::{Attribute, Time, Value, size_of_attribute};
 
 /// Counters since the gateway started, over all lives and drivers of a device.
 #[derive(Debug, Default)]
@@ -116,7 +116,7 @@ const MAX_SHOWN: usize = 1 << 10;
 
 /// Updates in place: names repeat with every sample, values are small.
 fn remember(known: &mut BTreeMap<String, Value>, attributes: &[Attribute]) {
-    for attribute in attributes.iter().filter(|attribute| size_of(attribute) <= MAX_SHOWN) {
+    for attribute in attributes.iter().filter(|attribute| size_of_attribute(attribute) <= MAX_SHOWN) {
         match known.get_mut(&attribute.name) {
             Some(value) => value.clone_from(&attribute.value),
             None => {

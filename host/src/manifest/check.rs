@@ -7,15 +7,26 @@ use serde_json::{Map, Value as Json};
 
 use super::{Enum, Field, Manifest, Parameter, Type};
 use crate::message::{Attribute, Value, json_of};
+use crate::text;
 
 /// A value that does not fit; the text says what was expected.
 pub type WrongValue = String;
 
-/// A command or configuration that does not fit.
+/// A configuration that does not fit: where, and what was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {problem}", keys.join("."))]
+pub struct WrongConfiguration {
+    /// The bucket, and the parameter if it is about one.
+    pub keys: Vec<String>,
+    /// What is wrong, and what was expected.
+    pub problem: String,
+}
+
+/// A command that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgumentError {
     /// The manifest declares no such command.
-    #[error("no command {0:?}; expected one of {1}")]
+    #[error("no command {0:?}; {1}")]
     UnknownCommand(String, String),
     /// An argument does not fit; the text names it.
     #[error("{0}")]
@@ -171,11 +182,14 @@ impl Manifest {
     /// Checks the arguments of a command and fills in defaults.
     pub fn check_command(&self, name: &str, arguments: Map<String, Json>) -> Result<Map<String, Json>, ArgumentError> {
         let Some(command) = self.blueprint.commands.get(name) else {
-            let known: Vec<_> = self.blueprint.commands.keys().map(|name| format!("{name:?}")).collect();
-            let known = if known.is_empty() { "none (the driver has no commands)".into() } else { known.join(", ") };
-            return Err(ArgumentError::UnknownCommand(name.chars().take(100).collect(), known));
+            let expected = match self.blueprint.commands.is_empty() {
+                true => "the driver has no commands".into(),
+                false => text::instead(name, self.blueprint.commands.keys()),
+            };
+            return Err(ArgumentError::UnknownCommand(text::shortened(name, 100).into_owned(), expected));
         };
-        fill(&command.arguments, arguments).map_err(ArgumentError::Invalid)
+        fill(&command.arguments, arguments)
+            .map_err(|(name, problem)| ArgumentError::Invalid(format!("{name}: {problem}")))
     }
 
     /// The typed arguments of a checked command, in the manifest's order.
@@ -197,55 +211,62 @@ impl Manifest {
         parameters.filter_map(|value| value.as_str().map(str::to_owned)).collect()
     }
 
-    /// Checks a whole configuration and fills in defaults. Errors start with
-    /// `bucket.parameter: `.
-    pub fn check_configuration(&self, mut given: Map<String, Json>) -> Result<Map<String, Json>, WrongValue> {
+    /// Checks a whole configuration and fills in defaults.
+    pub fn check_configuration(&self, mut given: Map<String, Json>) -> Result<Map<String, Json>, WrongConfiguration> {
+        let wrong = |keys: &[&str], problem: String| {
+            let keys = keys.iter().map(|key| text::shortened(key, 100).into_owned()).collect();
+            Err(WrongConfiguration { keys, problem })
+        };
+        let declared = &self.blueprint.configuration;
+        // A name that is mistyped says more than what is missing because of it.
+        if let Some(name) = given.keys().find(|name| !declared.contains_key(*name)) {
+            let expected = text::instead(name, declared.keys());
+            return wrong(&[name], format!("the manifest declares no such bucket; {expected}"));
+        }
         let mut checked = Map::new();
-        for (name, bucket) in &self.blueprint.configuration {
+        for (name, bucket) in declared {
             let parameters = match given.remove(name) {
                 None => Map::new(),
                 Some(Json::Object(parameters)) => parameters,
-                Some(other) => return Err(format!("{name}: expected a table of parameters, found {}", short(&other))),
+                Some(other) => {
+                    return wrong(&[name], format!("expected a table of parameters, found {}", short(&other)));
+                }
             };
-            let parameters = fill(&bucket.parameters, parameters).map_err(|error| format!("{name}.{error}"))?;
-            checked.insert(name.clone(), Json::Object(parameters));
-        }
-        match given.keys().next() {
-            None => Ok(checked),
-            Some(name) => {
-                let known: Vec<_> = self.blueprint.configuration.keys().cloned().collect();
-                let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-                Err(format!("{name}: the manifest declares no such bucket; expected one of {known}"))
+            match fill(&bucket.parameters, parameters) {
+                Ok(parameters) => drop(checked.insert(name.clone(), Json::Object(parameters))),
+                Err((parameter, problem)) => return wrong(&[name, &parameter], problem),
             }
         }
+        Ok(checked)
     }
 }
 
-/// Checks values against parameters and fills in defaults.
-fn fill(declared: &super::Map<Parameter>, mut given: Map<String, Json>) -> Result<Map<String, Json>, WrongValue> {
+/// Checks values against parameters and fills in defaults. The error is a name
+/// and what is wrong with its value.
+fn fill(
+    declared: &super::Map<Parameter>,
+    mut given: Map<String, Json>,
+) -> Result<Map<String, Json>, (String, WrongValue)> {
+    if let Some(name) = given.keys().find(|name| !declared.contains_key(*name)) {
+        let expected = text::instead(name, declared.keys());
+        return Err((text::shortened(name, 100).into_owned(), format!("is not declared; {expected}")));
+    }
     let mut filled = Map::new();
     for (name, parameter) in declared {
         // The cloud's forms send null for what was left empty.
         let value = given.remove(name).filter(|value| !value.is_null());
         match value.or_else(|| parameter.default.clone()) {
             Some(value) => {
-                parameter.check(&value).map_err(|problem| format!("{name}: {problem}"))?;
+                parameter.check(&value).map_err(|problem| (name.clone(), problem))?;
                 filled.insert(name.clone(), whole(parameter.kind, value));
             }
             None if parameter.required => {
-                return Err(format!("{name}: is required; expected {}", parameter.kind.name()));
+                return Err((name.clone(), format!("is required; expected {}", parameter.kind.name())));
             }
             None => {}
         }
     }
-    match given.keys().next() {
-        None => Ok(filled),
-        Some(name) => {
-            let known: Vec<_> = declared.keys().cloned().collect();
-            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-            Err(format!("{name}: is not declared; expected one of {known}"))
-        }
-    }
+    Ok(filled)
 }
 
 /// Writes 60.0 as 60 where an integer is declared: drivers read it as one.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::contract::sandgate::driver::metadata::{self, MetadataError};
 use super::state::State;
-use crate::message::{Attribute, Value, attributes_of, json_object, size_of};
+use crate::message::{Attribute, Value, attributes_of, json_object, size_of_attribute};
 use crate::session::{NoAnswer, ask};
 
 const MAX_KEY: usize = 256;
@@ -68,7 +68,7 @@ fn object(entries: Vec<Attribute>) -> Result<Bytes, MetadataError> {
     if entries.is_empty() {
         return invalid("expected at least one entry".into());
     }
-    if entries.iter().map(size_of).sum::<usize>() > MAX_SIZE {
+    if entries.iter().map(size_of_attribute).sum::<usize>() > MAX_SIZE {
         return Err(MetadataError::TooLarge(u32::try_from(MAX_SIZE).unwrap_or(u32::MAX)));
     }
     checked(entries.iter().map(|entry| entry.name.clone()).collect())?;

@@ -11,7 +11,7 @@ use super::state::State;
 use crate::config::Rate;
 use crate::device::Statistics;
 use crate::manifest::{Field, Manifest};
-use crate::message::{Attribute, Rejection, Severity, Time, Uplink, now, size_of};
+use crate::message::{Attribute, Rejection, Severity, Time, Uplink, now, size_of_attribute};
 use telemetry::SendError;
 
 /// A sample is some dozens of numbers; more than this is a mistake.
@@ -84,7 +84,7 @@ impl State {
             }
             return Err(SendError::RateLimited);
         }
-        let size: usize = attributes.iter().map(size_of).sum();
+        let size: usize = attributes.iter().map(size_of_attribute).sum();
         if size > MAX_SAMPLE {
             self.complain("", &format!("a sample of {size} bytes was dropped; expected at most {MAX_SAMPLE}"));
             return Err(SendError::TooLarge(u32::try_from(MAX_SAMPLE).unwrap_or(u32::MAX)));

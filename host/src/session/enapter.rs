@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::Picture;
 use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Proof, Question};
+use crate::clock::Moment;
 use crate::cloud::Greeting;
 use crate::cloud::enapter::Enapter;
 use crate::message::{DeviceId, Publication, Time, now};
-use crate::outbox::{Outbox, Sequence};
+use crate::outbox::{Class, Outbox, Sequence};
 use crate::router::{GATEWAY, Table};
 
 /// How often a v1 UCM must be heard.
@@ -139,7 +140,15 @@ impl Dialogue for EnapterDialogue {
                     request.session = Some(Arc::clone(&self.session));
                     Event::Command { recipient: recipient.clone(), request }
                 }
-                None => Event::Refused(format!("a command for the unknown channel {channel:?}")),
+                None => match self.cloud.answer_as_ucm(&channel, &request.id) {
+                    Some(answers) => {
+                        let (gateway, moment) = (DeviceId::new(GATEWAY), Moment::now());
+                        let answers = answers.into_iter();
+                        answers.for_each(|answer| self.outbox.append(&gateway, Class::Answer, moment, answer));
+                        return Vec::new();
+                    }
+                    None => Event::Refused(format!("a command for the unknown channel {channel:?}")),
+                },
             },
             Err(error) => {
                 let text = format!("a message on {error}");
@@ -200,7 +209,7 @@ mod tests {
         let topics = |dialogue: &mut EnapterDialogue| -> Vec<String> {
             std::iter::from_fn(|| dialogue.announce()).map(|publication| publication.topic.to_string()).collect()
         };
-        assert_eq!(topics(&mut dialogue), ["v1/from/U01/c/v1/properties", "v1/from/U01/ucm/v1/properties"]);
+        assert_eq!(topics(&mut dialogue), ["v1/from/U01/c/v1/properties", "v1/from/U01/ucm/v1/register"]);
         let begin = Instant::now();
         let mut said = Vec::new();
         for second in 0..60 {
@@ -208,7 +217,7 @@ mod tests {
             said.extend(topics(&mut dialogue));
         }
         let count = |end: &str| said.iter().filter(|topic| topic.ends_with(end)).count();
-        assert_eq!((count("ucm/v1/telemetry"), count("ucm/v1/properties"), said.len()), (60, 2, 62));
+        assert_eq!((count("ucm/v1/telemetry"), count("ucm/v1/register"), said.len()), (60, 2, 62));
     }
 
     fn child(device: &str) -> (DeviceId, String) {

@@ -13,6 +13,12 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 
 use crate::config::Tls;
 
+/// Whether a connection could be made with this, as far as that can be said
+/// without the other side.
+pub fn check(tls: &Tls) -> Result<()> {
+    client_config(tls).map(drop)
+}
+
 /// Builds the client side of TLS. Errors name the part that is wrong and never
 /// show what it holds.
 pub(super) fn client_config(tls: &Tls) -> Result<ClientConfig> {

@@ -47,15 +47,13 @@ impl Supervisor {
             Err(error) => return tracing::error!("the new configuration is refused, the old one stays: {error:#}"),
         };
         if let Err(problem) = self.check_reload(&new) {
-            let path = self.path.display();
-            return tracing::error!("the new configuration is refused, the old one stays: {path}: {problem}");
+            return tracing::error!("the new configuration is refused, the old one stays: {problem}");
         }
         // Also one that is refused may show in an error.
         self.secrets.set("(configuration)", self.config.secrets().into_iter().chain(new.secrets()));
         let changes = diff(&self.config, &new);
         if let Err(problem) = self.check_configurations(&new, &changes) {
-            let path = self.path.display();
-            return tracing::error!("the new configuration is refused, the old one stays: {path}: {problem}");
+            return tracing::error!("the new configuration is refused, the old one stays: {problem}");
         }
         let old = std::mem::replace(&mut self.config, new);
         // What is read at the start only stays as it is.
@@ -74,15 +72,14 @@ impl Supervisor {
     fn check_reload(&self, new: &Config) -> Result<(), String> {
         // A file that is being written is empty for a moment.
         if new.devices.is_empty() && !self.config.devices.is_empty() {
-            return Err("it has no devices; stop the gateway to stop them all".into());
+            return Err(new.wrong(&["devices"], "there are none; stop the gateway to stop them all"));
         }
-        for (id, device) in &new.devices {
+        for device in new.devices.values() {
             let sessions = new.sessions_of(device);
             let missing = sessions.into_iter().find(|name| !self.sessions.contains_key(*name));
             if let Some(name) = missing {
-                return Err(format!(
-                    "devices.{id}.session: session {name:?} starts with the next start of the gateway"
-                ));
+                let problem = format!("session {name:?} starts with the next start of the gateway");
+                return Err(device.wrong(&["session"], &problem));
             }
         }
         Ok(())
@@ -99,9 +96,7 @@ impl Supervisor {
                 continue;
             }
             let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
-            self.configuration(id, device)
-                .check(&manifest)
-                .map_err(|problem| format!("devices.{id}.configuration.{problem}"))?;
+            device.check_configuration(&manifest)?;
         }
         Ok(())
     }

@@ -192,7 +192,7 @@ impl Supervisor {
         let mut configuration = self.laid_over(id, &entry.config, is_other).whole;
         lay_over(&mut configuration, kind, document);
         let manifest = Arc::clone(&handle.status.borrow().driver.manifest);
-        let checked = manifest.check_configuration(configuration)?;
+        let checked = manifest.check_configuration(configuration).map_err(|wrong| wrong.to_string())?;
         Ok((Json::Object(checked).to_string(), handle))
     }
 }

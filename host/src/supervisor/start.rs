@@ -16,7 +16,7 @@ use crate::cloud::kaa::Kaa;
 use crate::config::{self, Broker, Communication, Config};
 use crate::device::{self, Counter, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
 use crate::journal::Interrupted;
-use crate::message::{CommandError, Uplink};
+use crate::message::{CommandError, Uplink, size_of_request};
 use crate::outbox::{Batching, Bounds, Outbox};
 use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
@@ -27,7 +27,9 @@ use crate::session::{BinaryData, Complaints, Dialogue, Order, Picture, Session, 
 /// Questions of drivers to a cloud that may wait.
 const QUESTIONS: usize = 1024;
 /// Commands that are kept between two lives of a device.
-const HELD: usize = 64;
+const HELD: usize = 256;
+/// Their bytes.
+const MOST_HELD: usize = 1 << 20;
 /// How soon a start is tried again when the machine is short of something.
 const AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_AGAIN: Duration = Duration::from_secs(60);
@@ -332,7 +334,8 @@ impl Supervisor {
     /// Gives a command to a device, now or when it has started.
     pub(super) fn late_command(&mut self, id: &str, (request, reply): Waiting) {
         let Some(entry) = self.devices.get_mut(id) else { return };
-        if entry.starting && entry.held.len() < HELD {
+        let held = entry.held.iter().map(|(request, _)| size_of_request(request)).sum::<usize>();
+        if entry.starting && entry.held.len() < HELD && held < MOST_HELD {
             return entry.held.push((request, reply));
         }
         let (command, session) = (request.id.clone(), request.session.clone());
