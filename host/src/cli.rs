@@ -4,10 +4,12 @@ mod blueprint;
 mod build;
 mod check;
 mod cloud;
+mod devices;
 mod new;
 mod preflight;
 mod remote;
 mod run;
+pub(crate) mod say;
 
 use std::path::PathBuf;
 
@@ -161,13 +163,19 @@ pub enum Outcome {
 }
 
 impl Cli {
-    /// Whether JSON is asked for, also for an error.
-    pub fn json(&self) -> bool {
-        self.json
+    /// Carries out the command and prints what it says, also an error.
+    pub async fn run(self) -> Outcome {
+        let json = self.json;
+        self.carry_out().await.unwrap_or_else(|error| {
+            match json {
+                true => say::say!("{}", serde_json::json!({ "error": format!("{error:#}") })),
+                false => say::tell!("error: {error:#}"),
+            }
+            Outcome::Failed
+        })
     }
 
-    /// Carries out the command.
-    pub async fn run(self) -> Result<Outcome> {
+    async fn carry_out(self) -> Result<Outcome> {
         let json = self.json;
         match self.command {
             Command::Run { config, check } => run::run(&config, check, json).await,
@@ -190,7 +198,7 @@ impl Cli {
                 // Into memory first: the generator panics when nobody reads on.
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "sandgate", &mut script);
-                print!("{}", String::from_utf8_lossy(&script));
+                say::say!("{}", String::from_utf8_lossy(&script).trim_end());
                 Ok(Outcome::Done)
             }
             Command::CompileWorker => crate::sandbox::compile_worker().map(|()| Outcome::Done),

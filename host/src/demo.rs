@@ -15,9 +15,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::cli::say::tell;
 use crate::config::Config;
 use crate::launch;
 use crate::logs::{self, Format, LogTap};
+use crate::message::now;
 use crate::standin::kaa;
 
 /// How the demo runs.
@@ -60,10 +62,11 @@ pub async fn run(options: Options) -> Result<()> {
     let plain = options.plain || !std::io::stdout().is_terminal();
     let plugins = plugins(options.plugins.as_deref())?;
     for (number, name) in (1..).zip(DRIVERS) {
-        eprintln!("[{number}/{}] building {name}", DRIVERS.len());
+        tell!("[{number}/{}] building {name}", DRIVERS.len());
         let folder = plugins.join(name);
         tokio::task::spawn_blocking(move || crate::cli::build_in_place(&folder)).await.context("building")??;
     }
+    let since = now();
     let tap = LogTap::default();
     let _logging = logs::start(&tap, if plain { Format::Text } else { Format::None });
     // It runs until the end of the demo.
@@ -92,7 +95,7 @@ pub async fn run(options: Options) -> Result<()> {
             None => std::future::pending().await,
         }
     };
-    let view = view::show(&control, &tap, &hints, plain);
+    let view = view::show(&control, &tap, &hints, plain, since);
     tokio::select! {
         shown = view => shown?,
         () = end => {}
@@ -105,7 +108,7 @@ pub async fn run(options: Options) -> Result<()> {
     control.stop().await;
     gateway.ended().await?;
     if let Some(status) = status {
-        view::print_summary(&status, &control.receipts());
+        view::print_summary(&status, &view::swaps_since(&control, since));
     }
     Ok(())
 }

@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn the_own_blueprint_declares_what_is_sent() {
         let manifest = manifest().unwrap();
-        let status = Status { version: "", uptime_s: 1, memory: 2, sessions: Default::default(), devices: vec![] };
+        let status =
+            Status { version: String::new(), uptime_s: 1, memory: 2, sessions: Default::default(), devices: vec![] };
         let (attributes, _) = telemetry(&status);
         for attribute in &attributes {
             let field = manifest.blueprint.telemetry.get(&attribute.name).unwrap();

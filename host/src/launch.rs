@@ -12,6 +12,7 @@ use crate::logs::LogTap;
 use crate::sandbox::Compiler;
 use crate::state::StateFolder;
 use crate::supervisor::{Control, Supervisor};
+use crate::text;
 
 /// A gateway that runs.
 pub struct Running {
@@ -25,10 +26,7 @@ pub struct Running {
 pub fn start(path: &Path, config: Config, tap: LogTap) -> Result<Running> {
     let compiler = Compiler::Child(std::env::current_exe().context("finding this program")?);
     let state = StateFolder::open(&config.state)?;
-    let devices = match config.devices.len() {
-        1 => "1 device".to_owned(),
-        number => format!("{number} devices"),
-    };
+    let devices = text::count(config.devices.len(), "device");
     let (supervisor, control) = Supervisor::open(path, config, state.path(), compiler, tap.secrets.clone())?;
     tracing::info!("sandgate {} with {devices}, state in {}", env!("CARGO_PKG_VERSION"), state.path().display());
     let admin = tokio::spawn(admin::run(state, control.clone(), tap));

@@ -337,15 +337,15 @@ mod tests {
             );
         });
         let line = tap.listen().0.remove(0);
-        assert_eq!(line.device.as_deref(), Some("a\\u{1b}[2J"));
+        assert_eq!(line.device.as_deref(), Some("a\\u001b[2J"));
         assert!(line.text.starts_with("session main: token ***\\nforged x") && line.text.len() < MAX_LINE + 100);
-        let fields = [("device", "a\\u{1b}".to_owned())];
+        let fields = [("device", "a\\u001b".to_owned())];
         let text = text_line(0, Level::WARN, Style::Plain, "hello", &fields);
-        assert_eq!(text, "1970-01-01T00:00:00.000Z  WARN hello device=\"a\\u{1b}\"\n");
+        assert_eq!(text, "1970-01-01T00:00:00.000Z  WARN hello device=\"a\\u001b\"\n");
         let json: Json = serde_json::from_str(&json_line(0, Level::WARN, "t", "hello", &fields)).unwrap();
         assert_eq!(
             (&json["level"], &json["message"], &json["device"]),
-            (&"WARN".into(), &"hello".into(), &"a\\u{1b}".into())
+            (&"WARN".into(), &"hello".into(), &"a\\u001b".into())
         );
     }
 }

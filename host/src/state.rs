@@ -73,6 +73,9 @@ impl StateFolder {
             Err(_) => {
                 let parent = folder.path.ancestors().skip(1).find(|parent| parent.exists());
                 let parent = parent.unwrap_or(Path::new("/"));
+                if !parent.is_dir() {
+                    bail!("{}: expected a folder, found something else", parent.display());
+                }
                 access(parent, Access::WRITE_OK | Access::EXEC_OK)
                     .with_context(|| format!("it cannot be made in {}", parent.display()))?;
             }

@@ -3,20 +3,21 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use crate::device::{DeviceHandle, Phase, Statistics};
+use crate::manifest::Type;
 use crate::message::{DeviceId, Time, json_of};
 use crate::outbox;
 use crate::registry::Stage;
 use crate::session::SessionStatus;
 
 /// See the module documentation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     /// The version of this program.
-    pub version: &'static str,
+    pub version: String,
     /// Seconds since the start.
     pub uptime_s: u64,
     /// Resident memory in bytes.
@@ -28,7 +29,7 @@ pub struct Status {
 }
 
 /// One session.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionReport {
     /// Connected or not, and why not.
     #[serde(flatten)]
@@ -63,7 +64,7 @@ impl SessionReport {
 }
 
 /// One device.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeviceReport {
     /// Its id.
     pub id: String,
@@ -95,8 +96,15 @@ pub struct DeviceReport {
     pub commands: u64,
     /// When it sent its last sample, milliseconds since the epoch.
     pub last_sample: Option<Time>,
+    /// Seconds since its last good sample: one with a known value beside
+    /// `status` and lists of alerts. Null when there was none.
+    #[serde(default)]
+    pub good_sample_age_s: Option<u64>,
     /// Active alerts; null when unknown.
     pub alerts: Option<Vec<String>>,
+    /// Other lists of alerts: telemetry of type `alerts`, by name.
+    #[serde(default)]
+    pub other_alerts: BTreeMap<String, Vec<String>>,
     /// The last telemetry.
     pub telemetry: Map<String, Json>,
     /// The last properties.
@@ -113,7 +121,40 @@ impl DeviceReport {
         report.version.clone_from(&status.driver.manifest.driver.version);
         report.digest = status.driver.digest.short();
         report.watching = status.watching;
+        let declared = &status.driver.manifest.blueprint.telemetry;
+        let lists = report
+            .telemetry
+            .iter()
+            .filter(|(name, _)| declared.get(*name).is_some_and(|field| field.kind == Type::Alerts));
+        let ids = |list: &Json| -> Option<Vec<String>> {
+            list.as_array()?.iter().map(|id| id.as_str().map(str::to_owned)).collect()
+        };
+        report.other_alerts = lists.filter_map(|(name, list)| Some((name.clone(), ids(list)?))).collect();
         report
+    }
+
+    /// All active alerts, for people.
+    pub fn alerts_text(&self) -> String {
+        let others = self.other_alerts.iter().filter(|(_, active)| !active.is_empty());
+        let others = others.map(|(name, active)| format!("{name}: {}", active.join(", ")));
+        let own = match self.alerts.as_deref() {
+            None => Some("unknown".to_owned()),
+            Some([]) => None,
+            Some(active) => Some(active.join(", ")),
+        };
+        let all: Vec<String> = own.into_iter().chain(others).collect();
+        if all.is_empty() { "none".into() } else { all.join("; ") }
+    }
+
+    /// How old its last good sample is, for people.
+    pub fn age_text(&self) -> String {
+        match self.good_sample_age_s {
+            None => "never".into(),
+            Some(age @ 0..60) => format!("{age} s"),
+            Some(age @ 60..3600) => format!("{} min", age / 60),
+            Some(age @ 3600..86_400) => format!("{} h", age / 3600),
+            Some(age) => format!("{} d", age / 86_400),
+        }
     }
 
     /// Reports a device whose driver is being loaded, or could not be.
@@ -144,6 +185,8 @@ impl DeviceReport {
             crashes: statistics.crashes.get(),
             commands: statistics.commands.get(),
             last_sample: last.time,
+            good_sample_age_s: last.good.map(|time| time.elapsed().as_secs()),
+            other_alerts: BTreeMap::new(),
             alerts: last.alerts,
             telemetry: last.telemetry.iter().map(|(name, value)| (name.clone(), json_of(value))).collect(),
             properties: last.properties.iter().map(|(name, value)| (name.clone(), json_of(value))).collect(),

@@ -310,7 +310,7 @@ impl Supervisor {
             (name.clone(), report)
         });
         Status {
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started.elapsed().as_secs(),
             memory: resident_memory(),
             sessions: sessions.collect(),

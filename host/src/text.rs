@@ -24,6 +24,11 @@ pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     }
 }
 
+/// A number of things, in words: `1 device`, `2 devices`.
+pub fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 /// Some names for an error, with a mark where there are more.
 pub fn list<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
     const SHOWN: usize = 12;
@@ -67,8 +72,13 @@ pub fn visible(text: &str) -> Cow<'_, str> {
             '\n' => shown.push_str("\\n"),
             '\r' => shown.push_str("\\r"),
             '\t' => shown.push_str("\\t"),
-            // Writing to a string cannot fail.
-            c if is_hidden(c) => drop(write!(shown, "\\u{{{:x}}}", u32::from(c))),
+            // As in JSON, so that an escaped document is the same document.
+            c if is_hidden(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    // Writing to a string cannot fail.
+                    let _ = write!(shown, "\\u{unit:04x}");
+                }
+            }
             c => shown.push(c),
         }
     }
@@ -102,9 +112,9 @@ mod tests {
     fn what_would_move_a_cursor_or_turn_a_text_is_escaped() {
         for (text, expected) in [
             ("plain ü 汉", "plain ü 汉"),
-            ("a\x1b[2Jb", "a\\u{1b}[2Jb"),
+            ("a\x1b[2Jb", "a\\u001b[2Jb"),
             ("a\nb\r\tc", "a\\nb\\r\\tc"),
-            ("a\u{202e}b\u{9b}", "a\\u{202e}b\\u{9b}"),
+            ("a\u{202e}b\u{9b}", "a\\u202eb\\u009b"),
         ] {
             assert_eq!(visible(text), expected);
         }

@@ -18,6 +18,7 @@ mod kaa;
 mod languages;
 mod modbus;
 mod order;
+mod preflight;
 mod reload;
 mod standin_enapter;
 mod standin_kaa;

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::Outcome;
+use crate::cli::say::say;
 use crate::config::Config;
 use crate::manifest::{clean_blueprint, parent_blueprint};
 use crate::sandbox::{inspect, read_component};
@@ -19,7 +20,7 @@ pub(super) async fn run(file: &Path, parent: bool, output: Option<&Path>, json: 
     }
     match output {
         Some(path) => std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?,
-        None => print!("{text}"),
+        None => say!("{}", text.trim_end()),
     }
     Ok(Outcome::Done)
 }

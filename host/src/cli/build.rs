@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Outcome;
+use crate::cli::say::{say, tell};
 use crate::manifest::Manifest;
 use crate::sandbox::{embed_manifest, inspect};
 
@@ -41,9 +42,9 @@ pub(super) fn run(options: &Options, json: bool) -> Result<Outcome> {
     write(&output, &built.bytes)?;
     let size = built.bytes.len();
     if json {
-        println!("{}", json!({"name": built.name, "version": built.version, "file": output, "size": size}));
+        say!("{}", json!({"name": built.name, "version": built.version, "file": output, "size": size}));
     } else {
-        println!("built {} {}: {} ({} KiB)", built.name, built.version, output.display(), size / 1024);
+        say!("built {} {}: {} ({} KiB)", built.name, built.version, output.display(), size / 1024);
     }
     Ok(Outcome::Done)
 }
@@ -119,7 +120,7 @@ pub fn install_target() -> Result<()> {
     if Path::new(&sysroot).join("lib/rustlib").join(TARGET).exists() {
         return Ok(());
     }
-    eprintln!("installing the Rust target {TARGET}");
+    tell!("installing the Rust target {TARGET}");
     let status = Command::new("rustup")
         .args(["target", "add", TARGET])
         .stdin(Stdio::null())

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::Outcome;
+use crate::cli::say::say;
 use crate::sandbox::{Compiler, Sandbox};
 
 /// Checks and compiles a component and prints what it is.
@@ -26,21 +27,21 @@ pub(super) async fn run(path: &Path, json: bool) -> Result<Outcome> {
             "requests": {"modbus": requests.modbus, "tcp": tcp, "http": http},
             "warnings": unused, "compile_ms": driver.compile_time.as_millis(),
         });
-        println!("{text:#}");
+        say!("{text:#}");
         return Ok(Outcome::Done);
     }
     let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    println!("driver     {} {}", manifest.driver.name, manifest.driver.version);
-    println!("device     {}", manifest.blueprint.display_name);
-    println!("digest     {}", driver.digest);
-    println!("size       {} KiB, compiled in {} ms", size / 1024, driver.compile_time.as_millis());
-    println!("contract   sandgate:driver {}", inspection.wit_version);
-    println!("imports    {}, and {wasi} of WASI", list(&own));
-    println!("requests   Modbus lines: {}", list(&requests.modbus));
-    println!("           TCP: {}", list(&tcp));
-    println!("           HTTP: {}", list(&http));
-    println!(
+    say!("driver     {} {}", manifest.driver.name, manifest.driver.version);
+    say!("device     {}", manifest.blueprint.display_name);
+    say!("digest     {}", driver.digest);
+    say!("size       {} KiB, compiled in {} ms", size / 1024, driver.compile_time.as_millis());
+    say!("contract   sandgate:driver {}", inspection.wit_version);
+    say!("imports    {}, and {wasi} of WASI", list(&own));
+    say!("requests   Modbus lines: {}", list(&requests.modbus));
+    say!("           TCP: {}", list(&tcp));
+    say!("           HTTP: {}", list(&http));
+    say!(
         "declares   {} telemetry, {} properties, {} alerts, {} commands, {} configuration buckets",
         manifest.blueprint.telemetry.len(),
         manifest.blueprint.properties.len(),
@@ -49,7 +50,7 @@ pub(super) async fn run(path: &Path, json: bool) -> Result<Outcome> {
         manifest.blueprint.configuration.len(),
     );
     for warning in unused {
-        println!("warning    {warning}");
+        say!("warning    {warning}");
     }
     Ok(Outcome::Done)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::Outcome;
+use crate::cli::say::say;
 
 /// The files of a Rust driver, relative to its folder.
 const FILES: &[(&str, &str)] = &[
@@ -64,10 +65,10 @@ pub(super) fn rust(path: &Path, json: bool) -> Result<Outcome> {
         write().with_context(|| format!("writing {}", file.display()))?;
     }
     if json {
-        println!("{}", serde_json::json!({"created": path, "name": name}));
+        say!("{}", serde_json::json!({"created": path, "name": name}));
         return Ok(Outcome::Done);
     }
-    println!("created {}; next: sandgate build {0}, then sandgate check {0}/{name}.wasm", path.display());
+    say!("created {}; next: sandgate build {0}, then sandgate check {0}/{name}.wasm", path.display());
     Ok(Outcome::Done)
 }
 

@@ -11,6 +11,7 @@ use rustix::fs::{Access, access};
 use serde_json::{Value as Json, json};
 
 use super::Outcome;
+use crate::cli::say::say;
 use crate::config::{
     Broker, Bus, Communication, Config, ConfiguredUnits, Device, EnapterSession, ModbusGrant, Session,
 };
@@ -20,7 +21,6 @@ use crate::registry::{Origin, Progress, Registry};
 use crate::sandbox::{Compiler, Driver, Sandbox};
 use crate::session::check_tls;
 use crate::state::StateFolder;
-use crate::text::visible;
 
 /// Something that was looked at.
 struct Finding {
@@ -73,13 +73,13 @@ impl Findings {
                 json!({"place": finding.key, "ok": finding.level != Level::Problem, "level": finding.level.name(),
                     "text": finding.text, "add": finding.add})
             };
-            return println!("{}", Json::from(self.0.iter().map(finding).collect::<Vec<_>>()));
+            return say!("{}", Json::from(self.0.iter().map(finding).collect::<Vec<_>>()));
         }
         for Finding { key, level, text, add } in &self.0 {
             let level = if *level == Level::Fine { String::new() } else { format!("{}: ", level.name()) };
-            println!("{key}: {level}{}", visible(text));
+            say!("{key}: {level}{text}");
             for line in add.iter().flat_map(|add| add.lines()) {
-                println!("    add: {}", visible(line));
+                say!("    add: {line}");
             }
         }
     }

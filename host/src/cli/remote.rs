@@ -1,6 +1,9 @@
 //! The commands that talk to a running gateway through its admin socket.
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use futures::StreamExt;
@@ -10,8 +13,13 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{Gateway, Outcome};
 use crate::admin::SOCKET;
+use crate::cli::say::say;
 use crate::logs::LogLine;
 use crate::receipt::Receipt;
+use crate::text;
+
+/// How long a gateway that runs may take to tell its status.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Client {
     http: reqwest::Client,
@@ -33,31 +41,65 @@ impl Client {
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
-        request.send().await.map_err(|error| {
-            if error.is_connect() {
-                anyhow!(
-                    "no gateway runs with the state folder {}; name another with --state",
-                    folder(&self.socket).display()
-                )
-            } else {
-                anyhow!("asking the gateway: {error}")
-            }
-        })
+        request.send().await.map_err(|error| self.explain(&error))
+    }
+
+    /// Why nothing was answered, and what to do.
+    fn explain(&self, error: &reqwest::Error) -> anyhow::Error {
+        let folder = self.socket.parent().unwrap_or(&self.socket).display();
+        let mut cause: Option<&dyn std::error::Error> = Some(error);
+        let mut kind = None;
+        while let Some(error) = cause {
+            kind = kind.or(error.downcast_ref::<std::io::Error>().map(std::io::Error::kind));
+            cause = error.source();
+        }
+        if kind == Some(ErrorKind::PermissionDenied) {
+            let owner = self.socket.parent().and_then(|folder| folder.metadata().ok());
+            let owner = owner.map_or(String::new(), |folder| format!(", the one with the id {}", folder.uid()));
+            return anyhow!("the state folder {folder} is another user's; run this as the gateway's user{owner}");
+        }
+        if error.is_connect() {
+            return anyhow!("no gateway runs with the state folder {folder}; name another with --state");
+        }
+        anyhow!("asking the gateway: {error}")
     }
 
     /// The answer, or the error that the gateway gives.
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&Json>) -> Result<T> {
-        let response = self.send(method, path, body).await?;
-        let good = response.status().is_success();
-        let bytes = response.bytes().await.context("reading the answer of the gateway")?;
-        if !good {
-            let error: Json = serde_json::from_slice(&bytes).unwrap_or_default();
-            match error.get("error").and_then(Json::as_str) {
-                Some(text) => bail!("{text}"),
-                None => bail!("the gateway answered: {}", String::from_utf8_lossy(&bytes)),
+        self.unless_silent(async {
+            let response = self.send(method, path, body).await?;
+            let good = response.status().is_success();
+            let bytes = response.bytes().await.context("reading the answer of the gateway")?;
+            if !good {
+                let error: Json = serde_json::from_slice(&bytes).unwrap_or_default();
+                match error.get("error").and_then(Json::as_str) {
+                    Some(text) => bail!("{text}"),
+                    None => bail!("the gateway answered: {}", String::from_utf8_lossy(&bytes)),
+                }
             }
+            serde_json::from_slice(&bytes).context("reading the answer of the gateway")
+        })
+        .await
+    }
+
+    /// Waits for an answer as long as the gateway gives others: a swap may take
+    /// minutes, but a gateway that hangs never answers.
+    async fn unless_silent<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let silence = async {
+            loop {
+                tokio::time::sleep(PATIENCE).await;
+                if tokio::time::timeout(PATIENCE, self.send(Method::GET, "/v1/status", None)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            answer = answer => answer,
+            () = silence => bail!(
+                "the gateway has not answered for {} s; look at its log, and whether its process is stopped",
+                2 * PATIENCE.as_secs()
+            ),
         }
-        serde_json::from_slice(&bytes).context("reading the answer of the gateway")
     }
 }
 
@@ -68,14 +110,10 @@ impl Client {
         let devices = status.get("devices").and_then(Json::as_array).into_iter().flatten();
         let known: Vec<&str> = devices.filter_map(|device| device.get("id")?.as_str()).collect();
         if !known.contains(&device) {
-            bail!("no device {device:?}; expected one of: {}", known.join(", "));
+            bail!("no device {device:?}; {}", text::instead(device, known));
         }
         Ok(())
     }
-}
-
-fn folder(socket: &Path) -> &Path {
-    socket.parent().unwrap_or(socket)
 }
 
 fn device_path(device: &str, end: &str) -> Result<String> {
@@ -89,53 +127,10 @@ fn device_path(device: &str, end: &str) -> Result<String> {
 pub(super) async fn devices(gateway: &Gateway, json: bool) -> Result<Outcome> {
     let status: Json = Client::new(gateway)?.ask(Method::GET, "/v1/status", None).await?;
     if json {
-        println!("{status:#}");
-        return Ok(Outcome::Done);
-    }
-    let text = |value: &Json, key: &str| match value.get(key) {
-        None | Some(Json::Null) => String::new(),
-        Some(Json::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-    };
-    for (name, session) in status.get("sessions").and_then(Json::as_object).into_iter().flatten() {
-        let connected = session.get("connected").and_then(Json::as_bool) == Some(true);
-        let state = match text(session, "problem") {
-            _ if connected => "connected".to_owned(),
-            problem if problem.is_empty() => "connecting".to_owned(),
-            problem => format!("not connected: {problem}"),
-        };
-        let (address, waiting) = (text(session, "address"), text(session, "waiting"));
-        let lost = [("dropped", "dropped for room or age"), ("rejected", "rejected by the cloud")];
-        let lost = lost.map(|(key, words)| match session.get(key).and_then(Json::as_u64) {
-            None | Some(0) => String::new(),
-            Some(number) => format!(", {number} {words}"),
-        });
-        let delivered = text(session, "delivered");
-        println!("session {name}: {address} {state}, {delivered} delivered, {waiting} waiting{}", lost.concat());
-    }
-    println!(
-        "{:<20} {:<11} {:<30} {:>9} {:>8} {:>8}  ALERTS",
-        "DEVICE", "STATE", "DRIVER", "SAMPLES", "REJECTED", "CRASHES"
-    );
-    for device in status.get("devices").and_then(Json::as_array).into_iter().flatten() {
-        let alerts = match device.get("alerts").and_then(Json::as_array) {
-            None => "unknown".to_owned(),
-            Some(alerts) if alerts.is_empty() => "none".to_owned(),
-            Some(alerts) => alerts.iter().filter_map(Json::as_str).collect::<Vec<_>>().join(", "),
-        };
-        let driver = format!("{} {}", text(device, "driver"), text(device, "version"));
-        let get = |key| text(device, key);
-        println!(
-            "{:<20} {:<11} {driver:<30} {:>9} {:>8} {:>8}  {alerts}",
-            get("id"),
-            get("phase"),
-            get("samples"),
-            get("rejected"),
-            get("crashes"),
-        );
-        if !get("problem").is_empty() {
-            println!("    {}", get("problem"));
-        }
+        say!("{status:#}");
+    } else {
+        // Of another version it may have more or less.
+        super::devices::print(&serde_json::from_value(status).context("reading the status of the gateway")?);
     }
     Ok(Outcome::Done)
 }
@@ -158,9 +153,9 @@ pub(super) async fn roll_back(gateway: &Gateway, device: &str, json: bool) -> Re
 
 fn print_receipt(receipt: &Receipt, json: bool) -> Result<Outcome> {
     if json {
-        println!("{}", serde_json::to_string_pretty(receipt)?);
+        say!("{}", serde_json::to_string_pretty(receipt)?);
     } else {
-        println!("{}: {receipt}", receipt.device);
+        say!("{}: {receipt}", receipt.device);
     }
     let rejected = matches!(receipt.outcome, crate::receipt::Outcome::Rejected(_));
     Ok(if rejected { Outcome::Failed } else { Outcome::Done })
@@ -177,13 +172,12 @@ pub(super) async fn swaps(gateway: &Gateway, device: Option<&str>, json: bool) -
     }
     receipts.retain(|receipt| device.is_none_or(|device| device == receipt.device));
     if json {
-        println!("{}", serde_json::to_string_pretty(&receipts)?);
+        say!("{}", serde_json::to_string_pretty(&receipts)?);
         return Ok(Outcome::Done);
     }
     for receipt in &receipts {
-        let time =
-            humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_millis(receipt.time));
-        println!("{time} {}: {receipt}", receipt.device);
+        let time = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_millis(receipt.time));
+        say!("{time} {}: {receipt}", receipt.device);
     }
     Ok(Outcome::Done)
 }
@@ -192,7 +186,7 @@ pub(super) async fn swaps(gateway: &Gateway, device: Option<&str>, json: bool) -
 pub(super) async fn restart(gateway: &Gateway, device: &str, json: bool) -> Result<Outcome> {
     let path = device_path(device, "restart")?;
     let answer: Json = Client::new(gateway)?.ask(Method::POST, &path, None).await?;
-    println!("{}", if json { answer.to_string() } else { format!("{device} restarted") });
+    say!("{}", if json { answer.to_string() } else { format!("{device} restarted") });
     Ok(Outcome::Done)
 }
 
@@ -207,7 +201,7 @@ pub(super) async fn logs(gateway: &Gateway, device: Option<String>, follow: bool
         None => String::new(),
     };
     let path = format!("/v1/logs?follow={follow}{device}");
-    let response = client.send(Method::GET, &path, None).await?;
+    let response = client.unless_silent(client.send(Method::GET, &path, None)).await?;
     let mut parts = response.bytes_stream();
     let mut buffer = Vec::new();
     while let Some(part) = parts.next().await {
@@ -221,10 +215,9 @@ pub(super) async fn logs(gateway: &Gateway, device: Option<String>, follow: bool
 }
 
 fn print_line(line: &[u8], json: bool) {
-    let text = String::from_utf8_lossy(line);
     match serde_json::from_slice::<LogLine>(line) {
-        Ok(line) if !json => println!("{}", line.display()),
-        _ => print!("{text}"),
+        Ok(line) if !json => say!("{}", line.display()),
+        _ => say!("{}", String::from_utf8_lossy(line).trim_end()),
     }
 }
 
@@ -243,11 +236,11 @@ pub(super) async fn command(
     let path = device_path(device, &format!("commands/{name}"))?;
     let answer: Json = Client::new(gateway)?.ask(Method::POST, &path, Some(&Json::Object(arguments))).await?;
     if json {
-        println!("{answer:#}");
+        say!("{answer:#}");
     } else {
         match answer.get("result").and_then(Json::as_object) {
-            Some(result) if !result.is_empty() => result.iter().for_each(|(name, value)| println!("{name}: {value}")),
-            _ => println!("completed"),
+            Some(result) if !result.is_empty() => result.iter().for_each(|(name, value)| say!("{name}: {value}")),
+            _ => say!("completed"),
         }
     }
     Ok(Outcome::Done)

@@ -10,31 +10,39 @@ use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize};
-use ratatui::text::Line;
+use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table, Wrap};
 use serde_json::Value as Json;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
+use crate::cli::say::say;
 use crate::device::Phase;
 use crate::logs::{LogLine, LogTap};
+use crate::message::Time;
 use crate::receipt::Receipt;
 use crate::status::{DeviceReport, Status};
 use crate::supervisor::Control;
+use crate::text::{count, visible};
 
 const REFRESH: Duration = Duration::from_millis(500);
 const PLAIN_REFRESH: Duration = Duration::from_secs(5);
 const LOG_LINES: usize = 200;
 
 /// Shows the gateway until someone presses q or Ctrl-C.
-pub(super) async fn show(control: &Control, tap: &LogTap, hints: &[String], plain: bool) -> Result<()> {
-    if plain { lines(control, hints).await } else { live(control, tap, hints).await }
+pub(super) async fn show(control: &Control, tap: &LogTap, hints: &[String], plain: bool, since: Time) -> Result<()> {
+    if plain { lines(control, hints).await } else { live(control, tap, hints, since).await }
+}
+
+/// The swaps of this run: the folder may hold those of an earlier one.
+pub(super) fn swaps_since(control: &Control, since: Time) -> Vec<Receipt> {
+    control.receipts().into_iter().filter(|receipt| receipt.time >= since).collect()
 }
 
 /// One line a device, every few seconds.
 async fn lines(control: &Control, hints: &[String]) -> Result<()> {
-    println!("to try in a second terminal:");
-    hints.iter().for_each(|hint| println!("    {hint}"));
+    say!("to try in a second terminal:");
+    hints.iter().for_each(|hint| say!("    {hint}"));
     let mut refresh = interval(PLAIN_REFRESH);
     // The first tick comes at once, when nothing has been measured yet.
     refresh.tick().await;
@@ -43,26 +51,23 @@ async fn lines(control: &Control, hints: &[String]) -> Result<()> {
         let Some(status) = control.status().await else { return Ok(()) };
         for session in status.sessions.values() {
             let state = if session.status.connected { "connected" } else { "not connected" };
-            println!(
-                "{} {state}, {} messages delivered, {} waiting",
-                session.address, session.delivered, session.waiting
-            );
+            say!("{} {state}, {} messages delivered, {} waiting", session.address, session.delivered, session.waiting);
         }
         for device in &status.devices {
-            println!(
+            say!(
                 "{:<16} {:<10} {:<26} {}  alerts: {}",
                 device.id,
                 device.phase.name(),
                 format!("{} {}", device.driver, device.version),
-                values(device, 4),
-                alerts(device),
+                values(device).into_iter().take(4).collect::<Vec<_>>().join(" "),
+                device.alerts_text(),
             );
         }
     }
 }
 
 /// The terminal view.
-async fn live(control: &Control, tap: &LogTap, hints: &[String]) -> Result<()> {
+async fn live(control: &Control, tap: &LogTap, hints: &[String], since: Time) -> Result<()> {
     let mut terminal = ratatui::try_init().context("opening the terminal")?;
     let mut keys = keys();
     let (newest, mut news) = tap.listen();
@@ -74,7 +79,7 @@ async fn live(control: &Control, tap: &LogTap, hints: &[String]) -> Result<()> {
             _ = refresh.tick() => {
                 let Some(status) = control.status().await else { return Ok(()) };
                 let per_second = rate.update(status.sessions.values().map(|session| session.delivered).sum());
-                let receipts = control.receipts();
+                let receipts = swaps_since(control, since);
                 let picture = Picture { status: &status, receipts: &receipts, log: &log, hints, per_second };
                 terminal.draw(|frame| picture.draw(frame)).context("drawing")?;
             }
@@ -129,6 +134,7 @@ impl Rate {
     }
 }
 
+/// What is drawn at a time.
 struct Picture<'a> {
     status: &'a Status,
     receipts: &'a [Receipt],
@@ -137,58 +143,101 @@ struct Picture<'a> {
     per_second: f64,
 }
 
+/// How high the parts are. A low terminal has one line for a device, and loses
+/// hints before anything else.
+struct Heights {
+    /// Of one device.
+    row: u16,
+    table: u16,
+    swaps: u16,
+    hints: u16,
+}
+
+impl Heights {
+    /// Lines around a part.
+    const FRAME: u16 = 2;
+    /// Of the log, with its frame.
+    const LEAST_LOG: u16 = 5;
+
+    fn of(height: u16, devices: usize, hints: usize) -> Heights {
+        let number = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
+        let table = |row: u16| number(devices).saturating_mul(row).saturating_add(Self::FRAME + 1);
+        let is_high = height >= table(2).saturating_add(number(hints) + 16);
+        let (row, swaps) = if is_high { (2, 6) } else { (1, 4) };
+        let table = table(row).min(height.saturating_sub(1 + swaps + Self::LEAST_LOG));
+        let rest = height.saturating_sub(1 + table + swaps + Self::LEAST_LOG);
+        let hints = if rest > Self::FRAME { rest.min(number(hints) + Self::FRAME) } else { 0 };
+        Heights { row, table, swaps, hints }
+    }
+}
+
+/// How wide the columns of the table are.
+struct Widths {
+    device: u16,
+    state: u16,
+    /// Of the driver; 0 where there is no room for it.
+    driver: u16,
+    values: u16,
+    alerts: u16,
+}
+
+impl Widths {
+    fn of(width: u16) -> Widths {
+        let (device, state) = (16, 10);
+        let (driver, alerts) = if width >= 120 { (30, 30) } else { (0, 24) };
+        let columns = if driver > 0 { 5 } else { 4 };
+        let values = width.saturating_sub(2 + device + state + driver + alerts + columns - 1);
+        Widths { device, state, driver, values, alerts }
+    }
+}
+
 impl Picture<'_> {
     fn draw(&self, frame: &mut Frame<'_>) {
-        let devices = u16::try_from(self.status.devices.len()).unwrap_or_default() * 2 + 3;
-        let hints = u16::try_from(self.hints.len()).unwrap_or_default() + 2;
+        let area = frame.area();
+        let heights = Heights::of(area.height, self.status.devices.len(), self.hints.len());
         let parts = [
             Constraint::Length(1),
-            Constraint::Length(devices),
-            Constraint::Length(8),
-            Constraint::Min(4),
-            Constraint::Length(hints),
+            Constraint::Length(heights.table),
+            Constraint::Length(heights.swaps),
+            Constraint::Min(Heights::LEAST_LOG),
+            Constraint::Length(heights.hints),
         ];
-        let [head, table, swaps, log, tail] = Layout::vertical(parts).areas(frame.area());
-        frame.render_widget(self.head(), head);
-        frame.render_widget(self.devices(), table);
-        let receipts =
-            self.receipts.iter().rev().take(3).map(|receipt| Line::from(format!("{}: {receipt}", receipt.device)));
+        let [head, table, swaps, log, tail] = Layout::vertical(parts).areas(area);
+        frame.render_widget(self.head(area.width), head);
+        frame.render_widget(self.devices(&Widths::of(area.width), heights.row), table);
+        let receipts = self.receipts.iter().rev().take(3);
+        let receipts: Vec<Line<'_>> = receipts.map(|receipt| seen(&format!("{}: {receipt}", receipt.device))).collect();
         frame.render_widget(
-            Paragraph::new(receipts.collect::<Vec<_>>())
-                .wrap(Wrap { trim: false })
-                .block(Block::bordered().title(" swaps ")),
+            Paragraph::new(receipts).wrap(Wrap { trim: false }).block(Block::bordered().title(" swaps ")),
             swaps,
         );
-        let room = usize::from(log.height.saturating_sub(2));
+        let room = usize::from(log.height.saturating_sub(Heights::FRAME));
         let lines: Vec<Line<'_>> = self.log.iter().skip(self.log.len().saturating_sub(room)).map(log_line).collect();
         frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" log ")), log);
-        let hints: Vec<Line<'_>> = self.hints.iter().map(|hint| Line::from(hint.as_str())).collect();
+        let hints: Vec<Line<'_>> = self.hints.iter().map(|hint| seen(hint)).collect();
         frame.render_widget(
             Paragraph::new(hints).block(Block::bordered().title(" try in a second terminal; q ends ")),
             tail,
         );
     }
 
-    fn head(&self) -> Line<'_> {
-        let sessions: Vec<String> = self
-            .status
-            .sessions
-            .values()
-            .map(|session| {
-                let state = if session.status.connected { "connected" } else { "NOT CONNECTED" };
-                format!("{} {state}, {} delivered, {} waiting", session.address, session.delivered, session.waiting)
-            })
-            .collect();
+    fn head(&self, width: u16) -> Line<'_> {
         let (up, rate, memory) = (self.status.uptime_s, self.per_second, self.status.memory >> 20);
-        let text = format!(
-            " sandgate {}  up {up} s  {rate:.1} messages/s  {memory} MiB  {}",
-            self.status.version,
-            sessions.join("  ")
-        );
-        Line::from(text).bold()
+        let own = [
+            format!("sandgate {}", self.status.version),
+            format!("up {up} s"),
+            format!("{rate:.1} messages/s"),
+            format!("{memory} MiB"),
+        ];
+        let sessions = self.status.sessions.values().map(|session| {
+            let state = if session.status.connected { "connected" } else { "NOT CONNECTED" };
+            format!("{} {state}, {} delivered, {} waiting", session.address, session.delivered, session.waiting)
+        });
+        let parts: Vec<String> = own.into_iter().chain(sessions).collect();
+        seen(&format!(" {}", lay_out(&parts, usize::from(width.saturating_sub(2)), 1, "  "))).bold()
     }
 
-    fn devices(&self) -> Table<'_> {
+    fn devices(&self, widths: &Widths, height: u16) -> Table<'_> {
         let rows = self.status.devices.iter().map(|device| {
             let color = match device.phase {
                 Phase::Running => Color::Green,
@@ -197,28 +246,43 @@ impl Picture<'_> {
                 Phase::Failed => Color::Red,
             };
             let watching = if device.watching { " (watched)" } else { "" };
-            let trouble = device.problem.clone().unwrap_or_else(|| alerts(device));
-            let alert_color =
-                if device.alerts.as_ref().is_some_and(Vec::is_empty) { Color::Reset } else { Color::Yellow };
-            Row::new([
-                Cell::from(device.id.clone()).bold(),
-                Cell::from(device.phase.name()).style(Style::new().fg(color)),
-                Cell::from(format!("{} {}{watching}\n{} samples", device.driver, device.version, device.samples)),
-                Cell::from(two_lines(&values(device, 8))),
-                Cell::from(trouble).style(Style::new().fg(alert_color)),
-            ])
-            .height(2)
+            let driver = format!("{} {}{watching}\n{} samples", device.driver, device.version, device.samples);
+            let values = lay_out(&values(device), usize::from(widths.values), usize::from(height), " ");
+            let trouble = device.problem.clone().unwrap_or_else(|| device.alerts_text());
+            let alert_color = if trouble == "none" { Color::Reset } else { Color::Yellow };
+            let cells = [
+                (widths.device, Cell::from(seen(&device.id)).bold()),
+                (widths.state, Cell::from(device.phase.name()).style(Style::new().fg(color))),
+                (widths.driver, Cell::from(seen_text(&driver))),
+                (widths.values, Cell::from(seen_text(&values))),
+                (widths.alerts, Cell::from(seen(&ended(&trouble, widths.alerts))).style(Style::new().fg(alert_color))),
+            ];
+            let cells = cells.into_iter().filter(|(width, _)| *width > 0).map(|(_, cell)| cell);
+            Row::new(cells).height(height)
         });
-        let widths = [
-            Constraint::Length(16),
-            Constraint::Length(10),
-            Constraint::Length(36),
-            Constraint::Min(40),
-            Constraint::Length(24),
+        let columns = [
+            (widths.device, "device"),
+            (widths.state, "state"),
+            (widths.driver, "driver"),
+            (widths.values, "last values"),
+            (widths.alerts, "alerts"),
         ];
-        let header = Row::new(["device", "state", "driver", "last values", "alerts"]).style(Style::new().dim());
-        Table::new(rows, widths).header(header).block(Block::bordered().title(" devices "))
+        let columns = columns.into_iter().filter(|(width, _)| *width > 0);
+        let (lengths, titles): (Vec<_>, Vec<_>) =
+            columns.map(|(width, title)| (Constraint::Length(width), title)).unzip();
+        let header = Row::new(titles).style(Style::new().dim());
+        Table::new(rows, lengths).header(header).block(Block::bordered().title(" devices "))
     }
+}
+
+/// A text from outside as it may be drawn.
+fn seen(text: &str) -> Line<'static> {
+    Line::from(visible(text).into_owned())
+}
+
+/// The same for several lines.
+fn seen_text(text: &str) -> Text<'static> {
+    Text::from(text.lines().map(seen).collect::<Vec<_>>())
 }
 
 fn log_line(line: &LogLine) -> Line<'_> {
@@ -230,16 +294,17 @@ fn log_line(line: &LogLine) -> Line<'_> {
     }
 }
 
-fn alerts(device: &DeviceReport) -> String {
-    match device.alerts.as_deref() {
-        None => "unknown".into(),
-        Some([]) => "none".into(),
-        Some(active) => active.join(", "),
+/// A text that says where it was cut.
+fn ended(text: &str, width: u16) -> String {
+    let width = usize::from(width);
+    if text.chars().count() <= width {
+        return text.to_owned();
     }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// The first values, the status before all.
-fn values(device: &DeviceReport, most: usize) -> String {
+/// The last values, the status before all.
+fn values(device: &DeviceReport) -> Vec<String> {
     let mut names: Vec<(&String, &Json)> =
         device.telemetry.iter().filter(|(_, value)| !value.is_null() && !value.is_array()).collect();
     let rank = |name: &str| match name {
@@ -248,30 +313,40 @@ fn values(device: &DeviceReport, most: usize) -> String {
         _ => 2,
     };
     names.sort_by_key(|(name, _)| rank(name));
-    let shown = names.iter().take(most).map(|(name, value)| match value {
+    let shown = names.into_iter().map(|(name, value)| match value {
         Json::String(text) => format!("{name}={text}"),
         Json::Number(number) if number.is_f64() => format!("{name}={:.1}", number.as_f64().unwrap_or_default()),
         other => format!("{name}={other}"),
     });
-    shown.collect::<Vec<_>>().join(" ")
+    shown.map(|text| visible(&text).into_owned()).collect()
 }
 
-/// Breaks a text in its middle, at a space.
-fn two_lines(text: &str) -> String {
-    let middle = text.char_indices().map(|(index, _)| index).find(|index| *index >= text.len() / 2).unwrap_or_default();
-    match text.get(middle..).and_then(|rest| rest.find(' ')) {
-        Some(offset) => {
-            let (first, second) = text.split_at(middle + offset);
-            format!("{first}\n{}", second.trim_start())
+/// Whole parts only, as many as fit: half a number is another number.
+fn lay_out(parts: &[String], width: usize, lines: usize, between: &str) -> String {
+    let mut all = vec![String::new()];
+    for part in parts {
+        let size = part.chars().count();
+        let fits = |line: &String| {
+            let before = line.chars().count();
+            size + before + if before > 0 { between.len() } else { 0 } <= width
+        };
+        if !all.last().is_some_and(fits) && all.len() < lines {
+            all.push(String::new());
         }
-        None => text.to_owned(),
+        if let Some(line) = all.last_mut().filter(|line| fits(line)) {
+            if !line.is_empty() {
+                line.push_str(between);
+            }
+            line.push_str(part);
+        }
     }
+    all.join("\n")
 }
 
 /// What stays on the terminal when the demo ends.
 pub(super) fn print_summary(status: &Status, receipts: &[Receipt]) {
     for device in &status.devices {
-        println!(
+        say!(
             "{:<16} {:<10} {} samples, {} rejected, {} crashes",
             device.id,
             device.phase.name(),
@@ -281,5 +356,57 @@ pub(super) fn print_summary(status: &Status, receipts: &[Receipt]) {
         );
     }
     let delivered: u64 = status.sessions.values().map(|session| session.delivered).sum();
-    println!("{delivered} messages delivered, {} swaps in the receipts", receipts.len());
+    say!("{delivered} messages delivered, {}", count(receipts.len(), "swap"));
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    fn device(id: &str) -> DeviceReport {
+        let report = serde_json::json!({"id": id, "phase": "running", "driver": "power-meter-pm2100",
+            "version": "1.0.0", "digest": "", "watching": false, "problem": null, "samples": 12, "rejected": 0,
+            "limited": 0, "log_lines_dropped": 0, "errors": 0, "crashes": 0, "commands": 0, "last_sample": null,
+            "alerts": [], "properties": {}, "telemetry": {"status": "ok", "power_total": 12345.6, "l1_volt": 231.4,
+            "l2_volt": 229.9, "l3_volt": 230.3, "frequency": 50.0, "evil": "\u{1b}[2J"}});
+        serde_json::from_value(report).unwrap()
+    }
+
+    fn screen(width: u16, height: u16) -> Vec<String> {
+        let status = Status {
+            version: "0.1.0".into(),
+            uptime_s: 7,
+            memory: 64 << 20,
+            sessions: [].into(),
+            devices: ["house_meter", "heat_pump_meter", "inverter", "lamp"].map(device).into(),
+        };
+        let (log, hints) = (VecDeque::new(), vec!["hint".to_owned(); 8]);
+        let picture = Picture { status: &status, receipts: &[], log: &log, hints: &hints, per_second: 1.0 };
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| picture.draw(frame)).unwrap();
+        let cells = terminal.backend().buffer().content();
+        cells.chunks(usize::from(width)).map(|line| line.iter().map(|cell| cell.symbol()).collect()).collect()
+    }
+
+    #[test]
+    fn every_size_shows_all_devices_and_only_whole_numbers() {
+        let whole = ["status=ok", "power_total=12345.6", "l1_volt=231.4", "l2_volt=229.9", "l3_volt=230.3"];
+        for (width, height) in [(80, 24), (100, 30), (120, 40), (200, 60)] {
+            let screen = screen(width, height);
+            for name in ["house_meter", "heat_pump_meter", "inverter", "lamp"] {
+                let line = screen.iter().find(|line| line.contains(name)).unwrap();
+                assert!(line.contains("running") && line.contains("status=ok"), "{width}x{height}: {line}");
+            }
+            for word in screen.iter().flat_map(|line| line.split([' ', '│'])).filter(|word| word.contains('=')) {
+                let is_other = word.starts_with("frequency=50.0") || word.starts_with("evil=\\u001b[2J");
+                assert!(whole.contains(&word) || is_other, "{width}x{height}: {word:?}");
+            }
+            assert!(!screen.concat().contains('\u{1b}') && screen.iter().any(|line| line.contains("hint")));
+        }
+        // However small it is, it can be drawn.
+        (1..40).for_each(|size| drop(screen(size * 2, size)));
+    }
 }

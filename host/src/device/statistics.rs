@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::message::{Attribute, Time, Value, size_of_attribute};
 
@@ -36,6 +37,8 @@ pub struct Statistics {
 pub struct Last {
     /// When it sent a sample.
     pub time: Option<Time>,
+    /// When it sent one that tells something.
+    pub good: Option<Instant>,
     /// Telemetry by name.
     pub telemetry: BTreeMap<String, Value>,
     /// Properties by name.
@@ -66,11 +69,14 @@ impl Counter {
 }
 
 impl Statistics {
-    /// A sample was accepted.
-    pub fn sample(&self, time: Time, attributes: &[Attribute]) {
+    /// A sample was accepted; a good one tells more than that something is wrong.
+    pub fn sample(&self, time: Time, attributes: &[Attribute], is_good: bool) {
         self.samples.count();
         let mut last = self.lock();
         last.time = Some(time);
+        if is_good {
+            last.good = Some(Instant::now());
+        }
         remember(&mut last.telemetry, attributes);
     }
 

@@ -10,8 +10,8 @@ use super::limits::RateLimiter;
 use super::state::State;
 use crate::config::Rate;
 use crate::device::Statistics;
-use crate::manifest::{Field, Manifest};
-use crate::message::{Attribute, Rejection, Severity, Time, Uplink, now, size_of_attribute};
+use crate::manifest::{Field, Manifest, Type};
+use crate::message::{Attribute, Rejection, Severity, Time, Uplink, Value, now, size_of_attribute};
 use telemetry::SendError;
 
 /// A sample is some dozens of numbers; more than this is a mistake.
@@ -48,7 +48,8 @@ impl telemetry::Host for State {
         let (attributes, rejected) =
             self.admit(sample.attributes, |name| manifest.blueprint.telemetry.get(name), &manifest)?;
         if !attributes.is_empty() {
-            self.telemetry.statistics.sample(time, &attributes);
+            let is_good = attributes.iter().any(|attribute| tells(attribute, &manifest));
+            self.telemetry.statistics.sample(time, &attributes, is_good);
             let alerts = self.alerts.take_for_sample();
             self.outlet.send(&Uplink::Telemetry { time, is_own, attributes: &attributes, alerts });
         }
@@ -128,6 +129,16 @@ impl State {
             self.log.note(Severity::Warning, text);
         }
     }
+}
+
+/// Whether an attribute tells something of the device, and not only how it is:
+/// drivers go on sending `status` and lists of alerts when nothing can be read.
+fn tells(attribute: &Attribute, manifest: &Manifest) -> bool {
+    let is_list_of_alerts = || {
+        let field = manifest.blueprint.telemetry.get(&attribute.name);
+        field.is_some_and(|field| field.kind == Type::Alerts)
+    };
+    attribute.name != "status" && !matches!(attribute.value, Value::Unknown) && !is_list_of_alerts()
 }
 
 /// A finite time between 1970 and the year 9999.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::cloud::Greeting;
@@ -36,7 +36,7 @@ pub struct Facts {
 }
 
 /// What a session tells about itself.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SessionStatus {
     /// Whether it is connected and subscribed.
     pub connected: bool,

@@ -150,7 +150,7 @@ impl Supervisor {
         let device = text::cut(device, 100);
         match self.devices.is_empty() {
             true => format!("no device {device:?}: none is configured"),
-            false => format!("no device {device:?}; expected one of: {}", text::list(self.devices.keys())),
+            false => format!("no device {device:?}; {}", text::instead(device, self.devices.keys())),
         }
     }
 

@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::Outcome;
+use crate::cli::say::say;
 use crate::standin::enapter::blueprints::{Source, Sources};
 use crate::standin::enapter::{self, Running, Settings};
 
@@ -60,7 +61,7 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     let hardware = options.hardware_id.as_deref().unwrap_or(ANY_HARDWARE);
     if json {
         let address = format!("http://{}", running.http);
-        println!("{}", json!({"mqtt": running.mqtt, "http": address, "hardware_id": hardware}));
+        say!("{}", json!({"mqtt": running.mqtt, "http": address, "hardware_id": hardware}));
     } else {
         introduce(&running, hardware);
     }
@@ -74,17 +75,17 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
 }
 
 fn introduce(running: &Running, hardware: &str) {
-    println!("MQTT {}, HTTP http://{}", running.mqtt, running.http);
-    println!("{}", running.knows);
-    println!("what the cloud would drop is told once for a connection, and counted");
+    say!("MQTT {}, HTTP http://{}", running.mqtt, running.http);
+    say!("{}", running.knows);
+    say!("what the cloud would drop is told once for a connection, and counted");
     let ip = running.mqtt.ip();
     if !ip.is_loopback() {
-        println!("whoever reaches this machine can connect: nothing here asks for a password");
+        say!("whoever reaches this machine can connect: nothing here asks for a password");
     }
     // An address that means "all of this machine's" is none to connect to.
     let host = if ip.is_unspecified() { "127.0.0.1".to_owned() } else { ip.to_string() };
-    println!("a gateway connects with these lines in its configuration:\n");
-    println!("[sessions.local.enapter]\nhost = {host:?}\nport = {}\nhardware_id = {hardware:?}\n", running.mqtt.port());
+    say!("a gateway connects with these lines in its configuration:\n");
+    say!("[sessions.local.enapter]\nhost = {host:?}\nport = {}\nhardware_id = {hardware:?}\n", running.mqtt.port());
 }
 
 /// Prints events for ever.
@@ -94,13 +95,13 @@ async fn print(running: &Running, json: bool) {
         let (events, missed, after) = running.events(next).await;
         next = after;
         if missed > 0 && !json {
-            println!("({missed} events were too many to print)");
+            say!("({missed} events were too many to print)");
         }
         for event in events {
             match json {
                 // Texts and numbers always serialize.
-                true => println!("{}", serde_json::to_string(&event).unwrap_or_default()),
-                false => println!("{event}"),
+                true => say!("{}", serde_json::to_string(&event).unwrap_or_default()),
+                false => say!("{event}"),
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::super::Outcome;
+use crate::cli::say::{say, tell};
 use crate::standin::kaa::events::Event;
 use crate::standin::kaa::metadata::Access;
 use crate::standin::kaa::{self, Fault, Rules, Settings, Tls, User};
@@ -100,7 +101,7 @@ async fn serve(options: Options, json: bool) -> Result<Outcome> {
         tokio::select! {
             event = events.recv() => match event {
                 Ok(event) => print(&event, json),
-                Err(RecvError::Lagged(count)) => eprintln!("{count} events were too fast to print"),
+                Err(RecvError::Lagged(count)) => tell!("{count} events were too fast to print"),
                 Err(RecvError::Closed) => break,
             },
             result = tokio::signal::ctrl_c() => {
@@ -117,17 +118,17 @@ async fn serve(options: Options, json: bool) -> Result<Outcome> {
 fn announce(running: &kaa::Running, json: bool) {
     let (mqtt, http) = (running.mqtt, running.http);
     if json {
-        println!("{}", json!({"what": "listening", "mqtt": mqtt.to_string(), "http": http.to_string()}));
+        say!("{}", json!({"what": "listening", "mqtt": mqtt.to_string(), "http": http.to_string()}));
     } else {
-        println!("Kaa stand-in listens: MQTT on {mqtt}, HTTP on http://{http}; an endpoint's id is its token");
+        say!("Kaa stand-in listens: MQTT on {mqtt}, HTTP on http://{http}; an endpoint's id is its token");
     }
 }
 
 fn print(event: &Event, json: bool) {
     if json {
-        println!("{}", json!(event));
+        say!("{}", json!(event));
     } else {
-        println!("{event}");
+        say!("{event}");
     }
 }
 

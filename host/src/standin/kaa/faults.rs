@@ -2,28 +2,13 @@
 //!
 //! A fault is written as one word: `NAME[=VALUE][,ext=EXTENSION][,token=TOKEN][,times=N]`.
 //! The service asks which ones apply; one with `times` goes away after so many uses.
-//!
-//! | fault | does |
-//! |---|---|
-//! | `status-late=2s` | holds `/status` back |
-//! | `status-missing` | never sends `/status`, though the request was carried out |
-//! | `status-doubled` | sends `/status` twice |
-//! | `push-before-reply` | sends what a request for commands, configuration or software asks for as a push first |
-//! | `push-doubled`, `push-missing` | sends pushes twice, or never |
-//! | `error=503` | answers `/error` and does nothing |
-//! | `reliable-timeout=2s` | answers samples with `/error` 504 after that time and does not store them |
-//! | `drop-after-puback`, `drop-after-puback=kept` | closes the connection after the PUBACK; the message is lost, or was carried out |
-//! | `drop-at-publish` | closes the connection at a publication without a PUBACK, as after a failed mutual TLS |
-//! | `unchanged=304`, `unchanged=object`, `unchanged=empty` | how "not changed" looks over MQTT |
-//! | `strict-bodies` | configurations without `statusCode` and `reasonPhrase`, as 7/CMP has them |
-//! | `broker-mode` | delivers only what the connection has subscribed to, as behind a broker |
-//! | `close-on-bad-topic` | closes the connection at a topic that is no request |
 
 mod fault;
 
 use std::time::Duration;
 
-pub use self::fault::{Fault, Kind, NAMES};
+pub(super) use self::fault::no_fault;
+pub use self::fault::{ALL, Fault, Kind, names};
 use super::cmp::Unchanged;
 
 /// At most so many faults are set at a time.

@@ -7,6 +7,7 @@ use reqwest::Method;
 use serde_json::{Map, Value as Json, json};
 
 use super::super::super::{Outcome, remote};
+use crate::cli::say::say;
 use crate::standin::enapter::channel::LogLine;
 use crate::standin::enapter::event::clean;
 
@@ -150,12 +151,17 @@ fn device_path(prefix: &str, channel: &str, end: &str) -> Result<String> {
 async fn devices(client: &Client, json: bool) -> Result<Outcome> {
     let answer = client.ask(Method::GET, "/standin/v1/devices", None).await?;
     if json {
-        println!("{answer:#}");
+        say!("{answer:#}");
         return Ok(Outcome::Done);
     }
-    println!(
+    say!(
         "{:<28} {:<36} {:<8} {:<20} {:>8} {:>8}  ALERTS",
-        "CHANNEL", "HARDWARE", "STATE", "BLUEPRINT", "SAMPLES", "DROPPED"
+        "CHANNEL",
+        "HARDWARE",
+        "STATE",
+        "BLUEPRINT",
+        "SAMPLES",
+        "DROPPED"
     );
     for device in answer.get("devices").and_then(Json::as_array).into_iter().flatten() {
         let text = |key: &str| match device.get(key) {
@@ -168,7 +174,7 @@ async fn devices(client: &Client, json: bool) -> Result<Outcome> {
             Some(alerts) if alerts.is_empty() => "none".to_owned(),
             Some(alerts) => clean(&alerts.iter().filter_map(|a| a.get("id")?.as_str()).collect::<Vec<_>>().join(", ")),
         };
-        println!(
+        say!(
             "{:<28} {:<36} {:<8} {:<20} {:>8} {:>8}  {alerts}",
             text("channel_id"),
             text("hardware_id"),
@@ -186,12 +192,12 @@ async fn samples(rows: Rows, json: bool) -> Result<Outcome> {
     let path = device_path("/standin/v1", &rows.channel, &end)?;
     let print = |sample: Json| {
         if json {
-            return println!("{sample}");
+            return say!("{sample}");
         }
         let mut sample = sample.as_object().cloned().unwrap_or_default();
         let seconds = sample.shift_remove("timestamp").and_then(|value| value.as_u64()).unwrap_or_default();
         sample.shift_remove("received");
-        println!("{} {}", time(seconds), words(&sample));
+        say!("{} {}", time(seconds), words(&sample));
     };
     Client::new(rows.standin)?.lines(&path, print).await?;
     Ok(Outcome::Done)
@@ -201,8 +207,8 @@ async fn logs(rows: Rows, json: bool) -> Result<Outcome> {
     let end = format!("logs?limit={}&follow={}", rows.limit, rows.follow);
     let path = device_path("/standin/v1", &rows.channel, &end)?;
     let print = |line: Json| match serde_json::from_value::<LogLine>(line.clone()) {
-        Ok(line) if !json => println!("{} {:<7} {}", time(line.timestamp), line.severity, clean(&line.message)),
-        _ => println!("{line}"),
+        Ok(line) if !json => say!("{} {:<7} {}", time(line.timestamp), line.severity, clean(&line.message)),
+        _ => say!("{line}"),
     };
     Client::new(rows.standin)?.lines(&path, print).await?;
     Ok(Outcome::Done)
@@ -226,13 +232,13 @@ async fn send_command(
         // Progress has no id; the execution that comes last has one.
         if line.get("id").is_none() && !json {
             let message = line.pointer("/payload/message").and_then(Json::as_str).map(clean);
-            println!("log: {}", message.unwrap_or_else(|| payload(&line)));
+            say!("log: {}", message.unwrap_or_else(|| payload(&line)));
         }
         last = line;
     });
     follow.await?;
     if json {
-        println!("{last:#}");
+        say!("{last:#}");
     }
     let state = last.get("state").and_then(Json::as_str).unwrap_or_default();
     let response = last.get("response").unwrap_or(&Json::Null);
@@ -242,10 +248,8 @@ async fn send_command(
         "SUCCESS" => {
             let result = response.get("payload").and_then(Json::as_object).filter(|result| !result.is_empty());
             match result {
-                Some(result) => {
-                    result.iter().for_each(|(name, value)| println!("{name}: {}", clean(&value.to_string())))
-                }
-                None => println!("completed"),
+                Some(result) => result.iter().for_each(|(name, value)| say!("{name}: {}", clean(&value.to_string()))),
+                None => say!("completed"),
             }
             Ok(Outcome::Done)
         }

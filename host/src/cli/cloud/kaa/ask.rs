@@ -9,6 +9,8 @@ use reqwest::{Method, StatusCode, Url};
 use serde_json::{Value as Json, json};
 
 use super::super::super::Outcome;
+use crate::cli::say::say;
+use crate::standin::kaa::faults;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Ask {
@@ -97,8 +99,9 @@ pub(super) enum Ask {
         site: Site,
     },
     /// Make the stand-in misbehave; without arguments show how it does.
+    #[command(after_help = faults_help())]
     Fault {
-        /// The faults, as in status-late=2s,ext=dcx,times=3.
+        /// The faults, each as NAME[=VALUE][,ext=EXTENSION][,token=TOKEN][,times=N].
         faults: Vec<String>,
         /// Clear the faults of this name, or all, before setting new ones.
         #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -106,6 +109,12 @@ pub(super) enum Ask {
         #[command(flatten)]
         site: Site,
     },
+}
+
+/// The faults, each with what it does.
+fn faults_help() -> String {
+    let lines = faults::ALL.iter().map(|(written, does)| format!("  {written:<27} {does}\n"));
+    format!("Faults:\n{}", lines.collect::<String>())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -150,7 +159,7 @@ pub(super) async fn run(ask: Ask, json: bool) -> Result<Outcome> {
             let state = format!("{state:?}").to_lowercase();
             let body = json!({"state": state, "appVersion": app_version});
             let endpoint = site.ask(Method::PUT, &["standin", "v1", "tokens", &token], &[], Some(&body)).await?.1;
-            println!("{}", if json { endpoint.to_string() } else { format!("{token} is {state}") });
+            say!("{}", if json { endpoint.to_string() } else { format!("{token} is {state}") });
             Ok(Outcome::Done)
         }
         Ask::Fault { faults, clear, site } => fault(&site, &faults, clear.as_deref(), json).await,
@@ -245,13 +254,13 @@ async fn send_command(
     let path = ["cex", "api", "v1", "endpoints", token, "commands", command_type];
     let (status, answer) = site.ask(Method::POST, &path, &query, payload.as_ref()).await?;
     if json {
-        println!("{answer}");
+        say!("{answer}");
     } else if status == StatusCode::OK {
         let payload = answer.get("payload").map(|payload| format!(" {payload}")).unwrap_or_default();
-        println!("{} {}{payload}", text(&answer, "statusCode"), text(&answer, "reasonPhrase"));
+        say!("{} {}{payload}", text(&answer, "statusCode"), text(&answer, "reasonPhrase"));
     } else {
         let waited = if seconds.is_some() { "no result in time" } else { "sent" };
-        println!("{waited}; {command_type} has the id {}", text(&answer, "id"));
+        say!("{waited}; {command_type} has the id {}", text(&answer, "id"));
     }
     let failed = match answer.get("statusCode").and_then(Json::as_i64) {
         Some(code) => !(200..300).contains(&code),
@@ -282,9 +291,9 @@ async fn put_config(
     let path = ["ecr", "api", "v1", "endpoints", token, "app-versions", &app_version];
     let document = site.ask(Method::PUT, &path, &query, Some(&config)).await?.1;
     if json {
-        println!("{document}");
+        say!("{document}");
     } else {
-        println!("{token} is assigned configuration {}", text(&document, "configId"));
+        say!("{token} is assigned configuration {}", text(&document, "configId"));
     }
     Ok(Outcome::Done)
 }
@@ -311,9 +320,9 @@ async fn offer_software(
     let path = ["otao", "api", "v1", "applications", &application, "software", version];
     let offer = site.ask(Method::PUT, &path, &[], Some(&body)).await?.1;
     if json {
-        println!("{offer}");
+        say!("{offer}");
     } else {
-        println!("{token} is offered {version}: {}", text(&specification, "link"));
+        say!("{token} is offered {version}: {}", text(&specification, "link"));
     }
     Ok(Outcome::Done)
 }
@@ -354,23 +363,23 @@ async fn samples(site: &Site, token: &str, follow: bool, json: bool) -> Result<O
 /// One sample a line, also as JSON.
 fn print_sample(sample: &Json, json: bool) {
     if json {
-        return println!("{sample}");
+        return say!("{sample}");
     }
     let received = sample.get("received").and_then(Json::as_u64).unwrap_or_default();
     let received = std::time::UNIX_EPOCH + std::time::Duration::from_millis(received);
-    println!("{} {}", humantime::format_rfc3339_millis(received), sample.get("value").unwrap_or(&Json::Null));
+    say!("{} {}", humantime::format_rfc3339_millis(received), sample.get("value").unwrap_or(&Json::Null));
 }
 
 async fn endpoints(site: &Site, json: bool) -> Result<Outcome> {
     let endpoints = site.ask(Method::GET, &["standin", "v1", "endpoints"], &[], None).await?.1;
     if json {
-        println!("{endpoints:#}");
+        say!("{endpoints:#}");
         return Ok(Outcome::Done);
     }
-    println!("{:<24} {:<10} {:<10} {:<24} {:>8}  SOFTWARE", "ENDPOINT", "STATE", "CONNECTED", "APP VERSION", "SAMPLES");
+    say!("{:<24} {:<10} {:<10} {:<24} {:>8}  SOFTWARE", "ENDPOINT", "STATE", "CONNECTED", "APP VERSION", "SAMPLES");
     for endpoint in endpoints.as_array().into_iter().flatten() {
         let get = |key| text(endpoint, key);
-        println!(
+        say!(
             "{:<24} {:<10} {:<10} {:<24} {:>8}  {}",
             get("endpoint"),
             get("state"),
@@ -385,9 +394,9 @@ async fn endpoints(site: &Site, json: bool) -> Result<Outcome> {
 
 fn print_values(values: &Json, json: bool) {
     if json {
-        return println!("{values:#}");
+        return say!("{values:#}");
     }
-    values.as_object().into_iter().flatten().for_each(|(key, value)| println!("{key}: {value}"));
+    values.as_object().into_iter().flatten().for_each(|(key, value)| say!("{key}: {value}"));
 }
 
 async fn fault(site: &Site, faults: &[String], clear: Option<&str>, json: bool) -> Result<Outcome> {
@@ -401,13 +410,13 @@ async fn fault(site: &Site, faults: &[String], clear: Option<&str>, json: bool) 
     }
     let answer = site.ask(Method::GET, &path, &[], None).await?.1;
     if json {
-        println!("{answer:#}");
+        say!("{answer:#}");
         return Ok(Outcome::Done);
     }
     let set: Vec<&Json> = answer.get("faults").and_then(Json::as_array).into_iter().flatten().collect();
     if set.is_empty() {
-        println!("no faults");
+        say!("no faults");
     }
-    set.iter().filter_map(|fault| fault.as_str()).for_each(|fault| println!("{fault}"));
+    set.iter().filter_map(|fault| fault.as_str()).for_each(|fault| say!("{fault}"));
     Ok(Outcome::Done)
 }

@@ -21,7 +21,7 @@ pub struct Fault {
     pub times: Option<u32>,
 }
 
-/// What can go wrong; the table above says what each means.
+/// What can go wrong; `ALL` says what each means.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -116,7 +116,7 @@ impl Kind {
             "strict-bodies" => Kind::StrictBodies,
             "broker-mode" => Kind::BrokerMode,
             "close-on-bad-topic" => Kind::CloseOnBadTopic,
-            _ => return Err(format!("no fault {name:?}; there are {}", NAMES.join(", "))),
+            _ => return Err(no_fault(name)),
         };
         match value {
             None => Ok(kind),
@@ -125,23 +125,36 @@ impl Kind {
     }
 }
 
-/// The names of all faults.
-pub const NAMES: [&str; 14] = [
-    "status-late",
-    "status-missing",
-    "status-doubled",
-    "push-before-reply",
-    "push-doubled",
-    "push-missing",
-    "error",
-    "reliable-timeout",
-    "drop-after-puback",
-    "drop-at-publish",
-    "unchanged",
-    "strict-bodies",
-    "broker-mode",
-    "close-on-bad-topic",
+/// All faults: how each is written, and what it does.
+pub const ALL: [(&str, &str); 14] = [
+    ("status-late=2s", "holds `/status` back"),
+    ("status-missing", "never sends `/status`, though the request was carried out"),
+    ("status-doubled", "sends `/status` twice"),
+    ("push-before-reply", "sends what a request for commands, configuration or software asks for as a push first"),
+    ("push-doubled", "sends pushes twice"),
+    ("push-missing", "never sends pushes"),
+    ("error=503", "answers `/error` and does nothing"),
+    ("reliable-timeout=2s", "answers samples with `/error` 504 after that time and does not store them"),
+    (
+        "drop-after-puback[=kept]",
+        "closes the connection after the PUBACK; the message is lost, or (kept) was carried out",
+    ),
+    ("drop-at-publish", "closes the connection at a publication without a PUBACK, as after a failed mutual TLS"),
+    ("unchanged=304|object|empty", "how \"not changed\" looks over MQTT"),
+    ("strict-bodies", "configurations without `statusCode` and `reasonPhrase`, as 7/CMP has them"),
+    ("broker-mode", "delivers only what the connection has subscribed to, as behind a broker"),
+    ("close-on-bad-topic", "closes the connection at a topic that is no request"),
 ];
+
+/// The names of all faults.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|(written, _)| written.split(['=', '[']).next().unwrap_or(written))
+}
+
+/// What is told about a name that is none.
+pub(in crate::standin) fn no_fault(name: &str) -> String {
+    format!("no fault {name:?}; there are {}", names().collect::<Vec<_>>().join(", "))
+}
 
 impl FromStr for Fault {
     type Err = String;
@@ -237,7 +250,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
-        for name in NAMES {
+        for name in names() {
             assert!(!name.parse::<Fault>().is_err_and(|error| error.starts_with("no fault")), "{name}");
         }
     }

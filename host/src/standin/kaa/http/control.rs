@@ -133,7 +133,7 @@ async fn set_token(State(site): State<Site>, Path(token): Path<String>, body: By
 
 async fn faults(State(site): State<Site>) -> Answer {
     let set = site.cloud.look(|service, _| json!(service.faults.all()));
-    Ok(answer(StatusCode::OK, &json!({"faults": set, "names": faults::NAMES})))
+    Ok(answer(StatusCode::OK, &json!({"faults": set, "names": faults::names().collect::<Vec<_>>()})))
 }
 
 #[derive(Deserialize)]
@@ -154,9 +154,9 @@ struct Which {
 
 async fn clear_faults(State(site): State<Site>, Query(which): Query<Which>) -> Answer {
     if let Some(name) = &which.name
-        && !faults::NAMES.contains(&name.as_str())
+        && !faults::names().any(|known| known == name)
     {
-        return Err(Refusal::malformed(format!("no fault {name:?}; there are {}", faults::NAMES.join(", "))));
+        return Err(Refusal::malformed(faults::no_fault(name)));
     }
     site.cloud.step(|service, now| service.clear_faults(now, which.name.as_deref()));
     faults(State(site)).await
