@@ -21,6 +21,7 @@ mod state;
 mod storage;
 mod telemetry;
 mod timers;
+mod trap;
 mod wasi_sockets;
 
 use std::collections::BTreeMap;
@@ -183,16 +184,16 @@ impl Sandbox {
         let (inspection, manifest, digest) = blocking(look).await??;
         let (component, compile_time) = self.compile(bytes, digest).await?;
         let linker = Arc::clone(&self.linker);
-        let link = move || {
-            let pre = linker.instantiate_pre(&component).map_err(explain_import)?;
-            let indices = DriverIndices::new(&pre).map_err(|error| {
-                anyhow!("not a Sandgate driver: {}", text::shortened(&error.to_string(), MAX_REASON))
-            })?;
-            Ok::<_, anyhow::Error>((pre, indices))
-        };
-        let (pre, indices) = blocking(link).await??;
+        let (pre, indices) = blocking(move || link(&linker, &component)).await??;
         let shares = self.shares.clone();
         Ok(Driver { manifest: Arc::new(manifest), digest, inspection, compile_time, pre, indices, shares })
+    }
+
+    /// Whether a gateway takes a component. Compiles it here and now.
+    pub fn try_component(&self, bytes: &[u8]) -> Result<()> {
+        inspect(bytes)?.manifest()?;
+        let component = cache::load_code(&self.engine, &compiler::compile_here(&self.engine, bytes)?)?;
+        link(&self.linker, &component).map(drop)
     }
 
     /// The code of a component: from the cache, or made now.
@@ -219,6 +220,14 @@ impl Sandbox {
         };
         Ok((blocking(load).await??, begin.elapsed()))
     }
+}
+
+/// Finds all that a component imports, and what a driver has to export.
+fn link(linker: &Linker<State>, component: &Component) -> Result<(InstancePre<State>, DriverIndices)> {
+    let pre = linker.instantiate_pre(component).map_err(explain_import)?;
+    let indices = DriverIndices::new(&pre)
+        .map_err(|error| anyhow!("not a Sandgate driver: {}", text::shortened(&error.to_string(), MAX_REASON)))?;
+    Ok((pre, indices))
 }
 
 /// Longer errors of the engine are cut: they may list what a component holds.

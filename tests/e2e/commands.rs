@@ -40,7 +40,12 @@ async fn commands_are_answered_once_with_progress_and_typed_errors() {
         ("echo", json!({"text": "", "number": 101}), "invalid-argument", "number: expected at most 100, found 101"),
         ("echo", json!({"text": "", "number": -1}), "invalid-argument", "number: expected at least 0, found -1"),
         ("echo", json!({"text": "", "number": 1.5}), "invalid-argument", "number: expected integer, found 1.5"),
-        ("echo", json!({"text": "", "x": 1}), "invalid-argument", "x: is not declared; expected one of number, text"),
+        (
+            "echo",
+            json!({"text": "", "x": 1}),
+            "invalid-argument",
+            "x: is not declared; expected one of \"number\", \"text\"",
+        ),
         (
             "fly",
             json!({}),
@@ -63,6 +68,63 @@ async fn commands_are_answered_once_with_progress_and_typed_errors() {
     );
     assert_eq!(gateway.cli(&["command", "nobody", "echo"]).status.code(), Some(1));
     assert_eq!(gateway.cli(&["command"]).status.code(), Some(2));
+}
+
+/// A person may press a button for each of a hundred relays.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_commands_at_once_are_all_carried_out() {
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
+    gateway.start(broker.port, DEVICES);
+    observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
+    for number in 0..200 {
+        let request = json!({"id": format!("many{number}"), "name": "count"});
+        observer.publish("v1/to/S01/s--echo1/v1/command/requests", &request.to_string()).await;
+    }
+    let mut states = std::collections::BTreeMap::new();
+    observer
+        .find("200 answers", |m| {
+            let answer = m.on("v1/from/S01/s--echo1/v1/command/responses")?;
+            if answer["state"] != "log" {
+                states.insert(answer["id"].to_string(), answer["state"].to_string());
+            }
+            (states.len() == 200).then_some(())
+        })
+        .await;
+    assert!(states.values().all(|state| state == "\"completed\""), "{states:#?}");
+}
+
+/// Somebody waits for the answer, whatever else is wrong with the request.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_has_a_readable_id_gets_an_error() {
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
+    gateway.start(broker.port, DEVICES);
+    observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
+    let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+    let long = "i".repeat(200);
+    for (id, request, problem) in [
+        ("n1", r#"{"id":"n1"}"#.to_owned(), "name: expected a text, found nothing"),
+        ("n2", format!(r#"{{"id":"n2","name":"echo","arguments":{deep}}}"#), "expected a JSON object: recursion limit"),
+        (
+            "n3",
+            format!(r#"{{"a":"{}","id":"n3","name":"echo"}}"#, "x".repeat(300_000)),
+            "expected at most 262144 bytes",
+        ),
+        (&long, format!(r#"{{"id":"{long}","name":"count"}}"#), "id: expected 1 to 128 bytes, found 200"),
+        ("n4", r#"{"id":"n4","name":"echo","#.to_owned(), "expected a JSON object: EOF"),
+    ] {
+        let mark = observer.mark();
+        observer.publish("v1/to/S01/s--echo1/v1/command/requests", &request).await;
+        let responses = "v1/from/S01/s--echo1/v1/command/responses";
+        let is_it = |m: &crate::harness::Message| m.on(responses).filter(|answer| answer["id"] == id);
+        let answer = observer.find_after(mark, problem, is_it).await;
+        assert_eq!((&answer["state"], &answer["payload"]["code"]), (&"error".into(), &"invalid-argument".into()));
+        let message = answer["payload"]["message"].as_str().unwrap();
+        assert!(message.starts_with(problem), "expected {problem:?}, found {message:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,5 +178,5 @@ async fn the_gateway_lists_restarts_and_swaps_on_command() {
     assert!(swapped["payload"]["receipt"].as_str().unwrap().starts_with("swapped echo 1.0.0"), "{swapped}");
     let unknown =
         observer.command("s", json!({"id": "g4", "name": "restart_device", "arguments": {"device": "x"}})).await;
-    assert_eq!(unknown["payload"]["message"], "no device \"x\"; expected one of: echo1, stuck");
+    assert_eq!(unknown["payload"]["message"], "no device \"x\"; expected one of \"echo1\", \"stuck\"");
 }

@@ -19,6 +19,9 @@ async fn a_new_driver_builds_checks_and_runs_as_it_is() {
     assert!(sandgate(&folder, &["new", "my-sensor"]).status.success());
     assert_eq!(sandgate(&folder, &["new", "my-sensor"]).status.code(), Some(1));
     assert_eq!(sandgate(&folder, &["new", "My Sensor"]).status.code(), Some(1));
+    // Its own test runs it against a host that is none.
+    let tested = must(Command::new("cargo").arg("test").current_dir(folder.join("my-sensor")));
+    assert!(tested.contains("it_measures_and_greets ... ok"), "{tested}");
     must(Command::new(SANDGATE).args(["build", "my-sensor"]).current_dir(&folder));
     let check: Json =
         serde_json::from_slice(&sandgate(&folder, &["check", "my-sensor/my-sensor.wasm", "--json"]).stdout).unwrap();
@@ -29,6 +32,21 @@ async fn a_new_driver_builds_checks_and_runs_as_it_is() {
     assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "greeting: \"hello you\"");
     let lines = std::fs::read_to_string(folder.join("my-sensor/src/lib.rs")).unwrap();
     assert!(lines.contains("impl Driver for Thermometer"));
+}
+
+/// Whoever is told "built" has something that the gateway takes.
+#[test]
+fn what_the_gateway_would_refuse_is_not_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = crate::harness::root().join("tests/fixtures/echo/manifest.yml");
+    std::fs::copy(manifest, folder.path().join("manifest.yml")).unwrap();
+    std::fs::write(folder.path().join("other.wasm"), fixture("other-world")).unwrap();
+    let output = sandgate(folder.path(), &["build", "--component", "other.wasm"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("other.wasm: ") && !folder.path().join("echo.wasm").exists(), "{error}");
+    std::fs::write(folder.path().join("good.wasm"), fixture("echo")).unwrap();
+    assert!(sandgate(folder.path(), &["build", "--component", "good.wasm"]).status.success());
 }
 
 #[test]

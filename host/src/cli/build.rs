@@ -12,10 +12,13 @@ use serde_json::json;
 use super::Outcome;
 use crate::cli::say::{say, tell};
 use crate::manifest::Manifest;
-use crate::sandbox::{embed_manifest, inspect};
+use crate::sandbox::{Compiler, Sandbox, embed_manifest, inspect};
 
 /// The target of components in Rust.
 const TARGET: &str = "wasm32-wasip2";
+
+/// A component of so many bytes takes a while to check.
+const LARGE: usize = 4 << 20;
 
 /// What to build.
 #[derive(Debug, Args)]
@@ -71,24 +74,30 @@ pub fn rust(folder: &Path) -> Result<Built> {
         bail!("cargo could not build {}", folder.display());
     }
     let bytes = std::fs::read(&package.artifact).with_context(|| format!("reading {}", package.artifact.display()))?;
-    finish(bytes, &manifest)
+    finish(bytes, &manifest, &package.artifact)
 }
 
 fn embed(folder: &Path, component: &Path) -> Result<Built> {
     let manifest = read_manifest(folder)?;
     let bytes = std::fs::read(component).with_context(|| format!("reading {}", component.display()))?;
-    let bytes = embed_manifest(&bytes, &manifest.text)?;
-    finish(bytes, &manifest)
+    let bytes = embed_manifest(&bytes, &manifest.text).with_context(|| component.display().to_string())?;
+    finish(bytes, &manifest, component)
 }
 
-/// Checks that the component is a driver with this very manifest.
-fn finish(bytes: Vec<u8>, manifest: &Manifest) -> Result<Built> {
-    let inspection = inspect(&bytes)?;
+/// Checks that the component is a driver with this very manifest, and one that
+/// a gateway takes.
+fn finish(bytes: Vec<u8>, manifest: &Manifest, origin: &Path) -> Result<Built> {
+    let inspection = inspect(&bytes).with_context(|| origin.display().to_string())?;
     let bytes = if inspection.manifest.as_deref() == Some(&manifest.text) {
         bytes
     } else {
         embed_manifest(&bytes, &manifest.text)?
     };
+    if bytes.len() > LARGE {
+        tell!("checking {}: this takes some seconds", manifest.label());
+    }
+    let sandbox = Sandbox::new(Compiler::InProcess, None)?;
+    sandbox.try_component(&bytes).with_context(|| origin.display().to_string())?;
     Ok(Built { name: manifest.driver.name.clone(), version: manifest.driver.version.clone(), bytes })
 }
 

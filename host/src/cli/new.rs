@@ -21,6 +21,8 @@ const FILES: &[(&str, &str)] = &[
     ("vendor/sandgate-driver/src/driver.rs", include_str!("../../../sdk/rust/src/driver.rs")),
     ("vendor/sandgate-driver/src/firmware.rs", include_str!("../../../sdk/rust/src/firmware.rs")),
     ("vendor/sandgate-driver/src/error.rs", include_str!("../../../sdk/rust/src/error.rs")),
+    ("vendor/sandgate-driver/src/fake.rs", include_str!("../../../sdk/rust/src/fake.rs")),
+    ("vendor/sandgate-driver/src/testing.rs", include_str!("../../../sdk/rust/src/testing.rs")),
     ("vendor/sandgate-driver/src/log.rs", include_str!("../../../sdk/rust/src/log.rs")),
     ("vendor/sandgate-driver/src/registers.rs", include_str!("../../../sdk/rust/src/registers.rs")),
     ("vendor/sandgate-driver/src/sample.rs", include_str!("../../../sdk/rust/src/sample.rs")),

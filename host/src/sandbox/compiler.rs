@@ -66,17 +66,21 @@ impl Compilations {
             Compiler::Child(program) => in_child(program, bytes).await?,
             Compiler::InProcess => {
                 let (engine, bytes) = (engine.clone(), bytes.clone());
-                let work = tokio::task::spawn_blocking(move || engine.precompile_component(&bytes));
-                work.await?.map_err(|error| anyhow!("compiling: {error:#}"))?
+                tokio::task::spawn_blocking(move || compile_here(&engine, &bytes)).await??
             }
         };
-        ensure!(
-            code.len() as u64 <= MAX_CODE,
-            "compiling: expected at most {} MiB of code, found more",
-            MAX_CODE >> 20
-        );
-        Ok(Compiled::New(code))
+        within_bounds(code).map(Compiled::New)
     }
+}
+
+/// Compiles on this thread.
+pub(super) fn compile_here(engine: &Engine, bytes: &[u8]) -> Result<Vec<u8>> {
+    within_bounds(engine.precompile_component(bytes).map_err(|error| anyhow!("compiling: {error:#}"))?)
+}
+
+fn within_bounds(code: Vec<u8>) -> Result<Vec<u8>> {
+    ensure!(code.len() as u64 <= MAX_CODE, "compiling: expected at most {} MiB of code, found more", MAX_CODE >> 20);
+    Ok(code)
 }
 
 /// What came of a compilation.

@@ -17,6 +17,7 @@ use super::contract::{Driver as Bindings, DriverIndices};
 use super::limits::Limits;
 use super::shares::Share;
 use super::state::State;
+use super::trap;
 use crate::message::Attribute;
 use crate::shortage::is_shortage;
 use crate::text;
@@ -106,8 +107,6 @@ const FIRMWARE: &str = "sandgate:driver/firmware@0.1.1";
 const HOSTCALL_FUEL: usize = 33 << 20;
 /// Longer texts of a guest are cut before they go anywhere.
 const MAX_TEXT: usize = 4 << 10;
-/// Names of functions are a line's part.
-const MAX_FRAME: usize = 160;
 /// More state than this belongs into storage.
 const MAX_SNAPSHOT: usize = 1 << 20;
 
@@ -283,6 +282,7 @@ impl Instance {
         call: impl AsyncFnOnce(&Bindings, &mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
         let meter = self.store.data_mut().cpu.begin();
+        self.store.data().last_words.begin();
         self.store.set_epoch_deadline(1);
         let result = {
             let mut call = pin!(call(&self.bindings, &mut self.store));
@@ -349,19 +349,5 @@ fn outcome<R>(
     if is_shortage(error.chain()) {
         return Err(CallError::Shortage(format!("{call}: {}", error.root_cause())));
     }
-    Err(CallError::Trap { call, reason: describe(&error) })
-}
-
-/// The reason of a trap and the innermost functions, in one line.
-fn describe(error: &wasmtime::Error) -> String {
-    const FRAMES: usize = 3;
-    let reason = cut(&error.root_cause().to_string());
-    let trace = error.downcast_ref::<wasmtime::WasmBacktrace>().map(ToString::to_string).unwrap_or_default();
-    // Lines look like "    0:   0x1a2b - module!function".
-    let frames: Vec<_> = trace
-        .lines()
-        .filter_map(|line| Some(text::shortened(line.split_once(" - ")?.1.trim(), MAX_FRAME)))
-        .take(FRAMES)
-        .collect();
-    if frames.is_empty() { reason } else { format!("{reason} at {}", frames.join(" < ")) }
+    Err(CallError::Trap { call, reason: trap::describe(&error, &store.data().last_words) })
 }

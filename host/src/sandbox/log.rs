@@ -12,11 +12,15 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use super::contract::sandgate::driver::{command_log, logging};
 use super::limits::RateLimiter;
 use super::state::State;
+use super::trap::LastWords;
 use crate::config::{LogLevel, Rate};
 use crate::device::Statistics;
 use crate::message::{Severity, Uplink, now};
 use crate::router::Outlet;
 
+/// What Rust says after each panic; a driver has no environment, and the host
+/// shows the trace.
+const BACKTRACE: &str = "note: run with `RUST_BACKTRACE=1`";
 /// Longer lines are cut.
 const MAX_LINE: usize = 4 << 10;
 
@@ -125,12 +129,14 @@ pub struct Output {
     log: Arc<DeviceLog>,
     severity: Severity,
     partial: Arc<Mutex<Vec<u8>>>,
+    /// Where lines are noted as well.
+    words: Option<LastWords>,
 }
 
 impl Output {
     /// An output whose lines have this severity.
-    pub fn new(log: Arc<DeviceLog>, severity: Severity) -> Self {
-        Output { log, severity, partial: Arc::default() }
+    pub(super) fn new(log: Arc<DeviceLog>, severity: Severity, words: Option<LastWords>) -> Self {
+        Output { log, severity, partial: Arc::default(), words }
     }
 }
 
@@ -159,6 +165,12 @@ impl OutputStream for Output {
             if part.ends_with(b"\n") || partial.len() >= MAX_LINE {
                 let line = String::from_utf8_lossy(&partial).trim_end().to_owned();
                 partial.clear();
+                if line.is_empty() || line.starts_with(BACKTRACE) {
+                    continue;
+                }
+                if let Some(words) = &self.words {
+                    words.note(&line);
+                }
                 self.log.write(self.severity, &line);
             }
         }

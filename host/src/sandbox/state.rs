@@ -17,6 +17,7 @@ use super::modbus::BusGrant;
 use super::storage::Stored;
 use super::telemetry::Telemetry;
 use super::timers::Timers;
+use super::trap::LastWords;
 use super::{Capabilities, http, wasi_sockets};
 use crate::config::ConfiguredUnits;
 use crate::manifest::Manifest;
@@ -39,6 +40,7 @@ pub struct State {
     pub(super) telemetry: Telemetry,
     pub(super) alerts: AlertState,
     pub(super) log: Arc<DeviceLog>,
+    pub(super) last_words: LastWords,
     /// The command that is being handled: its id and the session it came by.
     pub(super) command: Option<(String, Option<Arc<str>>)>,
     pub(super) timers: Timers,
@@ -63,9 +65,10 @@ impl State {
         let http = Access { requested: requests.http.clone(), granted: capabilities.http.clone() };
         let buses = capabilities.buses.iter().filter(|(name, _)| requests.modbus.contains(name));
         let log = Arc::clone(&capabilities.log);
+        let last_words = LastWords::default();
         let wasi = WasiCtxBuilder::new()
-            .stdout(Output::new(Arc::clone(&log), Severity::Info))
-            .stderr(Output::new(Arc::clone(&log), Severity::Warning))
+            .stdout(Output::new(Arc::clone(&log), Severity::Info, None))
+            .stderr(Output::new(Arc::clone(&log), Severity::Warning, Some(last_words.clone())))
             .max_random_size(64 << 10)
             .allow_ip_name_lookup(false)
             .allow_udp(false)
@@ -91,6 +94,7 @@ impl State {
             telemetry: Telemetry::new(limits.telemetry, Instant::now(), Arc::clone(&capabilities.statistics)),
             alerts: AlertState::new(!manifest.blueprint.alerts.is_empty()),
             log,
+            last_words,
             command: None,
             timers: Timers::default(),
             stored: Stored::new(capabilities.storage.clone(), limits.storage, Instant::now()),

@@ -220,6 +220,22 @@ mod tests {
         assert_eq!((count("ucm/v1/telemetry"), count("ucm/v1/register"), said.len()), (60, 2, 62));
     }
 
+    #[test]
+    fn a_v1_ucm_answers_its_commands_with_what_the_outbox_keeps() {
+        let cloud = Enapter {
+            hardware_id: "U01".into(),
+            channel_id: "c".into(),
+            properties_topic: PropertiesTopic::Properties,
+            needs_ucm: true,
+        };
+        let outbox = Arc::new(Outbox::new(Bounds { bytes: 1 << 20, ..Bounds::default() }));
+        let mut dialogue = EnapterDialogue::new("s", cloud, Arc::clone(&outbox));
+        let request = br#"{"id":"1","name":"reboot"}"#;
+        let topic = "v1/to/U01/ucm/v1/command/requests";
+        assert!(dialogue.receive(topic, request, Instant::now()).is_empty());
+        assert_eq!(outbox.count(&DeviceId::new(GATEWAY)), 2);
+    }
+
     fn child(device: &str) -> (DeviceId, String) {
         (DeviceId::new(device), "meter".into())
     }

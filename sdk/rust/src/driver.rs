@@ -65,6 +65,11 @@ pub struct Context {
 pub struct Configuration(String);
 
 impl Configuration {
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn new(text: String) -> Self {
+        Configuration(text)
+    }
+
     /// Reads the whole of it: a struct with a field for each bucket.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
         Ok(serde_json::from_str(&self.0)?)
@@ -95,6 +100,10 @@ pub struct Command {
 }
 
 impl Command {
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn new(id: &str, name: &str, arguments: Vec<Attribute>, raw: String) -> Self {
+        Command { id: id.to_owned(), name: name.to_owned(), arguments, raw }
+    }
     /// Reads the arguments as a struct.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, CommandError> {
         serde_json::from_str(&self.raw).map_err(|error| CommandError::InvalidArgument(error.to_string()))
@@ -113,7 +122,7 @@ pub fn result<T: Serialize>(value: &T) -> Result<Vec<Attribute>, CommandError> {
     }
 }
 
-fn value_of(json: Json) -> Value {
+pub(crate) fn value_of(json: Json) -> Value {
     match json {
         Json::Null => Value::Unknown,
         Json::Bool(value) => Value::Boolean(value),

@@ -6,6 +6,7 @@ use std::fmt;
 use crate::CommandError;
 use crate::http::HttpError;
 use crate::modbus::ModbusError;
+use crate::net::NetError;
 
 /// Why a driver cannot go on: a text for the log.
 ///
@@ -58,6 +59,19 @@ impl From<HttpError> for CommandError {
     }
 }
 
+/// A device that cannot be reached, or closes the connection, is unreachable.
+impl From<NetError> for CommandError {
+    fn from(error: NetError) -> Self {
+        match error {
+            NetError::Unresolved(_) | NetError::Refused | NetError::TimedOut | NetError::Closed => {
+                CommandError::DeviceUnreachable(error.describe())
+            }
+            NetError::InvalidArgument(text) => CommandError::InvalidArgument(text),
+            other => CommandError::Failed(other.describe()),
+        }
+    }
+}
+
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -86,6 +100,20 @@ impl Describe for ModbusError {
 impl Describe for HttpError {
     fn describe(&self) -> String {
         describe_http(self)
+    }
+}
+
+impl Describe for NetError {
+    fn describe(&self) -> String {
+        match self {
+            NetError::NotGranted(text) => text.clone(),
+            NetError::Unresolved(host) => format!("no such host: {host}"),
+            NetError::Refused => "the host refuses the connection".into(),
+            NetError::TimedOut => "the host does not answer".into(),
+            NetError::Closed => "the host has closed the connection".into(),
+            NetError::InvalidArgument(text) => format!("invalid argument: {text}"),
+            NetError::Failed(text) => text.clone(),
+        }
     }
 }
 

@@ -26,12 +26,23 @@ pub mod firmware_bindings {
     });
 }
 
+/// The contract's imports: the gateway's, or in `cargo test` the fake host's.
+#[cfg(target_arch = "wasm32")]
+use bindings::sandgate::driver as host;
+#[cfg(not(target_arch = "wasm32"))]
+use fake as host;
+
 mod driver;
 mod error;
+#[cfg(not(target_arch = "wasm32"))]
+#[allow(missing_docs)] // the contract's own
+mod fake;
 mod firmware;
 mod log;
 mod registers;
 mod sample;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 pub use bindings::exports::sandgate::driver::device_driver::{CommandError, StartReason};
 pub use bindings::sandgate::driver::alerts::Alert;
@@ -46,7 +57,7 @@ pub use sample::{Sample, attribute, publish_properties};
 
 /// HTTP requests to granted hosts.
 pub mod http {
-    pub use crate::bindings::sandgate::driver::http::{Header, HttpError, Request, Response, fetch};
+    pub use crate::host::http::{Header, HttpError, Request, Response, fetch};
 
     /// Fetches a URL with GET and no headers.
     pub fn get(url: &str) -> Result<Response, HttpError> {
@@ -56,24 +67,24 @@ pub mod http {
 
 /// Modbus lines that the gateway owns.
 pub mod modbus {
-    pub use crate::bindings::sandgate::driver::modbus::{ModbusError, Unit};
+    pub use crate::host::modbus::{ModbusError, Unit};
 }
 
 /// TCP to granted addresses.
 pub mod net {
-    pub use crate::bindings::sandgate::driver::net::{NetError, TcpConnection};
+    pub use crate::host::net::{NetError, TcpConnection};
 }
 
 /// Small persistent key-values of the device.
 pub mod storage {
-    pub use crate::bindings::sandgate::driver::storage::{StorageError, delete, get, keys, set};
+    pub use crate::host::storage::{StorageError, delete, get, keys, set};
 }
 
 /// When `on_timer` is called.
 pub mod timers {
     use std::time::Duration;
 
-    use crate::bindings::sandgate::driver::timers;
+    use crate::host::timers;
     pub use timers::{TimerError, TimerId, cancel};
 
     /// Calls `on_timer` every so often, first after one interval.
@@ -89,7 +100,7 @@ pub mod timers {
 
 /// What is wrong with the device right now.
 pub mod alerts {
-    use crate::bindings::sandgate::driver::alerts;
+    use crate::host::alerts;
     pub use alerts::{Alert, set, unknown};
 
     /// Replaces the set of active alerts by these, without details.
@@ -101,22 +112,22 @@ pub mod alerts {
 
 /// Progress of the command that is being handled.
 pub mod command_log {
-    pub use crate::bindings::sandgate::driver::command_log::write;
+    pub use crate::host::command_log::write;
 }
 
 /// Key-values of the device that the cloud holds.
 pub mod metadata {
-    pub use crate::bindings::sandgate::driver::metadata::{MetadataError, delete, get, keys, merge, replace};
+    pub use crate::host::metadata::{MetadataError, delete, get, keys, merge, replace};
 }
 
 /// Files for the cloud.
 pub mod blobs {
-    pub use crate::bindings::sandgate::driver::blobs::{BlobError, upload};
+    pub use crate::host::blobs::{BlobError, upload};
 }
 
 #[doc(hidden)]
 pub mod logging {
-    pub use crate::bindings::sandgate::driver::logging::{Level, log};
+    pub use crate::host::logging::{Level, log};
 }
 
 #[doc(hidden)]

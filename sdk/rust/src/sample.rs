@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::bindings::sandgate::driver::{properties, telemetry};
+use crate::host::{properties, telemetry};
 use crate::{Attribute, SendError, Value};
 
 /// Attributes that were measured together.

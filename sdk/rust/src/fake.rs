@@ -1,0 +1,328 @@
+//! The contract's imports on the author's machine: the same functions and
+//! types, answered by the thread's `testing::FakeHost`.
+
+use std::time::Duration;
+
+use crate::bindings::sandgate::driver as contract;
+use crate::testing::with;
+
+fn duration(milliseconds: f64) -> Option<Duration> {
+    const YEAR: f64 = 365.0 * 24.0 * 3600.0 * 1000.0;
+    (1.0..=YEAR).contains(&milliseconds).then(|| Duration::from_secs_f64(milliseconds / 1000.0))
+}
+
+pub mod alerts {
+    use super::{contract, with};
+    pub use contract::alerts::Alert;
+
+    pub fn set(active: &[Alert]) -> Result<(), Vec<crate::Rejection>> {
+        with(|state| state.alerts = Some(active.to_vec()));
+        Ok(())
+    }
+
+    pub fn unknown() {
+        with(|state| state.alerts = None);
+    }
+}
+
+pub mod blobs {
+    use super::{contract, with};
+    pub use contract::blobs::BlobError;
+
+    pub fn upload(name: &str, _: &str, bytes: &[u8]) -> Result<String, BlobError> {
+        with(|state| state.uploads.push((name.to_owned(), bytes.to_vec())));
+        Ok(format!("fake:{name}"))
+    }
+}
+
+pub mod command_log {
+    use super::with;
+
+    pub fn write(text: &str) {
+        with(|state| state.command_log.push(text.to_owned()));
+    }
+}
+
+pub mod http {
+    use super::{contract, with};
+    pub use contract::http::{Header, HttpError, Request, Response};
+
+    pub fn fetch(request: &Request) -> Result<Response, HttpError> {
+        let Some(mut answer) = with(|state| state.http.take()) else {
+            let text = format!("{}: the test answers no HTTP; expected FakeHost::http", request.url);
+            return Err(HttpError::NotGranted(text));
+        };
+        let answered = answer(request);
+        with(|state| {
+            // Unless the answer itself has set another one.
+            state.http.get_or_insert(answer);
+        });
+        answered
+    }
+}
+
+pub mod logging {
+    use super::{contract, with};
+    pub use contract::logging::Level;
+
+    pub fn log(level: Level, text: &str) {
+        with(|state| state.log.push((level, text.to_owned())));
+    }
+}
+
+pub mod metadata {
+    use super::{contract, with};
+    use crate::{Attribute, Value};
+    pub use contract::metadata::MetadataError;
+    use std::collections::BTreeMap;
+
+    fn change<R>(act: impl FnOnce(&mut BTreeMap<String, Value>) -> R) -> Result<R, MetadataError> {
+        with(|state| state.metadata.as_mut().map(act)).ok_or(MetadataError::Unsupported)
+    }
+
+    pub fn keys() -> Result<Vec<String>, MetadataError> {
+        change(|entries| entries.keys().cloned().collect())
+    }
+
+    pub fn get(keys: &[String]) -> Result<Vec<Attribute>, MetadataError> {
+        change(|entries| {
+            let wanted = entries.iter().filter(|(key, _)| keys.is_empty() || keys.contains(key));
+            wanted.map(|(name, value)| Attribute { name: name.clone(), value: value.clone() }).collect()
+        })
+    }
+
+    pub fn replace(entries: &[Attribute]) -> Result<(), MetadataError> {
+        change(BTreeMap::clear)?;
+        merge(entries)
+    }
+
+    pub fn merge(news: &[Attribute]) -> Result<(), MetadataError> {
+        change(|entries| entries.extend(news.iter().map(|entry| (entry.name.clone(), entry.value.clone()))))
+    }
+
+    pub fn delete(keys: &[String]) -> Result<(), MetadataError> {
+        change(|entries| entries.retain(|key, _| !keys.contains(key)))
+    }
+}
+
+pub mod modbus {
+    use super::{contract, with};
+    use crate::testing::UnitState;
+    pub use contract::modbus::ModbusError;
+    use std::collections::BTreeMap;
+
+    /// A granted bus and the unit to talk to.
+    #[derive(Debug)]
+    pub struct Unit {
+        key: (String, u8),
+    }
+
+    impl Unit {
+        /// Opens a unit of the fake host.
+        pub fn open(bus: &str, unit: u8) -> Result<Unit, ModbusError> {
+            let key = (bus.to_owned(), unit);
+            if with(|state| state.units.contains_key(&key)) {
+                return Ok(Unit { key });
+            }
+            let text = format!("the test has no unit {unit} on {bus:?}; expected FakeHost::modbus({bus:?}, {unit})");
+            Err(ModbusError::NotGranted(text))
+        }
+
+        fn transact<R>(&self, act: impl FnOnce(&mut UnitState) -> Result<R, ModbusError>) -> Result<R, ModbusError> {
+            with(|state| match state.units.get_mut(&self.key) {
+                Some(UnitState { error: Some(error), .. }) => Err(error.clone()),
+                Some(unit) => act(unit),
+                None => Err(ModbusError::TimedOut),
+            })
+        }
+
+        /// Function 1.
+        pub fn read_coils(&self, address: u16, count: u16) -> Result<Vec<bool>, ModbusError> {
+            self.transact(|unit| read(&unit.coils, address, count))
+        }
+
+        /// Function 2.
+        pub fn read_discrete_inputs(&self, address: u16, count: u16) -> Result<Vec<bool>, ModbusError> {
+            self.transact(|unit| read(&unit.discrete, address, count))
+        }
+
+        /// Function 3.
+        pub fn read_holding_registers(&self, address: u16, count: u16) -> Result<Vec<u16>, ModbusError> {
+            self.transact(|unit| read(&unit.holding, address, count))
+        }
+
+        /// Function 4.
+        pub fn read_input_registers(&self, address: u16, count: u16) -> Result<Vec<u16>, ModbusError> {
+            self.transact(|unit| read(&unit.input, address, count))
+        }
+
+        /// Function 5.
+        pub fn write_coil(&self, address: u16, value: bool) -> Result<(), ModbusError> {
+            self.write_coils(address, &[value])
+        }
+
+        /// Function 6.
+        pub fn write_register(&self, address: u16, value: u16) -> Result<(), ModbusError> {
+            self.write_registers(address, &[value])
+        }
+
+        /// Function 15.
+        pub fn write_coils(&self, address: u16, values: &[bool]) -> Result<(), ModbusError> {
+            self.transact(|unit| {
+                write(&mut unit.coils, address, values)?;
+                unit.writes.push((address, values.iter().map(|value| u16::from(*value)).collect()));
+                Ok(())
+            })
+        }
+
+        /// Function 16.
+        pub fn write_registers(&self, address: u16, values: &[u16]) -> Result<(), ModbusError> {
+            self.transact(|unit| {
+                write(&mut unit.holding, address, values)?;
+                unit.writes.push((address, values.to_vec()));
+                Ok(())
+            })
+        }
+
+        /// Has no effect: nothing takes time here.
+        pub fn set_timeout(&self, _: f64) -> Result<(), ModbusError> {
+            Ok(())
+        }
+
+        /// Has no effect: nothing takes time here.
+        pub fn set_pause(&self, _: f64) -> Result<(), ModbusError> {
+            Ok(())
+        }
+    }
+
+    /// Illegal data address.
+    const ILLEGAL_ADDRESS: ModbusError = ModbusError::DeviceException(2);
+
+    fn read<T: Copy>(table: &BTreeMap<u16, T>, first: u16, count: u16) -> Result<Vec<T>, ModbusError> {
+        let addresses = (0..count).map(|offset| first.checked_add(offset));
+        let values = addresses.map(|address| table.get(&address?).copied());
+        values.collect::<Option<_>>().ok_or(ILLEGAL_ADDRESS)
+    }
+
+    fn write<T: Copy>(table: &mut BTreeMap<u16, T>, first: u16, values: &[T]) -> Result<(), ModbusError> {
+        read(table, first, u16::try_from(values.len()).unwrap_or(u16::MAX))?;
+        table.extend((first..).zip(values.iter().copied()));
+        Ok(())
+    }
+}
+
+pub mod net {
+    use super::{contract, with};
+    pub use contract::net::NetError;
+    use std::cell::RefCell;
+
+    /// An open TCP connection.
+    #[derive(Debug)]
+    pub struct TcpConnection {
+        peer: (String, u16),
+        received: RefCell<Vec<u8>>,
+    }
+
+    impl TcpConnection {
+        /// Connects to a peer of the fake host.
+        pub fn connect(host: &str, port: u16, _: f64) -> Result<TcpConnection, NetError> {
+            let peer = (host.to_owned(), port);
+            if with(|state| state.peers.contains_key(&peer)) {
+                return Ok(TcpConnection { peer, received: RefCell::default() });
+            }
+            let text = format!("{host}:{port}: the test has no such peer; expected FakeHost::tcp({host:?}, {port}, …)");
+            Err(NetError::NotGranted(text))
+        }
+
+        /// Sends all bytes; what the peer answers can be received.
+        pub fn send(&self, bytes: &[u8], _: f64) -> Result<(), NetError> {
+            let Some(mut answer) = with(|state| state.peers.remove(&self.peer)) else { return Err(NetError::Closed) };
+            self.received.borrow_mut().extend(answer(bytes));
+            with(|state| drop(state.peers.insert(self.peer.clone(), answer)));
+            Ok(())
+        }
+
+        /// Gives what the peer has answered; without any, the time is out at once.
+        pub fn receive(&self, limit: u32, _: f64) -> Result<Vec<u8>, NetError> {
+            let mut received = self.received.borrow_mut();
+            let end = received.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+            if end == 0 { Err(NetError::TimedOut) } else { Ok(received.drain(..end).collect()) }
+        }
+    }
+}
+
+pub mod properties {
+    use super::with;
+    use crate::{Attribute, SendError};
+
+    pub fn publish(attributes: &[Attribute]) -> Result<(), SendError> {
+        let news = attributes.iter().map(|attribute| (attribute.name.clone(), attribute.value.clone()));
+        with(|state| state.properties.extend(news));
+        Ok(())
+    }
+}
+
+pub mod storage {
+    use super::{contract, with};
+    pub use contract::storage::StorageError;
+
+    const LONGEST_KEY: usize = 256;
+
+    fn check(key: &str) -> Result<(), StorageError> {
+        if (1..=LONGEST_KEY).contains(&key.len()) { Ok(()) } else { Err(StorageError::InvalidKey) }
+    }
+
+    pub fn get(key: &str) -> Result<Option<Vec<u8>>, StorageError> {
+        check(key)?;
+        Ok(with(|state| state.stored.get(key).cloned()))
+    }
+
+    pub fn set(key: &str, value: &[u8]) -> Result<(), StorageError> {
+        check(key)?;
+        with(|state| drop(state.stored.insert(key.to_owned(), value.to_vec())));
+        Ok(())
+    }
+
+    pub fn delete(key: &str) -> Result<(), StorageError> {
+        check(key)?;
+        with(|state| drop(state.stored.remove(key)));
+        Ok(())
+    }
+
+    pub fn keys() -> Result<Vec<String>, StorageError> {
+        Ok(with(|state| state.stored.keys().cloned().collect()))
+    }
+}
+
+pub mod telemetry {
+    use super::{contract, with};
+    use crate::SendError;
+    pub use contract::telemetry::Sample;
+
+    pub fn send(sample: &Sample) -> Result<(), SendError> {
+        with(|state| state.samples.push(sample.clone()));
+        Ok(())
+    }
+}
+
+pub mod timers {
+    use super::{contract, duration, with};
+    pub use contract::timers::{TimerError, TimerId};
+
+    pub fn every(interval: f64) -> Result<TimerId, TimerError> {
+        let time = duration(interval).ok_or(TimerError::InvalidTime)?;
+        Ok(with(|state| {
+            state.next_timer += 1;
+            state.timers.insert(state.next_timer, time);
+            state.next_timer
+        }))
+    }
+
+    pub fn after(delay: f64) -> Result<TimerId, TimerError> {
+        every(delay)
+    }
+
+    pub fn cancel(id: TimerId) {
+        with(|state| state.timers.retain(|known, _| *known != id));
+    }
+}
