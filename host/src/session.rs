@@ -402,6 +402,8 @@ impl Session {
             },
         };
         let Message { publication, proof } = message;
+        // Not what it says: that may be secret.
+        tracing::debug!(session = self.name, "sends {} bytes on {}", publication.payload.len(), publication.topic);
         connection.handed(proof, publication.topic.len() + publication.payload.len());
         Some(Request::Publish(Publish::from_bytes(&*publication.topic, self.qos(), publication.payload)))
     }
@@ -479,6 +481,7 @@ impl Session {
 
     /// Takes a message from the cloud to whom it is for.
     fn receive(&mut self, connection: &mut Connection, topic: &str, payload: &[u8]) {
+        tracing::debug!(session = self.name, "receives {} bytes on {topic}", payload.len());
         for meaning in self.dialogue.receive(topic, payload, std::time::Instant::now()) {
             match meaning {
                 Meaning::Command { recipient, request } => self.dispatch(&recipient, request),

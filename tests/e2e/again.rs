@@ -5,13 +5,13 @@
 
 use std::process::Command;
 
-use crate::harness::{MOSQUITTO, fixture, have};
+use sandgate_test_needs::needs;
 
+use crate::harness::{MOSQUITTO, fixture};
+
+#[needs("mosquitto")]
 #[test]
 fn all_hold_with_mosquitto_as_well() {
-    if !have("mosquitto") {
-        return;
-    }
     // Both runs need the guests, and one builds them.
     fixture("echo");
     let modules = ["commands::", "hostile::", "modbus::", "reload::", "swap::", "wire::"];

@@ -70,17 +70,6 @@ pub fn fixture_with(name: &str, from: &str, to: &str) -> Vec<u8> {
     sandgate::sandbox::embed_manifest(&fixture(name), &manifest.replace(from, to)).unwrap()
 }
 
-/// Whether a tool that CI installs is here. CI sets SANDGATE_REQUIRE_TOOLS, and
-/// then a missing one is a failure.
-pub fn have(tool: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output().unwrap().status.success();
-    assert!(found || std::env::var_os("SANDGATE_REQUIRE_TOOLS").is_none(), "{tool} is required and missing");
-    if !found {
-        eprintln!("{tool} is not installed; this part of the test is left out");
-    }
-    found
-}
-
 /// A port that nobody listens on and that the system gives to nobody else.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -4,7 +4,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Broker, Gateway, Observer, SANDGATE, have, must, root};
+use sandgate_test_needs::needs;
+
+use crate::harness::{Broker, Gateway, Observer, SANDGATE, must, root};
 
 /// Builds a fixture with its own toolchain and embeds its manifest.
 fn build(name: &str) -> Vec<u8> {
@@ -37,16 +39,14 @@ async fn check(name: &str, language: &str) {
     assert_eq!(gateway.device("hello")["crashes"], 0);
 }
 
+#[needs("python3")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_in_python_sends_telemetry_and_answers_a_command() {
-    if have("python3") {
-        check("hello-python", "python").await;
-    }
+    check("hello-python", "python").await;
 }
 
+#[needs("npm")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_in_javascript_sends_telemetry_and_answers_a_command() {
-    if have("npm") {
-        check("hello-js", "javascript").await;
-    }
+    check("hello-js", "javascript").await;
 }

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{Value as Json, json};
 
-use crate::harness::{Broker, Gateway, Observer, SANDGATE, have, must, root};
+use sandgate_test_needs::needs;
+
+use crate::harness::{Broker, Gateway, Observer, SANDGATE, must, root};
 
 /// A driver of plugins/, built by the program itself.
 fn plugin(name: &str) -> Vec<u8> {
@@ -64,11 +66,9 @@ fn meter(id: &str, unit: u8) -> String {
     )
 }
 
+#[needs("python3")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_line() {
-    if !have("python3") {
-        return;
-    }
     let server = Server::start(&["--unit", "1", "--unit", "7", "--silent", "9"]);
     let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
@@ -168,11 +168,9 @@ impl Drop for Line {
     }
 }
 
+#[needs("python3", "socat")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_serial_line_is_shared_by_its_units_and_a_dead_one_does_not_stall_it() {
-    if !have("python3") || !have("socat") {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let end = |name: &str| format!("pty,raw,echo=0,link={}", folder.path().join(name).display());
     let _line = Line(Command::new("socat").arg(end("near")).arg(end("far")).spawn().unwrap());
@@ -283,11 +281,9 @@ fn demonstrate(cloud: &str) {
 }
 
 /// The live view on a terminal of its own, which `script` lends.
+#[needs("script")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_draws_on_a_terminal_and_leaves_it_as_it_was() {
-    if !have("script") {
-        return;
-    }
     for name in ["power-meter-pm2100", "inverter-deye", "relay-tasmota"] {
         plugin(name);
     }

@@ -11,7 +11,9 @@ use std::process::Command;
 use serde_json::{Value as Json, json};
 
 use self::program::{Listener, StandIn, body_of, publish};
-use crate::harness::{SANDGATE, have, until};
+use sandgate_test_needs::needs;
+
+use crate::harness::{SANDGATE, until};
 
 /// What the examples leave behind is known beforehand, so each can be checked in full.
 const EXAMPLES: &[(&str, &str, &str, &str)] = &[
@@ -59,11 +61,9 @@ const EXAMPLES: &[(&str, &str, &str, &str)] = &[
     ("rsx/T/dcx/42", "", "status", r#"{"requestId":42,"statusCode":200,"reasonPhrase":"Ok"}"#),
 ];
 
+#[needs("mosquitto_sub")]
 #[test]
 fn generic_clients_get_every_example_of_the_topic_list() {
-    if !have("mosquitto_sub") {
-        return;
-    }
     let stand_in = StandIn::start(&[]);
     for (version, qos) in [("311", "0"), ("311", "1"), ("5", "1"), ("31", "1"), ("311", "2")] {
         let token = format!("T{version}{qos}");
@@ -104,11 +104,9 @@ fn generic_clients_get_every_example_of_the_topic_list() {
     }
 }
 
+#[needs("mosquitto_sub")]
 #[test]
 fn bad_input_gets_one_clear_error_and_loses_nothing_else() {
-    if !have("mosquitto_sub") {
-        return;
-    }
     let stand_in = StandIn::start(&["--hidden", "secret", "--read-only", "serial"]);
     let listener = Listener::start(&stand_in, "311", &["kp1/#"]);
     publish(&stand_in, "311", "1", "kp1/a-v1/dcx/T/json/1", r#"{"good":1}"#);
@@ -164,11 +162,9 @@ fn bad_input_gets_one_clear_error_and_loses_nothing_else() {
     assert_eq!(errors, 26);
 }
 
+#[needs("mosquitto_sub")]
 #[test]
 fn a_command_goes_to_a_generic_client_and_its_result_comes_back() {
-    if !have("mosquitto_sub") {
-        return;
-    }
     let stand_in = StandIn::start(&[]);
     publish(&stand_in, "311", "1", "kp1/a-v1/cex/T/command/reboot/1", r#"{"observe":true}"#);
     let listener = Listener::start(&stand_in, "311", &["kp1/a-v1/cex/T/command/#", "kp1/a-v1/cex/T/result/#"]);
@@ -229,11 +225,9 @@ fn a_command_goes_to_a_generic_client_and_its_result_comes_back() {
     }
 }
 
+#[needs("mosquitto_sub")]
 #[test]
 fn a_configuration_is_pushed_applied_and_rejected() {
-    if !have("mosquitto_sub") {
-        return;
-    }
     let stand_in = StandIn::start(&[]);
     assert!(stand_in.cli(&["token", "T", "active", "--app-version", "a-v1"]).status.success());
     let listener = Listener::start(&stand_in, "5", &["kp1/a-v1/cmx/T/config/json/#"]);
@@ -258,11 +252,9 @@ fn a_configuration_is_pushed_applied_and_rejected() {
     assert_eq!(body_of(&listener.wait("kp1/a-v1/cmx/T/config/json/rooms/status"))["config"], json!({"rooms": 2}));
 }
 
+#[needs("mosquitto_sub")]
 #[test]
 fn software_is_offered_fetched_and_reported() {
-    if !have("mosquitto_sub") {
-        return;
-    }
     let stand_in = StandIn::start(&[]);
     let listener = Listener::start(&stand_in, "311", &["kp1/a-v1/cmx_ota/T/#"]);
     publish(&stand_in, "311", "1", "kp1/a-v1/cmx_ota/T/applied/json", r#"{"configId":"1.0.0"}"#);
@@ -290,6 +282,7 @@ fn software_is_offered_fetched_and_reported() {
     assert_eq!(elsewhere[0]["specification"], json!({"link": "http://files.example/fw.bin"}));
 }
 
+#[needs("mosquitto_pub")]
 #[test]
 fn the_program_starts_with_the_options_that_its_help_names() {
     let stand_in = StandIn::start(&[
@@ -312,18 +305,16 @@ fn the_program_starts_with_the_options_that_its_help_names() {
     assert_eq!(stand_in.json(&["endpoints"])[0][0]["application"], json!("kettles"));
     let text = stand_in.cli(&["endpoints"]);
     assert!(String::from_utf8_lossy(&text.stdout).contains("ENDPOINT"));
-    if have("mosquitto_pub") {
-        let publish = |user: &[&str]| {
-            let port = stand_in.mqtt.to_string();
-            let mut command = Command::new("mosquitto_pub");
-            command.args(["-p", &port, "-q", "1", "-t", "kp1/a-v1/dcx/T/json", "-m", "1"]).args(user);
-            command.output().unwrap().status.success()
-        };
-        assert!(!publish(&[]));
-        assert!(!publish(&["-u", "me@tenant", "-P", "wrong"]));
-        assert!(publish(&["-u", "me@tenant", "-P", "secret"]));
-        until("the sample", || (stand_in.json(&["samples", "T"]).len() == 1).then_some(()));
-    }
+    let publish = |user: &[&str]| {
+        let port = stand_in.mqtt.to_string();
+        let mut command = Command::new("mosquitto_pub");
+        command.args(["-p", &port, "-q", "1", "-t", "kp1/a-v1/dcx/T/json", "-m", "1"]).args(user);
+        command.output().unwrap().status.success()
+    };
+    assert!(!publish(&[]));
+    assert!(!publish(&["-u", "me@tenant", "-P", "wrong"]));
+    assert!(publish(&["-u", "me@tenant", "-P", "secret"]));
+    until("the sample", || (stand_in.json(&["samples", "T"]).len() == 1).then_some(()));
     // Another one cannot take the same port, and says so.
     let port = format!("127.0.0.1:{}", stand_in.mqtt);
     let output = Command::new(SANDGATE).args(["cloud", "kaa", "--mqtt", &port]).output().unwrap();

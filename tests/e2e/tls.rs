@@ -5,7 +5,9 @@ use base64::Engine as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value as Json, json};
 
-use crate::harness::{Broker, Gateway, Observer, fixture, free_port, have};
+use sandgate_test_needs::needs;
+
+use crate::harness::{Broker, Gateway, Observer, fixture, free_port};
 
 /// A private CA, a server certificate for another name, a client certificate.
 pub struct Papers {
@@ -33,11 +35,9 @@ fn blob(json: &Json) -> String {
     base64::engine::general_purpose::STANDARD.encode(json.to_string())
 }
 
+#[needs("mosquitto")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_with_certificates_connects_to_a_private_ca_whatever_the_name() {
-    if !have("mosquitto") {
-        return;
-    }
     let (papers, stranger) = (papers(), papers());
     let plain = free_port();
     let lines = format!(
@@ -80,11 +80,9 @@ async fn a_blob_with_certificates_connects_to_a_private_ca_whatever_the_name() {
     }
 }
 
+#[needs("mosquitto_passwd")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_opens_the_broker_and_a_wrong_one_is_explained_and_not_shown() {
-    if !have("mosquitto_passwd") {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("passwords");
     crate::harness::must(

@@ -97,6 +97,8 @@ impl State {
             return Err(HttpError::InvalidRequest(text));
         }
         let (method, url, host, port) = parse(&request)?;
+        // Neither path nor query: they may hold a password.
+        let asked = format!("{method} {host}:{port}");
         let client = self.http.get()?;
         let (access, lookups) = (Arc::clone(&self.http.access), self.lookups.clone());
         let checked = self.http.checked.clone();
@@ -120,7 +122,10 @@ impl State {
             let response = client.execute(request).await.map_err(|error| HttpError::Failed(web::describe(&error)))?;
             read(response).await
         };
-        tokio::time::timeout(limit, exchange).await.unwrap_or(Err(HttpError::TimedOut))
+        let result = tokio::time::timeout(limit, exchange).await.unwrap_or(Err(HttpError::TimedOut));
+        let (device, outcome) = (self.outlet.device.as_str(), result.as_ref().map(|response| response.status));
+        tracing::debug!(device, "HTTP: {asked}: {outcome:?}");
+        result
     }
 }
 

@@ -101,6 +101,8 @@ impl net::HostTcpConnection for State {
             Ok(stream)
         };
         let result = tokio::time::timeout(limit, connect).await.unwrap_or(Err(NetError::TimedOut));
+        let (device, outcome) = (self.outlet.device.as_str(), result.as_ref().map(|_| ()));
+        tracing::debug!(device, "TCP: connects to {host}:{port}: {outcome:?}");
         Ok(match result {
             Ok(stream) => Ok(self.table.push(Connection(Some((stream, socket))))?),
             Err(NetError::NotGranted(text)) => {
@@ -130,6 +132,7 @@ impl net::HostTcpConnection for State {
             Err(closed) => return Ok(Err(closed)),
         };
         let result = tokio::time::timeout(limit, stream.write_all(&bytes)).await;
+        tracing::debug!(device = self.outlet.device.as_str(), "TCP: sends {} bytes: {result:?}", bytes.len());
         Ok(match result {
             Ok(sent) => sent.map_err(NetError::from),
             Err(_) => Err(NetError::TimedOut),
@@ -157,6 +160,7 @@ impl net::HostTcpConnection for State {
         let mut buffer = Vec::with_capacity(usize::try_from(most.min(4096)).unwrap_or_default());
         let mut part = stream.take(u64::from(most));
         let result = tokio::time::timeout(limit, part.read_buf(&mut buffer)).await;
+        tracing::debug!(device = self.outlet.device.as_str(), "TCP: receives: {result:?} bytes");
         Ok(match result {
             Ok(Ok(0)) => Err(NetError::Closed),
             Ok(Ok(_)) => Ok(buffer),
