@@ -80,7 +80,7 @@ async fn a_blob_with_certificates_connects_to_a_private_ca_whatever_the_name() {
     }
 }
 
-#[needs("mosquitto_passwd")]
+#[needs("mosquitto", "mosquitto_passwd")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_opens_the_broker_and_a_wrong_one_is_explained_and_not_shown() {
     let folder = tempfile::tempdir().unwrap();

@@ -117,7 +117,7 @@ fn check_sessions(config: &Config, findings: &mut Findings) {
             Session::Enapter(session) => enapter_identity(session, &config.folder),
             Session::Kaa(session) => {
                 let token = session.gateway_token(&config.folder);
-                let broker = session.broker(&config.folder).and_then(|broker| check_broker(broker));
+                let broker = session.broker(&config.folder).and_then(check_broker);
                 token.and(broker).map(|_| None)
             }
         };

@@ -79,6 +79,10 @@ pub struct KaaSession {
     /// Where binary data goes, `https://host`; default is the MQTT host
     /// without a leading `mqtt.`, by https.
     pub binary_data_url: Option<String>,
+    /// Content types that the store of binary data takes as they are; all
+    /// others go as `application/octet-stream`, which its API names.
+    #[serde(default)]
+    pub binary_data_types: Vec<String>,
 }
 
 /// How samples of a device are put together.

@@ -18,10 +18,15 @@ use crate::web;
 /// Kaa's default is an hour; a token that is refused is replaced anyway.
 const TOKEN_LIFE: Duration = Duration::from_secs(55 * 60);
 
+/// The content type that the API asks for.
+const BYTES: &str = "application/octet-stream";
+
 /// See the module documentation.
 pub struct BinaryData {
     url: Url,
     client: reqwest::Client,
+    /// Content types that are known to be taken beside `BYTES`.
+    types: Vec<String>,
     /// Upload tokens by channel, with the time when they end.
     tokens: Mutex<HashMap<String, (String, Instant)>>,
 }
@@ -42,9 +47,9 @@ pub enum UploadError {
 
 impl BinaryData {
     /// Uploads to `<url>/bcx/api/v1/binary-data`.
-    pub fn new(url: &str) -> Result<BinaryData> {
+    pub fn new(url: &str, types: &[String]) -> Result<BinaryData> {
         let url = Url::parse(&format!("{}/bcx/api/v1/binary-data", url.trim_end_matches('/')))?;
-        Ok(BinaryData { url, client: web::client()?, tokens: Mutex::default() })
+        Ok(BinaryData { url, client: web::client()?, types: types.to_vec(), tokens: Mutex::default() })
     }
 
     /// Uploads a file of a channel and returns where it is.
@@ -90,11 +95,12 @@ impl BinaryData {
     async fn post(&self, token: &str, file: &File) -> Result<String, UploadError> {
         let mut url = self.url.clone();
         url.query_pairs_mut().append_pair("name", &file.name);
+        let known = self.types.iter().find(|known| known.eq_ignore_ascii_case(&file.content_type));
         let request = self
             .client
             .post(url)
             .header("x-auth-token", token)
-            .header("content-type", &file.content_type)
+            .header("content-type", known.map_or(BYTES, String::as_str))
             .body(file.bytes.clone());
         let response = request.send().await.map_err(|error| UploadError::Failed(web::describe(&error)))?;
         let status = response.status();

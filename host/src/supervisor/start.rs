@@ -146,7 +146,7 @@ fn kaa(name: &str, session: &config::KaaSession, config: &Config) -> Result<Part
         qos: session.qos,
         keep_alive: session.keep_alive.0,
         answers: true,
-        binary_data: Some(Arc::new(BinaryData::new(&session.binary_data_url())?)),
+        binary_data: Some(Arc::new(BinaryData::new(&session.binary_data_url(), &session.binary_data_types)?)),
         max_software: session.max_software_size.0,
     })
 }

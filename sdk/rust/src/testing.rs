@@ -41,6 +41,12 @@ use crate::http::{HttpError, Request, Response};
 use crate::modbus::ModbusError;
 use crate::{Alert, Attribute, Command, Configuration, Context, StartReason, TimerId, Value};
 
+/// Answers a request.
+type HttpServer = Box<dyn FnMut(&Request) -> Result<Response, HttpError>>;
+
+/// Answers the bytes that a connection sends.
+type Peer = Box<dyn FnMut(&[u8]) -> Vec<u8>>;
+
 /// What the driver of this thread did, and what it gets.
 #[derive(Default)]
 pub(crate) struct State {
@@ -55,8 +61,8 @@ pub(crate) struct State {
     pub(crate) metadata: Option<BTreeMap<String, Value>>,
     pub(crate) uploads: Vec<(String, Vec<u8>)>,
     pub(crate) units: BTreeMap<(String, u8), UnitState>,
-    pub(crate) http: Option<Box<dyn FnMut(&Request) -> Result<Response, HttpError>>>,
-    pub(crate) peers: BTreeMap<(String, u16), Box<dyn FnMut(&[u8]) -> Vec<u8>>>,
+    pub(crate) http: Option<HttpServer>,
+    pub(crate) peers: BTreeMap<(String, u16), Peer>,
 }
 
 /// One Modbus unit.

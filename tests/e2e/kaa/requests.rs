@@ -115,6 +115,8 @@ async fn files_are_uploaded_with_a_token_that_is_replaced_when_it_is_refused() {
     assert_eq!(first.status_code, 200, "{}", first.reason_phrase);
     let place = first.payload.unwrap()["place"].as_str().unwrap().to_owned();
     assert_eq!(get(&place).await, vec![b'x'; 1000]);
+    // Whatever the driver calls it: the API takes bytes.
+    assert!(site.story().contains("of 1000 bytes, application/octet-stream"), "{}", site.story());
     // A suspension ends the cached token: the store refuses it, and a fresh one is asked for.
     let cloud = site.cloud.cloud.clone();
     cloud.set_token("t1", TokenState::Suspended, None).unwrap();

@@ -32,12 +32,14 @@ pub(super) struct Delivery {
     pub results: Vec<Name>,
 }
 
+/// A device, whole or one topic of it.
+type Waiting = (DeviceId, Option<Arc<str>>);
+
 /// What Kaa did not take, and when it is tried again. Plain state.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    /// What waits, devices or single topics of them: how often in a row it was
-    /// refused, and until when.
-    paused: HashMap<(DeviceId, Option<Arc<str>>), (u32, Instant)>,
+    /// How often in a row what waits was refused, and until when it waits.
+    paused: HashMap<Waiting, (u32, Instant)>,
     /// Messages that wait by themselves while their device goes on.
     aside: BTreeMap<(Instant, Sequence), Vec<Sequence>>,
     /// How often such a message was refused, and how many of its device had passed at first.

@@ -101,7 +101,7 @@ pub(super) enum Ask {
     /// Make the stand-in misbehave; without arguments show how it does.
     #[command(after_help = faults_help())]
     Fault {
-        /// The faults, each as NAME[=VALUE][,ext=EXTENSION][,token=TOKEN][,times=N].
+        #[arg(help = "The faults, each as NAME[=VALUE][,ext=EXTENSION][,token=TOKEN][,times=N]")]
         faults: Vec<String>,
         /// Clear the faults of this name, or all, before setting new ones.
         #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]

@@ -52,7 +52,13 @@ fn store(
     }
     let application = service.endpoint(&owner)?.application.clone();
     let blob = service.uploads.store(now, &owner, name, body, replace)?;
-    let text = format!("{} of {} bytes", blob.name.as_deref().unwrap_or("a blob"), blob.size);
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let text = format!(
+        "{} of {} bytes, {}",
+        blob.name.as_deref().unwrap_or("a blob"),
+        blob.size,
+        content_type.unwrap_or("without a content type")
+    );
     service.events.note(now, "upload", Some(&owner), text);
     Ok((blob, application))
 }
