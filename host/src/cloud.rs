@@ -26,6 +26,9 @@ pub trait Cloud: Send + Sync {
     /// fare alike on their way.
     fn kind(&self, topic: &str) -> String;
 
+    /// A topic as it may be logged: without what is a secret in it.
+    fn shown(&self, topic: &str) -> String;
+
     /// The topics on which messages for a channel arrive.
     fn subscriptions(&self, channel: &str) -> Vec<String>;
 }

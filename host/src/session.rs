@@ -402,8 +402,7 @@ impl Session {
             },
         };
         let Message { publication, proof } = message;
-        // Not what it says: that may be secret.
-        tracing::debug!(session = self.name, "sends {} bytes on {}", publication.payload.len(), publication.topic);
+        self.tell_exchange("sends", &publication.topic, &publication.payload);
         connection.handed(proof, publication.topic.len() + publication.payload.len());
         Some(Request::Publish(Publish::from_bytes(&*publication.topic, self.qos(), publication.payload)))
     }
@@ -479,9 +478,16 @@ impl Session {
         });
     }
 
+    /// Logs that a message passes, not what it says: that may be secret.
+    fn tell_exchange(&self, what: &str, topic: &str, payload: &[u8]) {
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            tracing::debug!(session = self.name, "{what} {} bytes on {}", payload.len(), self.cloud.shown(topic));
+        }
+    }
+
     /// Takes a message from the cloud to whom it is for.
     fn receive(&mut self, connection: &mut Connection, topic: &str, payload: &[u8]) {
-        tracing::debug!(session = self.name, "receives {} bytes on {topic}", payload.len());
+        self.tell_exchange("receives", topic, payload);
         for meaning in self.dialogue.receive(topic, payload, std::time::Instant::now()) {
             match meaning {
                 Meaning::Command { recipient, request } => self.dispatch(&recipient, request),

@@ -99,7 +99,7 @@ async fn a_bad_driver_is_refused_with_the_reason_and_the_old_one_goes_on() {
             fixture("other-world"),
             "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.1, found greet",
         ),
-        (wants_more, "it requests the Modbus line \"line\"; expected grants.modbus.line in the configuration"),
+        (wants_more, "the driver requests the Modbus line \"line\"; expected `grants.modbus.line`"),
         (other_configuration, "configuration.main.interval_ms: is not declared; expected one of interval_s, label"),
         (
             hostile("wrong configuration"),

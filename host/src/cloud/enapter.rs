@@ -153,6 +153,10 @@ impl Cloud for Enapter {
         topic.splitn(5, '/').nth(4).unwrap_or(topic).to_owned()
     }
 
+    fn shown(&self, topic: &str) -> String {
+        topic.to_owned()
+    }
+
     fn subscriptions(&self, channel: &str) -> Vec<String> {
         let ucm = (self.needs_ucm && channel == self.channel_id).then_some(UCM);
         let channels = [channel].into_iter().chain(ucm);

@@ -80,6 +80,12 @@ impl Cloud for Kaa {
         })
     }
 
+    /// The token stands in the fourth level.
+    fn shown(&self, topic: &str) -> String {
+        let levels = topic.split('/').enumerate().map(|(index, level)| if index == 3 { "***" } else { level });
+        levels.collect::<Vec<_>>().join("/")
+    }
+
     /// Answers and pushes at every depth that they have, and nothing of what is sent: between here and Kaa there
     /// may be a broker that sends to whoever subscribes.
     fn subscriptions(&self, channel: &str) -> Vec<String> {
