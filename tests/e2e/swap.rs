@@ -100,10 +100,13 @@ async fn a_bad_driver_is_refused_with_the_reason_and_the_old_one_goes_on() {
             "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.1, found greet",
         ),
         (wants_more, "the driver requests the Modbus line \"line\"; expected `grants.modbus.line`"),
-        (other_configuration, "configuration.main.interval_ms: is not declared; expected one of interval_s, label"),
+        (
+            other_configuration,
+            "devices.echo1.configuration.main.interval_ms: is not declared; did you mean \"interval_s\"?",
+        ),
         (
             hostile("wrong configuration"),
-            "configuration.main.interval_ms: is not declared; expected one of act, other, peer",
+            "devices.echo1.configuration.main.interval_ms: is not declared; expected one of \"act\", \"other\", \"peer\"",
         ),
         (
             fixture_with("echo", "blueprint_spec: device/3.0", "blueprint_spec: device/9.0"),
