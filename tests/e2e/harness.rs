@@ -144,6 +144,7 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 /// One message seen at the broker.
 #[derive(Debug, Clone)]
 pub struct Message {
+    pub at: std::time::Instant,
     pub topic: String,
     pub payload: Vec<u8>,
 }
@@ -184,7 +185,11 @@ impl Observer {
                         is_ready.notify_one();
                     }
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
-                        let message = Message { topic: publish.topic, payload: publish.payload.to_vec() };
+                        let message = Message {
+                            at: std::time::Instant::now(),
+                            topic: publish.topic,
+                            payload: publish.payload.to_vec(),
+                        };
                         sink.0.lock().unwrap().push(message);
                         sink.1.notify_waiters();
                     }
@@ -341,6 +346,11 @@ impl Gateway {
         let mut process = self.process.take().unwrap();
         must(Command::new("kill").arg(process.id().to_string()));
         assert!(process.wait().unwrap().success());
+    }
+
+    /// The id of the running process.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
     }
 
     pub fn is_alive(&mut self) -> bool {

@@ -27,3 +27,4 @@ mod tidy;
 mod tls;
 mod toolchain;
 mod wire;
+mod zoo;

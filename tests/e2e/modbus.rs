@@ -110,7 +110,7 @@ async fn an_independent_server_is_read_right_and_a_dead_unit_does_not_stall_the_
 }
 
 /// A Modbus server that counts what each unit is asked, and answers for unit 1 only.
-fn counting_server() -> (u16, Arc<Mutex<BTreeMap<u8, u64>>>) {
+pub fn counting_server() -> (u16, Arc<Mutex<BTreeMap<u8, u64>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let asked: Arc<Mutex<BTreeMap<u8, u64>>> = Arc::default();
