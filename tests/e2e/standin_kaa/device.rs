@@ -45,7 +45,6 @@ impl Seen {
     fn from_event(event: Event) -> Option<Seen> {
         match event {
             Event::Incoming(Packet::Publish(publish)) => Some(Seen::Message(Message {
-                at: std::time::Instant::now(),
                 payload: String::from_utf8(publish.payload.to_vec()).unwrap(),
                 qos: publish.qos as u8,
                 retain: publish.retain,
