@@ -123,8 +123,11 @@ impl State {
             read(response).await
         };
         let result = tokio::time::timeout(limit, exchange).await.unwrap_or(Err(HttpError::TimedOut));
-        let (device, outcome) = (self.outlet.device.as_str(), result.as_ref().map(|response| response.status));
-        tracing::debug!(device, "HTTP: {asked}: {outcome:?}");
+        // A refusal costs a driver nothing, so it is told once, by who refused it.
+        if !matches!(result, Err(HttpError::NotGranted(_) | HttpError::InvalidRequest(_))) {
+            let (device, outcome) = (self.outlet.device.as_str(), result.as_ref().map(|response| response.status));
+            tracing::debug!(device, "HTTP: {asked}: {outcome:?}");
+        }
         result
     }
 }

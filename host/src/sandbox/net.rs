@@ -101,8 +101,11 @@ impl net::HostTcpConnection for State {
             Ok(stream)
         };
         let result = tokio::time::timeout(limit, connect).await.unwrap_or(Err(NetError::TimedOut));
-        let (device, outcome) = (self.outlet.device.as_str(), result.as_ref().map(|_| ()));
-        tracing::debug!(device, "TCP: connects to {host}:{port}: {outcome:?}");
+        // A refusal costs a driver nothing; it is told once, below.
+        if !matches!(result, Err(NetError::NotGranted(_))) {
+            let (device, outcome) = (self.outlet.device.as_str(), result.as_ref().map(|_| ()));
+            tracing::debug!(device, "TCP: connects to {host}:{port}: {outcome:?}");
+        }
         Ok(match result {
             Ok(stream) => Ok(self.table.push(Connection(Some((stream, socket))))?),
             Err(NetError::NotGranted(text)) => {
