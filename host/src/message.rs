@@ -239,6 +239,30 @@ pub fn write_json(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
+/// How deep a driver's JSON may be nested: readers give up at 128 levels, and it
+/// travels inside other documents.
+const MAX_DEPTH: usize = 100;
+
+/// Whether a driver's text is JSON that everybody can read.
+pub fn check_document(text: &str) -> Result<(), String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| format!("expected JSON text: {error}"))?;
+    let (mut depth, mut is_text, mut is_escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b'[' | b'{' if !is_text => depth += 1,
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(format!("expected JSON nested at most {MAX_DEPTH} levels deep"));
+        }
+    }
+    Ok(())
+}
+
 /// Appends a text as a JSON string.
 pub fn write_json_text(out: &mut Vec<u8>, text: &str) {
     drop(serde_json::to_writer(out, text));
@@ -310,6 +334,15 @@ pub fn json_object(attributes: &[Attribute]) -> Map<String, Json> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_that_nobody_could_read_again_is_refused() {
+        assert!(check_document("{\"a\":").is_err());
+        assert!(check_document(&format!("{}{}", "[".repeat(101), "]".repeat(101))).is_err());
+        assert!(check_document(&format!("{}{}", "[".repeat(100), "]".repeat(100))).is_ok());
+        let flat = format!("[{}0]", "{\"a\":\"[[[\\\"[[[\"},".repeat(1000));
+        assert_eq!(check_document(&flat), Ok(()));
+    }
 
     #[test]
     fn ids_that_would_break_a_topic_or_a_channel_are_refused() {

@@ -168,9 +168,11 @@ fn misdeeds() -> Vec<Misdeed> {
         place: "on-timer",
         end: End::Stopped("exceeded its limit of 1000 ms"),
     });
+    let attributes = ["result: nasty attributes"];
+    let attributes = attributes.map(|act| Misdeed { act, place: "handle-command", end: End::Told("\"nan\": null") });
     let versions = ["result: nasty error", "result: huge error"];
     let versions = versions.map(|act| Misdeed { act, place: "version", end: End::GoesOn });
-    everywhere.chain(results).chain(calls).chain(waits).chain(versions).collect()
+    everywhere.chain(results).chain(calls).chain(waits).chain(versions).chain(attributes).collect()
 }
 
 /// Accepts and says nothing; counts who came.
@@ -246,6 +248,7 @@ impl Zoo {
     }
 
     /// Lets drivers in, sees each do its misdeed, and how it ends.
+    /// Panics after all of them with what was otherwise.
     fn admit(&self, first: usize, misdeeds: &[Misdeed]) {
         let ids: Vec<String> = (0..misdeeds.len()).map(|n| format!("guest{}", first + n)).collect();
         let text: String = ids.iter().zip(misdeeds).map(|(id, misdeed)| self.hostile(id, misdeed)).collect();
@@ -261,6 +264,7 @@ impl Zoo {
             let changed = text.replace("place = 'configure'\n", "place = 'configure'\nother = 1\n");
             self.gateway.configure(self.broker.port, &format!("{}{changed}", healthy(self.bus)));
         }
+        let mut surprises = Vec::new();
         for (id, misdeed) in ids.iter().zip(misdeeds) {
             let output = match misdeed.place {
                 "handle-command" => self.gateway.cli(&["command", id, "act"]),
@@ -272,8 +276,12 @@ impl Zoo {
             let is_bare = |byte: &u8| *byte < b' ' && *byte != b'\n';
             assert!(!answer.iter().any(is_bare), "{misdeed:?}: {}", String::from_utf8_lossy(&answer).escape_debug());
             assert!(answer.len() < 64 << 10, "{misdeed:?}: {} bytes", answer.len());
-            self.judge(id, misdeed, &String::from_utf8_lossy(&answer));
+            let see = || self.judge(id, misdeed, &String::from_utf8_lossy(&answer));
+            if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(see)) {
+                surprises.push(panic.downcast_ref::<String>().cloned().unwrap_or_default());
+            }
         }
+        assert!(surprises.is_empty(), "{}", surprises.join("\n"));
     }
 
     fn judge(&self, id: &str, misdeed: &Misdeed, answer: &str) {

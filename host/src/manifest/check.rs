@@ -6,7 +6,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::{Enum, Field, Manifest, Parameter, Type};
-use crate::message::{Attribute, Value, json_of};
+use crate::message::{Attribute, Value, check_document, json_of};
 use crate::text;
 
 /// A value that does not fit; the text says what was expected.
@@ -108,10 +108,7 @@ impl Field {
             (Type::Float, Value::Float(float)) => {
                 return Err(format!("expected a finite number, found {float}; send unknown instead"));
             }
-            (Type::Json, Value::Json(text)) => {
-                serde_json::from_str::<serde::de::IgnoredAny>(text)
-                    .map_err(|error| format!("expected JSON text: {error}"))?;
-            }
+            (Type::Json, Value::Json(text)) => check_document(text)?,
             (Type::Alerts, Value::TextList(ids)) => {
                 if let Some(id) = ids.iter().find(|id| !is_alert(id)) {
                     return Err(format!("expected ids declared under alerts, found {id:?}"));

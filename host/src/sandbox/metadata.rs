@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::contract::sandgate::driver::metadata::{self, MetadataError};
 use super::state::State;
-use crate::message::{Attribute, Value, attributes_of, json_object, size_of_attribute};
+use crate::message::{Attribute, Value, attributes_of, check_document, json_object, size_of_attribute};
 use crate::session::{NoAnswer, ask};
 
 const MAX_KEY: usize = 256;
@@ -74,8 +74,10 @@ fn object(entries: Vec<Attribute>) -> Result<Bytes, MetadataError> {
     checked(entries.iter().map(|entry| entry.name.clone()).collect())?;
     for entry in &entries {
         match &entry.value {
-            Value::Json(text) if serde_json::from_str::<Json>(text).is_err() => {
-                return invalid(format!("{}: expected JSON", entry.name));
+            Value::Json(text) => {
+                if let Err(problem) = check_document(text) {
+                    return invalid(format!("{}: {problem}", entry.name));
+                }
             }
             Value::Float(number) if !number.is_finite() => {
                 return invalid(format!("{}: expected a finite number", entry.name));
