@@ -169,7 +169,8 @@ impl Cli {
         self.carry_out().await.unwrap_or_else(|error| {
             match json {
                 true => say::say!("{}", serde_json::json!({ "error": format!("{error:#}") })),
-                false => say::tell!("error: {error:#}"),
+                // What others wrote into it does not begin a line.
+                false => say::tell!("error: {}", format!("{error:#}").replace('\n', "\n  ")),
             }
             Outcome::Failed
         })

@@ -12,7 +12,7 @@ const COLUMNS: [(&str, usize); 7] =
 /// Prints sessions and devices.
 pub(super) fn print(status: &Status) {
     for (name, session) in &status.sessions {
-        say!("session {}", describe(name, session));
+        say!("session {}", visible(&describe(name, session)));
     }
     say!("{}  ALERTS", row(COLUMNS.map(|(title, _)| title.to_owned())));
     for device in &status.devices {
@@ -29,7 +29,7 @@ pub(super) fn print(status: &Status) {
         ];
         say!("{}  {}", row(cells), device.alerts_text());
         if let Some(problem) = &device.problem {
-            say!("    {problem}");
+            say!("    {}", visible(problem));
         }
     }
 }

@@ -155,7 +155,7 @@ fn print_receipt(receipt: &Receipt, json: bool) -> Result<Outcome> {
     if json {
         say!("{}", serde_json::to_string_pretty(receipt)?);
     } else {
-        say!("{}: {receipt}", receipt.device);
+        say!("{}", text::visible(&format!("{}: {receipt}", receipt.device)));
     }
     let rejected = matches!(receipt.outcome, crate::receipt::Outcome::Rejected(_));
     Ok(if rejected { Outcome::Failed } else { Outcome::Done })
@@ -177,7 +177,7 @@ pub(super) async fn swaps(gateway: &Gateway, device: Option<&str>, json: bool) -
     }
     for receipt in &receipts {
         let time = humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_millis(receipt.time));
-        say!("{time} {}: {receipt}", receipt.device);
+        say!("{}", text::visible(&format!("{time} {}: {receipt}", receipt.device)));
     }
     Ok(Outcome::Done)
 }
@@ -216,7 +216,7 @@ pub(super) async fn logs(gateway: &Gateway, device: Option<String>, follow: bool
 
 fn print_line(line: &[u8], json: bool) {
     match serde_json::from_slice::<LogLine>(line) {
-        Ok(line) if !json => say!("{}", line.display()),
+        Ok(line) if !json => say!("{}", text::visible(&line.display().to_string())),
         _ => say!("{}", String::from_utf8_lossy(line).trim_end()),
     }
 }
@@ -239,7 +239,9 @@ pub(super) async fn command(
         say!("{answer:#}");
     } else {
         match answer.get("result").and_then(Json::as_object) {
-            Some(result) if !result.is_empty() => result.iter().for_each(|(name, value)| say!("{name}: {value}")),
+            Some(result) if !result.is_empty() => {
+                result.iter().for_each(|(name, value)| say!("{}: {value}", text::visible(name)));
+            }
             _ => say!("completed"),
         }
     }

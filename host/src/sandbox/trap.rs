@@ -4,6 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use wasmtime::component::ResourceTableError;
+
+use super::state::MAX_HANDLES;
 use crate::text;
 
 /// Longer texts are cut.
@@ -57,7 +60,10 @@ impl LastWords {
 
 /// One line about a trap.
 pub(super) fn describe(error: &wasmtime::Error, words: &LastWords) -> String {
-    let reason = error.root_cause().to_string();
+    let reason = match error.downcast_ref::<ResourceTableError>() {
+        Some(ResourceTableError::Full) => format!("it holds more than {MAX_HANDLES} units, connections and streams"),
+        _ => error.root_cause().to_string(),
+    };
     let trace = error.downcast_ref::<wasmtime::WasmBacktrace>().map(ToString::to_string).unwrap_or_default();
     let mut line = text::shortened(&reason, MAX_REASON).into_owned();
     // Whoever leaves by other traps had no time for words.
