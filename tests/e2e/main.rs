@@ -22,6 +22,7 @@ mod preflight;
 mod reload;
 mod standin_enapter;
 mod standin_kaa;
+mod state;
 mod swap;
 mod tidy;
 mod tls;
