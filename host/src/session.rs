@@ -23,9 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::FutureExt;
-use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, Outgoing, Packet, Publish, QoS, Request, SubscribeReasonCode,
-};
+use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, Outgoing, Packet, Publish, QoS, Request};
 use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -43,6 +41,7 @@ use crate::config::Broker;
 use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
 use crate::outbox::{Class, Outbox, Sequence};
 use crate::router::{GATEWAY, Recipient};
+use crate::text;
 use client::{LONGEST_PATIENCE, client, explain, is_closed_by_peer, patience, slow};
 use connection::Connection;
 use dialogue::{Event as Meaning, Proof};
@@ -176,7 +175,8 @@ impl Session {
                     connection.may_burst |= streak < STREAK;
                     streak = 0;
                     let wake = self.dialogue.next_wake(connection.is_quiet()).into_iter();
-                    let wake = wake.chain(self.suspects.next_wake()).min().filter(|_| greeted);
+                    let wake = wake.chain(self.suspects.next_wake()).chain(connection.subscriptions.next_wake());
+                    let wake = wake.min().filter(|_| greeted);
                     tokio::select! {
                         event = &mut poll => break Some(event),
                         () = self.outbox.changed(), if greeted && connection.is_quiet() => {}
@@ -197,6 +197,7 @@ impl Session {
                             let time = std::time::Instant::now();
                             self.outbox.recall(&self.suspects.take_due(time));
                             self.dialogue.wake(time, now());
+                            connection.subscriptions.wake(time);
                         }
                         // The nudge below makes room for the next burst.
                         () = std::future::ready(()), if connection.has_more && connection.is_quiet() => {}
@@ -332,7 +333,8 @@ impl Session {
             Event::Outgoing(Outgoing::Publish(packet)) => {
                 connection.wrote_message(packet).into_iter().for_each(|sequence| self.dialogue.delivered(sequence));
             }
-            Event::Outgoing(Outgoing::Subscribe(_) | Outgoing::Unsubscribe(_)) => connection.wrote_request(),
+            Event::Outgoing(Outgoing::Subscribe(packet)) => connection.wrote_subscription(packet),
+            Event::Outgoing(Outgoing::Unsubscribe(_)) => connection.wrote_request(),
             Event::Incoming(Packet::PubAck(ack)) => {
                 connection.may_burst = true;
                 if let Some(sequence) = connection.proved(ack.pkid) {
@@ -342,13 +344,15 @@ impl Session {
                 }
             }
             Event::Incoming(Packet::SubAck(ack)) => {
-                if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
+                let refused = connection.subscriptions.answered(&ack, std::time::Instant::now());
+                if !refused.is_empty() {
+                    let filters = text::list(refused.iter().map(|filter| self.cloud.shown(filter)));
                     tracing::error!(
                         session = self.name,
-                        "the broker refused a subscription; commands of some devices may not arrive"
+                        "the broker refused to subscribe to {filters}: what is sent there does not arrive; it is asked \
+                         again, less and less often"
                     );
                 }
-                connection.subscriptions.answered();
                 self.tell_connected(connection, address);
             }
             Event::Incoming(Packet::Publish(publish)) => self.receive(connection, &publish.topic, &publish.payload),

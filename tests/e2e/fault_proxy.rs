@@ -27,6 +27,8 @@ pub enum Act {
     Swallow,
     /// Rubbish comes in its place.
     Garble,
+    /// A SUBACK refuses all.
+    Refuse,
 }
 
 /// Decides about a packet to the broker, or from it.
@@ -125,6 +127,12 @@ async fn pump(way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, plan: A
             Act::Garble => {
                 let rubbish: Vec<u8> = bytes.chunk().iter().map(|byte| byte ^ 0x5a).collect();
                 to.write_all(&rubbish).await.ok()?;
+            }
+            Act::Refuse => {
+                let mut refusing = bytes.to_vec();
+                // Type, length, packet id, and a code for each filter.
+                refusing.iter_mut().skip(4).for_each(|code| *code = 0x80);
+                to.write_all(&refusing).await.ok()?;
             }
             Act::Swallow => {}
             Act::Stall => std::future::pending().await,

@@ -116,3 +116,19 @@ async fn a_way_that_stalls_lies_and_resets_at_random_loses_nothing() {
     proxy.heal();
     all_arrive(&gateway, &observer);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_subscription_is_asked_for_again() {
+    let plan = |_, packet: &Packet| if matches!(packet, Packet::SubAck(_)) { Act::Refuse } else { Act::Pass };
+    let (_broker, _observer, proxy, gateway) = site(Box::new(plan)).await;
+    gateway.wait_for_log("the broker refused to subscribe to v1/to/S01/");
+    let again: std::sync::Arc<std::sync::atomic::AtomicUsize> = std::sync::Arc::default();
+    let count = std::sync::Arc::clone(&again);
+    proxy.follow(Box::new(move |way, packet| {
+        if way == Way::Up && matches!(packet, Packet::Subscribe(_)) {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+        Act::Pass
+    }));
+    until("the next try", || (again.load(std::sync::atomic::Ordering::SeqCst) > 0).then_some(()));
+}

@@ -62,17 +62,17 @@ const PLACES: &[&str] = &["start", "on-timer", "handle-command", "configure", "s
 
 /// What only one export can do.
 const RESULTS: &[(&str, &str, &str)] = &[
-    ("result: nasty error", "start", "\\u001b[2J"),
+    ("result: nasty error", "start", "owned"),
     ("result: huge error", "start", "xxxx"),
-    ("result: nasty error", "on-timer", "\\u001b[2J"),
+    ("result: nasty error", "on-timer", "owned"),
     ("result: huge error", "on-timer", "xxxx"),
-    ("result: nasty error", "handle-command", "\\u001b[2J"),
+    ("result: nasty error", "handle-command", "owned"),
     ("result: huge error", "handle-command", "expected at most 65536"),
     ("result: huge attributes", "handle-command", "expected at most 65536"),
     ("result: many attributes", "handle-command", "expected at most 65536"),
-    ("result: nasty error", "configure", "\\u001b[2J"),
+    ("result: nasty error", "configure", "owned"),
     ("result: huge error", "snapshot", "at most 1048576 bytes"),
-    ("result: nasty error", "restore", "\\u001b[2J"),
+    ("result: nasty error", "restore", "owned"),
     ("result: huge error", "restore", "xxxx"),
 ];
 
@@ -268,6 +268,7 @@ impl Zoo {
         }
         let mut surprises = Vec::new();
         for (id, misdeed) in ids.iter().zip(misdeeds) {
+            let is_asked = ["handle-command", "stop", "snapshot", "restore"].contains(&misdeed.place);
             let output = match misdeed.place {
                 "handle-command" => self.gateway.cli(&["command", id, "act"]),
                 "stop" => self.gateway.cli(&["restart", id]),
@@ -280,7 +281,9 @@ impl Zoo {
             let is_forged = |line: &str| line.starts_with("2026-01-01T00:00:00Z");
             assert!(!String::from_utf8_lossy(&answer).lines().any(is_forged), "{misdeed:?} forges a line");
             assert!(answer.len() < 64 << 10, "{misdeed:?}: {} bytes", answer.len());
-            let see = || self.judge(id, misdeed, &String::from_utf8_lossy(&answer));
+            // The list of all devices says nothing of this one alone.
+            let answer = if is_asked { String::from_utf8_lossy(&answer) } else { "".into() };
+            let see = || self.judge(id, misdeed, &answer);
             if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(see)) {
                 surprises.push(panic.downcast_ref::<String>().cloned().unwrap_or_default());
             }
