@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// What files are called while they are written; a kill leaves them behind.
 const PART: &str = ".sandgate-part-";
@@ -57,7 +58,10 @@ pub fn open_existing_to_append(path: &Path) -> io::Result<File> {
 fn opened(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     // Opening a pipe waits for its other end unless told not to.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = options.custom_flags(flags).open(path)?;
+    let file = options.custom_flags(flags).open(path).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => wrong("a link that leads to itself"),
+        _ => error,
+    })?;
     let kind = file.metadata()?.file_type();
     match () {
         () if kind.is_file() => Ok(file),
@@ -96,7 +100,7 @@ pub fn part(path: &Path) -> io::Result<tempfile::NamedTempFile> {
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut part = part(path)?;
     part.write_all(bytes)?;
-    part.persist(path)?;
+    put(part, path)?;
     Ok(())
 }
 
@@ -106,15 +110,26 @@ pub fn replace_for_others(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let everyone = std::fs::Permissions::from_mode(0o666);
     let mut part = tempfile::Builder::new().prefix(PART).permissions(everyone).tempfile_in(folder_of(path))?;
     part.write_all(bytes)?;
-    part.persist(path)?;
+    put(part, path)?;
     Ok(())
+}
+
+/// Puts a file in its place, also where a folder stands, which is set aside.
+fn put(part: tempfile::NamedTempFile, path: &Path) -> io::Result<File> {
+    match part.persist(path) {
+        Err(error) if path.symlink_metadata().is_ok_and(|found| found.is_dir()) => {
+            set_aside(path)?;
+            Ok(error.file.persist(path)?)
+        }
+        result => Ok(result?),
+    }
 }
 
 /// Replaces a file in one step with what was written to a `part` of it; it is
 /// on the disk when this returns.
 pub fn persist_durably(part: tempfile::NamedTempFile, path: &Path) -> io::Result<File> {
     part.as_file().sync_all()?;
-    let file = part.persist(path)?;
+    let file = put(part, path)?;
     sync_folder(path)?;
     Ok(file)
 }
@@ -190,6 +205,14 @@ mod tests {
         for name in ["pipe", "folder", "link", "large"] {
             let aside = set_aside(&at(name)).unwrap();
             assert!(aside.symlink_metadata().is_ok() && at(name).symlink_metadata().is_err(), "{name}");
+        }
+        std::os::unix::fs::symlink(at("circle"), at("circle")).unwrap();
+        assert_eq!(open(&at("circle")).unwrap_err().to_string(), "expected a file, found a link that leads to itself");
+        // A file takes the place of whatever stands there.
+        std::fs::create_dir_all(at("folder/inside")).unwrap();
+        for name in ["folder", "circle"] {
+            replace(&at(name), b"new").unwrap();
+            assert_eq!(read(&at(name), 10).unwrap().unwrap(), b"new");
         }
     }
 

@@ -12,7 +12,7 @@
 //! versions and count as they are.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -22,6 +22,8 @@ use crate::files;
 
 /// Longer lines are damage; the longest are results of commands and stored values.
 const MAX_LINE: usize = 16 << 20;
+/// What is behind that in a file was not written here, and is not read.
+const MAX_FILE: u64 = 256 << 20;
 /// Bytes that a file may hold beside twice what it had when it was written anew.
 const SPARE: u64 = 256 << 10;
 /// The member that ends each line, without its digits.
@@ -81,8 +83,8 @@ impl Ledger {
     /// kill is none.
     fn read(&mut self, file: File, take: &mut impl FnMut(Json) -> bool) -> io::Result<usize> {
         self.bytes = file.metadata()?.len();
-        let mut reader = BufReader::new(file);
-        let (mut damaged, mut first, mut ends_whole) = (0, true, true);
+        let mut reader = BufReader::new(file.take(MAX_FILE));
+        let (mut damaged, mut first, mut ends_whole) = (usize::from(self.bytes > MAX_FILE), true, true);
         let mut line = Vec::new();
         loop {
             line.clear();

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 /// How long a test waits for a thing that should come at once. Machines are
 /// slow at times: compiling a Python driver beside the other tests takes a minute.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Set in the environment of the run with mosquitto.
 pub const MOSQUITTO: &str = "SANDGATE_TEST_MOSQUITTO";
