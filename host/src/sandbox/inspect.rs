@@ -212,6 +212,40 @@ mod tests {
         }
     }
 
+    /// A component with this core module in it.
+    fn around(module: &wasm_encoder::Module) -> Vec<u8> {
+        use wasm_encoder::Encode;
+        let mut component = EMPTY_COMPONENT.to_vec();
+        component.push(1);
+        module.as_slice().encode(&mut component);
+        component
+    }
+
+    #[test]
+    fn what_would_cost_the_host_memory_is_counted_before_it_is_compiled() {
+        use wasm_encoder::{ConstExpr, FunctionSection, GlobalSection, GlobalType, Module, TypeSection, ValType};
+        let mut globals = GlobalSection::new();
+        let kind = GlobalType { val_type: ValType::I64, mutable: true, shared: false };
+        (0..900_000).for_each(|_| drop(globals.global(kind, &ConstExpr::i64_const(0))));
+        let mut types = TypeSection::new();
+        (0..1_100_000).for_each(|_| types.ty().function([], []));
+        let (mut one_type, mut functions) = (TypeSection::new(), FunctionSection::new());
+        one_type.ty().function([], []);
+        (0..50_000).for_each(|_| drop(functions.function(0)));
+        let mut modules = [Module::new(), Module::new(), Module::new()];
+        modules[0].section(&globals);
+        modules[1].section(&types);
+        modules[2].section(&one_type).section(&functions);
+        let expected = [
+            "a core module: expected at most 1024 KiB for its globals and functions, found more",
+            "expected at most 1000000 types, functions and names, found more",
+            "a core module: expected at most 1024 KiB for its globals and functions, found more",
+        ];
+        for (module, expected) in modules.iter().zip(expected) {
+            assert_eq!(inspect(&around(module)).unwrap_err().to_string(), expected);
+        }
+    }
+
     #[test]
     fn an_embedded_manifest_is_a_well_formed_section() {
         let component = embed_manifest(EMPTY_COMPONENT, "display_name: x").unwrap();
