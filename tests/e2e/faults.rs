@@ -97,21 +97,51 @@ async fn a_way_that_closes_at_one_device_only_loses_nothing_of_any() {
     all_arrive(&gateway, &observer);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_way_that_stalls_lies_and_resets_at_random_loses_nothing() {
-    let seed = 7;
+/// All that a way can do to a packet, now and then.
+fn at_random(seed: u64) -> Plan {
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let plan = move |way, packet: &Packet| match (random.u32(..1000), way, packet) {
+    Box::new(move |way, packet| match (random.u32(..1000), way, packet) {
         (0..8, Way::Up, Packet::Publish(_)) => Act::Close,
         (8..14, _, _) => Act::ResetAfter(Duration::from_millis(random.u64(..50))),
         (14..18, Way::Down, _) => Act::Garble,
         (18..24, Way::Down, Packet::PubAck(_)) => Act::Twice,
         (24..27, Way::Up, Packet::Publish(_)) => Act::Swallow,
         (27..28, _, _) => Act::Stall,
+        (0..100, Way::Down, Packet::SubAck(_)) => Act::Refuse,
         _ => Act::Pass,
+    })
+}
+
+/// Ten minutes of a way that goes wrong at random, that ends at every
+/// sample, and that ends at some; then all is as before within a minute.
+/// `cargo test --release -p sandgate --test e2e -- --ignored --nocapture faults::ten_minutes`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes eleven minutes, for its numbers"]
+async fn ten_minutes_of_any_plan_lose_nothing_and_a_minute_later_all_is_live() {
+    let run = async |name: &str, plan: Plan| {
+        let (_broker, observer, proxy, gateway) = site(plan).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let losses = gateway.log().matches("connecting again in").count();
+        proxy.heal();
+        let begin = std::time::Instant::now();
+        all_arrive(&gateway, &observer);
+        println!("{name}: {losses} connections lost, all samples there after {:.1?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(60));
     };
-    let (_broker, observer, proxy, gateway) = site(Box::new(plan)).await;
+    let closes = |packet: &Packet| if is_sample(packet) { Act::Close } else { Act::Pass };
+    let is_its = |packet: &Packet| matches!(packet, Packet::Publish(publish) if publish.topic.contains("--d3/"));
+    let ends = move |packet: &Packet| if is_its(packet) { Act::Close } else { Act::Pass };
+    tokio::join!(
+        run("random", at_random(11)),
+        run("ends at every sample", Box::new(move |_, packet| closes(packet))),
+        run("ends at one device", Box::new(move |way, packet| if way == Way::Up { ends(packet) } else { Act::Pass })),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_that_stalls_lies_and_resets_at_random_loses_nothing() {
+    let (_broker, observer, proxy, gateway) = site(at_random(7)).await;
     wait_for_losses(&gateway, 12);
     proxy.heal();
     all_arrive(&gateway, &observer);
