@@ -180,9 +180,12 @@ async fn damage_under_a_running_gateway_neither_stops_it_nor_its_end() {
             (is_up || !gateway.is_alive()).then_some(())
         });
     }
-    // The whole folder goes.
+    // The whole folder goes. The gateway writes into it meanwhile, so that one attempt may find it not empty.
     let mut gateway = lived(&broker);
-    fs::remove_dir_all(gateway.path("sandgate-state")).unwrap();
+    until("the folder to be gone", || {
+        let _ = fs::remove_dir_all(gateway.path("sandgate-state"));
+        (!gateway.path("sandgate-state").exists()).then_some(())
+    });
     serves(&mut gateway, "no folder any more");
     assert!(gateway.cli(&["swap", "d"]).status.success());
     gateway.terminate();
