@@ -34,7 +34,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::files;
 use crate::logs::{LogLine, LogTap};
-use crate::message::{error_code, error_text, json_object};
+use crate::message::json_object;
 use crate::state::StateFolder;
 use crate::supervisor::{Arguments, Control};
 
@@ -183,7 +183,7 @@ async fn command(State(admin): State<Admin>, Segment((id, name)): Segment<(Strin
     Ok(match result {
         Ok(attributes) => Json(json!({"state": "completed", "result": json_object(&attributes)})).into_response(),
         Err(error) => {
-            let body = json!({"state": "error", "error": error_text(&error), "code": error_code(&error)});
+            let body = json!({"state": "error", "error": error.text(), "code": error.code()});
             (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
         }
     })

@@ -9,7 +9,6 @@ mod new;
 mod preflight;
 mod remote;
 mod run;
-pub(crate) mod say;
 
 use std::path::PathBuf;
 
@@ -148,11 +147,6 @@ enum Language {
     Rust,
 }
 
-/// Builds a Rust driver into its own folder; the demo uses it.
-pub(crate) fn build_in_place(folder: &std::path::Path) -> Result<()> {
-    build::in_place(folder)
-}
-
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -168,9 +162,9 @@ impl Cli {
         let json = self.json;
         self.carry_out().await.unwrap_or_else(|error| {
             match json {
-                true => say::say!("{}", serde_json::json!({ "error": format!("{error:#}") })),
+                true => crate::say::say!("{}", serde_json::json!({ "error": format!("{error:#}") })),
                 // What others wrote into it does not begin a line.
-                false => say::tell!("error: {}", format!("{error:#}").replace('\n', "\n  ")),
+                false => crate::say::tell!("error: {}", format!("{error:#}").replace('\n', "\n  ")),
             }
             Outcome::Failed
         })
@@ -199,7 +193,7 @@ impl Cli {
                 // Into memory first: the generator panics when nobody reads on.
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "sandgate", &mut script);
-                say::say!("{}", String::from_utf8_lossy(&script).trim_end());
+                crate::say::say!("{}", String::from_utf8_lossy(&script).trim_end());
                 Ok(Outcome::Done)
             }
             Command::CompileWorker => crate::sandbox::compile_worker().map(|()| Outcome::Done),

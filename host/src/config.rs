@@ -9,7 +9,6 @@ mod diff;
 mod kaa;
 mod modbus;
 mod original;
-mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,12 +17,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
+pub use crate::units::{Rate, Secret, Size, Source, Span};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use kaa::{Batch, Endpoint, KaaSession, Timestamp};
 pub use modbus::{ConfiguredUnits, ModbusAccess, ModbusGrant, WriteKind};
 pub use original::Original;
-pub use units::{Rate, Secret, Size, Source, Span};
 
 use original::{keys_at, line_and_column};
 

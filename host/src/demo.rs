@@ -15,11 +15,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::cli::say::tell;
 use crate::config::Config;
 use crate::launch;
 use crate::logs::{self, Format, LogTap};
 use crate::message::now;
+use crate::say::tell;
 use crate::standin::kaa;
 
 /// How the demo runs.
@@ -64,7 +64,7 @@ pub async fn run(options: Options) -> Result<()> {
     for (number, name) in (1..).zip(DRIVERS) {
         tell!("[{number}/{}] building {name}", DRIVERS.len());
         let folder = plugins.join(name);
-        tokio::task::spawn_blocking(move || crate::cli::build_in_place(&folder)).await.context("building")??;
+        tokio::task::spawn_blocking(move || crate::toolchain::in_place(&folder)).await.context("building")??;
     }
     let since = now();
     let tap = LogTap::default();

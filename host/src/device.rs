@@ -10,7 +10,6 @@ mod configuration;
 mod firmware;
 mod handle;
 mod specification;
-mod statistics;
 mod swap;
 
 use std::sync::Arc;
@@ -18,12 +17,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-pub use command::interrupted;
 pub use configuration::Configuration;
 pub use firmware::Firmware;
 pub use handle::{DeviceHandle, DeviceStatus, Input, Phase, Waiting};
 pub use specification::Specification;
-pub use statistics::{Counter, Last, Statistics};
 pub use swap::{NotReady, Prepared, prepare};
 
 use crate::journal::Journal;

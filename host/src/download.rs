@@ -13,7 +13,8 @@ use serde_json::Value as Json;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::{files, web};
+use crate::files;
+use crate::web;
 
 /// What is to be downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,8 +17,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::ledger::{Ledger, Safety};
 use crate::message::{
-    CommandRequest, CommandResult, DeviceId, Time, attributes_of, error_code, error_of, error_text, json_object,
-    size_of_attribute,
+    CommandError, CommandRequest, CommandResult, DeviceId, Time, attributes_of, json_object, size_of_attribute,
 };
 
 /// So many commands of a device are remembered, and so many bytes of their
@@ -210,7 +209,7 @@ impl Known {
     fn size(&self) -> usize {
         match &self.state {
             State::Answered(Some(Ok(attributes))) => attributes.iter().map(size_of_attribute).sum(),
-            State::Answered(Some(Err(error))) => error_text(error).len(),
+            State::Answered(Some(Err(error))) => error.text().len(),
             _ => 0,
         }
     }
@@ -253,23 +252,28 @@ impl Outcome {
     fn of(result: &CommandResult) -> Outcome {
         match result {
             Ok(attributes) => Outcome::Completed(json_object(attributes)),
-            Err(error) => Outcome::Error { code: error_code(error).into(), text: error_text(error).into() },
+            Err(error) => Outcome::Error { code: error.code().into(), text: error.text().into() },
         }
     }
 
     fn into_result(self) -> CommandResult {
         match self {
             Outcome::Completed(attributes) => Ok(attributes_of(attributes)),
-            Outcome::Error { code, text } => Err(error_of(&code, text)),
+            Outcome::Error { code, text } => Err(CommandError::from_code(&code, text)),
         }
     }
+}
+
+/// The answer to a command that a crash of the gateway cut short.
+pub fn interrupted() -> CommandError {
+    CommandError::Failed("interrupted by a restart of the gateway; the state of the device is unknown".into())
 }
 
 fn line(device: &str, key: &Key, known: &Known) -> Line {
     let (answered, result) = match &known.state {
         State::Started => (false, None),
         State::Answered(result) => (true, result.as_ref().map(Outcome::of)),
-        State::Interrupted => (true, Some(Outcome::of(&Err(crate::device::interrupted())))),
+        State::Interrupted => (true, Some(Outcome::of(&Err(interrupted())))),
     };
     let session = key.session.as_deref().map(str::to_owned);
     Line { id: key.id.clone(), device: device.to_owned(), session, time: known.time, answered, result }

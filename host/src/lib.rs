@@ -1,46 +1,70 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
-// Texts go to people by `cli::say` and `logs`, which make them harmless.
+// Texts go to people by `say` and `logs`, which make them harmless.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+// The order is that of floors: a module uses those above it in this list only;
+// `tests/e2e/tidy.rs` checks it.
+
 pub mod clock;
+pub mod contract;
 pub mod files;
-pub mod ledger;
 pub mod scribe;
 pub mod secrets;
 pub mod shortage;
 pub mod sockets;
-pub mod state;
 pub mod text;
+pub mod units;
+
+pub mod ledger;
+pub mod message;
+pub mod state;
+
+pub mod network;
+pub mod statistics;
+
+pub mod manifest;
+pub mod outbox;
 
 pub mod config;
-pub mod manifest;
-pub mod message;
-pub mod network;
 
 pub mod cloud;
 pub mod download;
-pub mod outbox;
-pub mod router;
-pub mod session;
+pub mod question;
 pub mod web;
 
+pub mod upload;
+
+pub mod router;
+
 pub mod bus;
-pub mod sandbox;
 pub mod storage;
 
-pub mod device;
+pub mod sandbox;
+
 pub mod journal;
 pub mod receipt;
 pub mod registry;
 
-pub mod gateway;
+pub mod device;
+
+pub mod session;
+
 pub mod status;
-pub mod supervisor;
+
+pub mod gateway;
 pub mod watcher;
 
-pub mod admin;
-pub mod cli;
-pub mod demo;
-pub mod launch;
+pub mod supervisor;
+
 pub mod logs;
+pub mod say;
 pub mod standin;
+
+pub mod admin;
+pub mod toolchain;
+
+pub mod launch;
+
+pub mod demo;
+
+pub mod cli;

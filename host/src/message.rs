@@ -11,8 +11,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::clock::Stamp;
 pub use crate::clock::{Time, now};
-pub use crate::sandbox::contract::exports::sandgate::driver::device_driver::CommandError;
-pub use crate::sandbox::contract::sandgate::driver::types::{Attribute, Rejection, Value};
+pub use crate::contract::{Attribute, Rejection, Value};
 
 /// The id of a device, unique in the gateway.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,6 +159,61 @@ pub enum OfferKind {
 /// How a command ended.
 pub type CommandResult = Result<Vec<Attribute>, CommandError>;
 
+/// Why a command was not carried out. Each holds a text for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandError {
+    /// An argument is missing, or is none that the manifest allows.
+    InvalidArgument(String),
+    /// There is no such command.
+    Unsupported(String),
+    /// Not now.
+    Busy(String),
+    /// The device behind the driver cannot be reached.
+    DeviceUnreachable(String),
+    /// It took too long.
+    TimedOut(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl CommandError {
+    /// The error of a code; an unknown one has failed.
+    pub fn from_code(code: &str, text: String) -> CommandError {
+        match code {
+            "invalid-argument" => CommandError::InvalidArgument(text),
+            "unsupported" => CommandError::Unsupported(text),
+            "busy" => CommandError::Busy(text),
+            "device-unreachable" => CommandError::DeviceUnreachable(text),
+            "timed-out" => CommandError::TimedOut(text),
+            _ => CommandError::Failed(text),
+        }
+    }
+
+    /// Its code, the same on every cloud.
+    pub fn code(&self) -> &'static str {
+        match self {
+            CommandError::InvalidArgument(_) => "invalid-argument",
+            CommandError::Unsupported(_) => "unsupported",
+            CommandError::Busy(_) => "busy",
+            CommandError::DeviceUnreachable(_) => "device-unreachable",
+            CommandError::TimedOut(_) => "timed-out",
+            CommandError::Failed(_) => "failed",
+        }
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &str {
+        match self {
+            CommandError::InvalidArgument(text)
+            | CommandError::Unsupported(text)
+            | CommandError::Busy(text)
+            | CommandError::DeviceUnreachable(text)
+            | CommandError::TimedOut(text)
+            | CommandError::Failed(text) => text,
+        }
+    }
+}
+
 /// A command before it is checked against a manifest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandRequest {
@@ -186,42 +240,6 @@ pub struct Publication {
     pub joins: bool,
     /// The time in the payload that this machine's clock gave.
     pub stamp: Option<Stamp>,
-}
-
-/// A command error from its code; an unknown one has failed.
-pub fn error_of(code: &str, text: String) -> CommandError {
-    match code {
-        "invalid-argument" => CommandError::InvalidArgument(text),
-        "unsupported" => CommandError::Unsupported(text),
-        "busy" => CommandError::Busy(text),
-        "device-unreachable" => CommandError::DeviceUnreachable(text),
-        "timed-out" => CommandError::TimedOut(text),
-        _ => CommandError::Failed(text),
-    }
-}
-
-/// The code of a command error, the same on every cloud.
-pub fn error_code(error: &CommandError) -> &'static str {
-    match error {
-        CommandError::InvalidArgument(_) => "invalid-argument",
-        CommandError::Unsupported(_) => "unsupported",
-        CommandError::Busy(_) => "busy",
-        CommandError::DeviceUnreachable(_) => "device-unreachable",
-        CommandError::TimedOut(_) => "timed-out",
-        CommandError::Failed(_) => "failed",
-    }
-}
-
-/// The text of a command error.
-pub fn error_text(error: &CommandError) -> &str {
-    match error {
-        CommandError::InvalidArgument(text)
-        | CommandError::Unsupported(text)
-        | CommandError::Busy(text)
-        | CommandError::DeviceUnreachable(text)
-        | CommandError::TimedOut(text)
-        | CommandError::Failed(text) => text,
-    }
 }
 
 /// Appends a value as JSON.

@@ -12,7 +12,8 @@ use crate::clock::Moment;
 use crate::cloud::Channel;
 use crate::message::{DeviceId, Uplink};
 use crate::outbox::{Class, Outbox};
-use crate::session::{BinaryData, Question};
+use crate::question::Question;
+use crate::upload::BinaryData;
 
 /// Every message is checked for size before; this is the last line of defence.
 const MAX_PAYLOAD: usize = 1 << 20;

@@ -43,12 +43,12 @@ pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
 pub use modbus::BusGrant;
 
-use crate::device::Statistics;
 use crate::files;
 use crate::manifest::Manifest;
 use crate::network::{Lookups, Target};
 use crate::router::Outlet;
 use crate::sockets::Sockets;
+use crate::statistics::Statistics;
 use crate::storage::DeviceStorage;
 use crate::text;
 use cache::Cache;

@@ -5,7 +5,6 @@
 //! message leaves the outbox on proof of delivery only; after a lost
 //! connection the unproved ones are sent again.
 
-mod binary_data;
 mod client;
 mod complaints;
 mod connection;
@@ -28,9 +27,8 @@ use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-pub use binary_data::{BinaryData, File, UploadError, ask};
 pub use complaints::Complaints;
-pub use dialogue::{Dialogue, NoAnswer, Outgoing as Message, Question};
+pub use dialogue::{Dialogue, Outgoing as Message};
 pub use picture::{Facts, Order, Picture, SessionStatus};
 pub use suspects::Suspects;
 pub use tls::check as check_tls;
@@ -40,6 +38,7 @@ use crate::cloud::Cloud;
 use crate::config::Broker;
 use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
 use crate::outbox::{Class, Outbox, Sequence};
+use crate::question::{NoAnswer, Question};
 use crate::router::{GATEWAY, Recipient};
 use crate::text;
 use client::{LONGEST_PATIENCE, client, explain, is_closed_by_peer, patience, slow};

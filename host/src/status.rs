@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use crate::device::{DeviceHandle, Phase, Statistics};
+use crate::device::{DeviceHandle, Phase};
 use crate::manifest::Type;
 use crate::message::{DeviceId, Time, json_of};
 use crate::outbox;
 use crate::registry::Stage;
 use crate::session::SessionStatus;
+use crate::statistics::Statistics;
 
 /// See the module documentation.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -64,3 +64,58 @@ fn every_item_of_the_contract_is_documented() {
         }
     }
 }
+
+/// The modules of the host in the order of `lib.rs`, each with its floor: those
+/// of one paragraph stand beside each other.
+fn floors() -> Vec<(String, usize)> {
+    let lib = std::fs::read_to_string(root().join("host/src/lib.rs")).unwrap();
+    let mut floors = Vec::new();
+    for (floor, paragraph) in lib.split("\n\n").enumerate() {
+        let modules = paragraph.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+        floors.extend(modules.map(|module| (module.to_owned(), floor)));
+    }
+    floors
+}
+
+/// What a source file imports of its own crate, its unit tests left out.
+fn imports(source: &str) -> Vec<String> {
+    let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut found = Vec::new();
+    for line in code {
+        for (place, _) in line.match_indices("crate::") {
+            let path = &line[place + "crate::".len()..];
+            let name: String = path.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let is_whole_word = !line[..place].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+            assert!(!is_whole_word || !path.starts_with('{'), "one `use` for each module, so that it is found: {line}");
+            if is_whole_word && !name.is_empty() {
+                found.push(name);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_module_uses_one_of_its_own_floor_or_above() {
+    let (floors, folder) = (floors(), root().join("host/src"));
+    let floor_of = |module: &str| floors.iter().find(|(name, _)| name == module).map(|(_, floor)| *floor);
+    let mut sources = Vec::new();
+    files(&folder, ".rs", &mut sources);
+    assert!(floors.len() > 30 && sources.len() > 100);
+    let mut wrong = Vec::new();
+    for path in sources {
+        let place = path.strip_prefix(&folder).unwrap();
+        let module = place.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let Some(own) = floor_of(module) else { continue };
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        for used in imports(&std::fs::read_to_string(&path).unwrap()) {
+            if used != module && floor_of(&used).is_some_and(|floor| floor >= own) {
+                wrong.push(format!("{}: `{module}` uses `{used}`, which is not below it", place.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

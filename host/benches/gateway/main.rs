@@ -9,6 +9,7 @@ mod in_process;
 mod setup;
 mod through_broker;
 mod through_kaa;
+mod through_process;
 
 fn main() {
     // `cargo test --benches` only asks whether it builds and starts.
@@ -39,6 +40,9 @@ fn main() {
             if wanted("round_trip") {
                 through_broker::command_round_trip().await;
             }
+        }
+        if through_broker::mosquitto_is_here() && wanted("scale") {
+            through_process::scale().await;
         }
         if wanted("batching") {
             through_kaa::batching().await;

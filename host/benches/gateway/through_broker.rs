@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::print;
 use crate::setup::{cloud, driver, median, micros, outbox, sandbox, specification, start};
 
-struct Mosquitto(Child, u16);
+pub struct Mosquitto(Child, pub u16);
 
 impl Drop for Mosquitto {
     fn drop(&mut self) {
@@ -36,7 +36,7 @@ pub fn mosquitto_is_here() -> bool {
     Command::new("sh").args(["-c", "command -v mosquitto >/dev/null"]).status().unwrap().success()
 }
 
-fn mosquitto(folder: &Path) -> Mosquitto {
+pub fn mosquitto(folder: &Path) -> Mosquitto {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let path = folder.join("mosquitto.conf");
     std::fs::write(
@@ -51,7 +51,7 @@ fn mosquitto(folder: &Path) -> Mosquitto {
     Mosquitto(child, port)
 }
 
-fn options(name: &str, port: u16) -> MqttOptions {
+pub fn options(name: &str, port: u16) -> MqttOptions {
     let mut options = MqttOptions::new(name, "127.0.0.1", port);
     options.set_inflight(256);
     options

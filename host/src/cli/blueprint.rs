@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::Outcome;
-use crate::cli::say::say;
 use crate::config::Config;
 use crate::manifest::{clean_blueprint, parent_blueprint};
 use crate::sandbox::{inspect, read_component};
+use crate::say::say;
 
 /// Writes the blueprint of a driver, or of the gateway with its children; as
 /// YAML, which clouds take, or as JSON.

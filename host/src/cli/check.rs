@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::Outcome;
-use crate::cli::say::say;
 use crate::sandbox::{Compiler, Sandbox};
+use crate::say::say;
 
 /// Checks and compiles a component and prints what it is.
 pub(super) async fn run(path: &Path, json: bool) -> Result<Outcome> {

@@ -1,6 +1,6 @@
 //! `sandgate devices`: a gateway's status as a table.
 
-use crate::cli::say::say;
+use crate::say::say;
 use crate::session::SessionStatus;
 use crate::status::{DeviceReport, SessionReport, Status};
 use crate::text::visible;

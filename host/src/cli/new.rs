@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::Outcome;
-use crate::cli::say::say;
+use crate::say::say;
 
 /// The files of a Rust driver, relative to its folder.
 const FILES: &[(&str, &str)] = &[

@@ -11,7 +11,6 @@ use rustix::fs::{Access, access};
 use serde_json::{Value as Json, json};
 
 use super::Outcome;
-use crate::cli::say::say;
 use crate::config::{
     Broker, Bus, Communication, Config, ConfiguredUnits, Device, EnapterSession, ModbusGrant, Session,
 };
@@ -19,6 +18,7 @@ use crate::manifest::Manifest;
 use crate::network::Target;
 use crate::registry::{Origin, Progress, Registry};
 use crate::sandbox::{Compiler, Driver, Sandbox};
+use crate::say::say;
 use crate::session::check_tls;
 use crate::state::StateFolder;
 

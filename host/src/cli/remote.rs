@@ -13,9 +13,9 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{Gateway, Outcome};
 use crate::admin::SOCKET;
-use crate::cli::say::say;
 use crate::logs::LogLine;
 use crate::receipt::Receipt;
+use crate::say::say;
 use crate::text;
 
 /// How long a gateway that runs may take to tell its status.

@@ -15,8 +15,7 @@ use super::{Channel, Cloud, DecodeError, Encode, Greeting, kind_of, write_alerts
 use crate::clock::{Stamp, TimeFormat};
 use crate::config::{Endpoint, PropertiesTopic};
 use crate::message::{
-    Attribute, CommandRequest, DeviceId, Publication, Time, Uplink, error_code, error_text, json_object, write_json,
-    write_json_text,
+    Attribute, CommandRequest, DeviceId, Publication, Time, Uplink, json_object, write_json, write_json_text,
 };
 
 /// Larger requests are refused: arguments are a few numbers and texts.
@@ -211,7 +210,7 @@ impl Encode for Encoder {
                 self.response(&json!({"id": command, "state": "completed", "payload": payload}))
             }
             Uplink::CommandResult { command, result: Err(error) } => {
-                let payload = json!({"message": error_text(error), "code": error_code(error)});
+                let payload = json!({"message": error.text(), "code": error.code()});
                 self.response(&json!({"id": command, "state": "error", "payload": payload}))
             }
             // It offers nothing but commands.

@@ -19,7 +19,7 @@ use crate::clock::{Stamp, TimeFormat};
 use crate::config::Endpoint;
 use crate::message::{
     Alerts, Attribute, CommandError, CommandResult, DeviceId, Offer, OfferKind, Publication, Time, Uplink, Value,
-    error_code, error_text, json_object, json_of, write_json, write_json_text,
+    json_object, json_of, write_json, write_json_text,
 };
 
 /// A tenant's endpoints of one application.
@@ -196,8 +196,8 @@ impl EndpointEncoder {
                 json!({"id": number, "statusCode": 200, "reasonPhrase": "OK", "payload": payload})
             }
             Err(error) => json!({
-                "id": number, "statusCode": status_of(error), "reasonPhrase": error_text(error),
-                "payload": {"code": error_code(error), "message": error_text(error)},
+                "id": number, "statusCode": status_of(error), "reasonPhrase": error.text(),
+                "payload": {"code": error.code(), "message": error.text()},
             }),
         };
         Some(self.publication(&format!("cex/result/{kind}"), body.to_string(), true))

@@ -16,11 +16,11 @@ use serde_json::Value as Json;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
-use crate::cli::say::say;
 use crate::device::Phase;
 use crate::logs::{LogLine, LogTap};
 use crate::message::Time;
 use crate::receipt::Receipt;
+use crate::say::say;
 use crate::status::{DeviceReport, Status};
 use crate::supervisor::Control;
 use crate::text::{count, visible};

@@ -3,11 +3,9 @@
 use serde_json::{Map, Value as Json};
 
 use super::Device;
-use crate::journal::Seen;
+use crate::journal::{Seen, interrupted};
 use crate::manifest::ArgumentError;
-use crate::message::{
-    CommandError, CommandRequest, CommandResult, Severity, Uplink, error_text, now, size_of_attribute,
-};
+use crate::message::{CommandError, CommandRequest, CommandResult, Severity, Uplink, now, size_of_attribute};
 use crate::sandbox::CallError;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::Command;
 
@@ -33,7 +31,7 @@ impl Device {
             },
         };
         if let Err(error) = &result {
-            let text = crate::message::error_text(error);
+            let text = error.text();
             self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
         }
         let uplink = Uplink::CommandResult { command: &id, result: &result };
@@ -74,15 +72,10 @@ fn within_size(result: CommandResult) -> CommandResult {
     const MAX_RESULT: usize = 64 << 10;
     let size = match &result {
         Ok(attributes) => attributes.iter().map(size_of_attribute).sum(),
-        Err(error) => error_text(error).len(),
+        Err(error) => error.text().len(),
     };
     if size <= MAX_RESULT {
         return result;
     }
     Err(CommandError::Failed(format!("the driver returned {size} bytes; expected at most {MAX_RESULT}")))
-}
-
-/// The answer to a command that a crash of the gateway cut short.
-pub fn interrupted() -> CommandError {
-    CommandError::Failed("interrupted by a restart of the gateway; the state of the device is unknown".into())
 }

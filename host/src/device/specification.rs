@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Statistics;
 use crate::config::{self, LogLevel};
 use crate::message::{DeviceId, Severity};
 use crate::network::{Lookups, Target};
 use crate::router::Outlet;
 use crate::sandbox::{BusGrant, Capabilities, DeviceLog, Driver, Limits};
 use crate::sockets::Sockets;
+use crate::statistics::Statistics;
 use crate::storage::DeviceStorage;
 
 /// What does not change while a device runs.

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::config::{Rate, Size, Span};
 use crate::network::Target;
+use crate::units::{Rate, Size, Span};
 
 /// What this gateway needs to know beside the blueprint.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::contract::sandgate::driver::blobs::{self, BlobError};
 use super::state::State;
-use crate::session::{File, NoAnswer, UploadError};
+use crate::question::NoAnswer;
+use crate::upload::{File, UploadError};
 
 const MAX_NAME: usize = 256;
 const MAX_FILE: usize = 4 << 20;

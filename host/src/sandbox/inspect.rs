@@ -226,12 +226,16 @@ mod tests {
         use wasm_encoder::{ConstExpr, FunctionSection, GlobalSection, GlobalType, Module, TypeSection, ValType};
         let mut globals = GlobalSection::new();
         let kind = GlobalType { val_type: ValType::I64, mutable: true, shared: false };
-        (0..900_000).for_each(|_| drop(globals.global(kind, &ConstExpr::i64_const(0))));
+        for _ in 0..900_000 {
+            globals.global(kind, &ConstExpr::i64_const(0));
+        }
         let mut types = TypeSection::new();
         (0..1_100_000).for_each(|_| types.ty().function([], []));
         let (mut one_type, mut functions) = (TypeSection::new(), FunctionSection::new());
         one_type.ty().function([], []);
-        (0..50_000).for_each(|_| drop(functions.function(0)));
+        for _ in 0..50_000 {
+            functions.function(0);
+        }
         let mut modules = [Module::new(), Module::new(), Module::new()];
         modules[0].section(&globals);
         modules[1].section(&types);

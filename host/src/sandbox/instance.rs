@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, TypedFunc};
 
-use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError, Context};
+use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError as DriverError, Context};
 use super::contract::sandgate::driver::timers::TimerId;
 use super::contract::{Driver as Bindings, DriverIndices};
 use super::limits::Limits;
 use super::shares::Share;
 use super::state::State;
 use super::trap;
-use crate::message::Attribute;
+use crate::message::{CommandError, CommandResult};
 use crate::shortage::is_shortage;
 use crate::text;
 
@@ -167,7 +167,7 @@ impl Instance {
         &mut self,
         command: Command,
         session: Option<Arc<str>>,
-    ) -> Result<Result<Vec<Attribute>, CommandError>, CallError> {
+    ) -> Result<CommandResult, CallError> {
         self.store.data_mut().command = Some((command.id.clone(), session));
         let result = self
             .call("handle-command", async |bindings, store| {
@@ -175,7 +175,7 @@ impl Instance {
             })
             .await;
         self.store.data_mut().command = None;
-        result
+        result.map(|result| result.map_err(CommandError::from))
     }
 
     /// Calls `configure`.
@@ -311,6 +311,19 @@ impl Migration {
             snapshot: instance.get_typed_func(&mut *store, snapshot).ok()?,
             restore: instance.get_typed_func(&mut *store, restore).ok()?,
         })
+    }
+}
+
+impl From<DriverError> for CommandError {
+    fn from(error: DriverError) -> CommandError {
+        match error {
+            DriverError::InvalidArgument(text) => CommandError::InvalidArgument(text),
+            DriverError::Unsupported(text) => CommandError::Unsupported(text),
+            DriverError::Busy(text) => CommandError::Busy(text),
+            DriverError::DeviceUnreachable(text) => CommandError::DeviceUnreachable(text),
+            DriverError::TimedOut(text) => CommandError::TimedOut(text),
+            DriverError::Failed(text) => CommandError::Failed(text),
+        }
     }
 }
 

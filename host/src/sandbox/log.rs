@@ -14,9 +14,9 @@ use super::limits::RateLimiter;
 use super::state::State;
 use super::trap::LastWords;
 use crate::config::{LogLevel, Rate};
-use crate::device::Statistics;
 use crate::message::{Severity, Uplink, now};
 use crate::router::Outlet;
+use crate::statistics::Statistics;
 
 /// What Rust says after each panic; a driver has no environment, and the host
 /// shows the trace.

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use super::contract::sandgate::driver::metadata::{self, MetadataError};
 use super::state::State;
 use crate::message::{Attribute, Value, attributes_of, check_document, json_object, size_of_attribute};
-use crate::session::{NoAnswer, ask};
+use crate::question::{NoAnswer, Query, ask};
 
 const MAX_KEY: usize = 256;
 const MAX_SIZE: usize = 64 << 10;
@@ -17,10 +17,10 @@ const MAX_SIZE: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(8);
 
 impl State {
-    async fn ask_metadata(&mut self, path: &str, payload: Bytes) -> Result<Bytes, MetadataError> {
+    async fn ask_metadata(&mut self, query: Query) -> Result<Bytes, MetadataError> {
         let route = self.outlet.routes.iter().find_map(|route| Some((route.questions.clone()?, &route.channel.name)));
         let (questions, channel) = route.ok_or(MetadataError::Unsupported)?;
-        let answer = ask(&questions, channel, "epmx", path.to_owned(), payload);
+        let answer = ask(&questions, channel, query);
         let answer = tokio::time::timeout(PATIENCE, answer).await;
         answer.unwrap_or(Err(NoAnswer::TimedOut)).map_err(|error| match error {
             NoAnswer::Unavailable => MetadataError::Unavailable,
@@ -32,25 +32,22 @@ impl State {
 
 impl metadata::Host for State {
     async fn keys(&mut self) -> Result<Vec<String>, MetadataError> {
-        let answer = self.ask_metadata("get/keys", Bytes::new()).await?;
+        let answer = self.ask_metadata(Query::MetadataKeys).await?;
         serde_json::from_slice(&answer).map_err(|error| wrong("an array of texts", &error))
     }
 
     async fn get(&mut self, keys: Vec<String>) -> Result<Vec<Attribute>, MetadataError> {
-        let payload = if keys.is_empty() { Bytes::new() } else { json!({ "keys": checked(keys)? }).to_string().into() };
-        let answer = self.ask_metadata("get", payload).await?;
+        let answer = self.ask_metadata(Query::Metadata(checked(keys)?)).await?;
         let all: Map<String, Json> = serde_json::from_slice(&answer).map_err(|error| wrong("an object", &error))?;
         Ok(attributes_of(all))
     }
 
     async fn replace(&mut self, entries: Vec<Attribute>) -> Result<(), MetadataError> {
-        let payload = object(entries)?;
-        self.ask_metadata("update", payload).await.map(drop)
+        self.ask_metadata(Query::ReplaceMetadata(object(entries)?)).await.map(drop)
     }
 
     async fn merge(&mut self, entries: Vec<Attribute>) -> Result<(), MetadataError> {
-        let payload = object(entries)?;
-        self.ask_metadata("update/keys", payload).await.map(drop)
+        self.ask_metadata(Query::MergeMetadata(object(entries)?)).await.map(drop)
     }
 
     async fn delete(&mut self, keys: Vec<String>) -> Result<(), MetadataError> {
@@ -58,12 +55,12 @@ impl metadata::Host for State {
         if keys.is_empty() {
             return Err(MetadataError::InvalidArgument("expected at least one key".into()));
         }
-        self.ask_metadata("delete/keys", Json::from(keys).to_string().into()).await.map(drop)
+        self.ask_metadata(Query::DeleteMetadata(keys)).await.map(drop)
     }
 }
 
 /// Entries as a JSON object.
-fn object(entries: Vec<Attribute>) -> Result<Bytes, MetadataError> {
+fn object(entries: Vec<Attribute>) -> Result<Map<String, Json>, MetadataError> {
     let invalid = |text: String| Err(MetadataError::InvalidArgument(text));
     if entries.is_empty() {
         return invalid("expected at least one entry".into());
@@ -85,7 +82,7 @@ fn object(entries: Vec<Attribute>) -> Result<Bytes, MetadataError> {
             _ => {}
         }
     }
-    Ok(Json::Object(json_object(&entries)).to_string().into())
+    Ok(json_object(&entries))
 }
 
 fn checked(keys: Vec<String>) -> Result<Vec<String>, MetadataError> {

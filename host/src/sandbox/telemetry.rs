@@ -9,9 +9,9 @@ use super::contract::sandgate::driver::{properties, telemetry, types};
 use super::limits::RateLimiter;
 use super::state::State;
 use crate::config::Rate;
-use crate::device::Statistics;
 use crate::manifest::{Field, Manifest, Type};
 use crate::message::{Attribute, Rejection, Severity, Time, Uplink, Value, now, size_of_attribute};
+use crate::statistics::Statistics;
 use telemetry::SendError;
 
 /// A sample is some dozens of numbers; more than this is a mistake.

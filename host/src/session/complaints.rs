@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::device::Counter;
+use crate::statistics::Counter;
 
 /// Messages that are told of in a minute; the others are counted only.
 const TOLD: u32 = 20;

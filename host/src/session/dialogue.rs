@@ -7,13 +7,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use serde_json::Value as Json;
-use tokio::sync::oneshot;
 
 use super::Picture;
 use crate::message::{CommandRequest, DeviceId, Offer, Publication, Time};
 use crate::outbox::Sequence;
+use crate::question::Question;
 use crate::router::Recipient;
 
 /// See the module documentation.
@@ -126,33 +125,4 @@ pub enum Event {
         /// What was wrong and what was expected.
         problem: String,
     },
-}
-
-/// Something that a driver asks the cloud and waits for.
-#[derive(Debug)]
-pub struct Question {
-    /// The channel that asks.
-    pub channel: String,
-    /// The extension, such as `epmx`.
-    pub extension: &'static str,
-    /// The resource, such as `get/keys`.
-    pub path: String,
-    /// The payload.
-    pub payload: Bytes,
-    /// Who waits.
-    pub reply: oneshot::Sender<Result<Bytes, NoAnswer>>,
-}
-
-/// Why a question has no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoAnswer {
-    /// There is no connection.
-    #[error("there is no connection to the cloud")]
-    Unavailable,
-    /// It did not answer in time.
-    #[error("the cloud did not answer in time")]
-    TimedOut,
-    /// It answered with an error.
-    #[error("the cloud refused: {0} {1}")]
-    Refused(u16, String),
 }

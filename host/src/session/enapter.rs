@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Picture;
-use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Proof, Question};
+use super::dialogue::{Dialogue, Event, Outgoing, Proof};
 use crate::clock::Moment;
 use crate::cloud::Greeting;
 use crate::cloud::enapter::Enapter;
 use crate::message::{DeviceId, Publication, Time, now};
 use crate::outbox::{Class, Outbox, Sequence};
+use crate::question::{NoAnswer, Question};
 use crate::router::{GATEWAY, Table};
 
 /// How often a v1 UCM must be heard.

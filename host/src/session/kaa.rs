@@ -15,16 +15,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use tokio::sync::oneshot;
 
-use super::dialogue::{Dialogue, Event, NoAnswer, Outgoing, Proof, Question};
+use super::dialogue::{Dialogue, Event, Outgoing, Proof};
 use super::{Facts, Picture};
 use crate::cloud::kaa::answer::{self, Failure};
 use crate::cloud::kaa::topic::{Answer, RequestId, Topic};
 use crate::cloud::kaa::{channel_name, metadata_of};
 use crate::message::{Attribute, Publication, Time, now};
 use crate::outbox::{Outbox, Sequence};
+use crate::question::{NoAnswer, Query, Question};
 use crate::router::{Recipient, Table};
 use commands::Commands;
 use delivery::{Delivery, Refusals, arrived};
@@ -365,8 +366,10 @@ impl Dialogue for KaaDialogue {
     }
 
     fn ask(&mut self, question: Question, _: Instant) {
-        let Question { channel, extension, path, payload, reply } = question;
-        self.first.push_back((Request { channel, extension, path, purpose: Purpose::Question(reply) }, payload, None));
+        let Question { channel, query, reply } = question;
+        let (extension, path, payload) = request_of(query);
+        let request = Request { channel, extension, path: path.to_owned(), purpose: Purpose::Question(reply) };
+        self.first.push_back((request, payload, None));
     }
 
     fn next_wake(&self, ready: bool) -> Option<Instant> {
@@ -393,6 +396,20 @@ impl Dialogue for KaaDialogue {
             all.sort();
             all.iter().for_each(|recipient| self.ask_again(recipient));
         }
+    }
+}
+
+/// The extension, resource and payload of a driver's query.
+fn request_of(query: Query) -> (&'static str, &'static str, Bytes) {
+    let text = |json: Json| Bytes::from(json.to_string());
+    match query {
+        Query::MetadataKeys => ("epmx", "get/keys", Bytes::new()),
+        Query::Metadata(keys) if keys.is_empty() => ("epmx", "get", Bytes::new()),
+        Query::Metadata(keys) => ("epmx", "get", text(json!({ "keys": keys }))),
+        Query::ReplaceMetadata(entries) => ("epmx", "update", text(entries.into())),
+        Query::MergeMetadata(entries) => ("epmx", "update/keys", text(entries.into())),
+        Query::DeleteMetadata(keys) => ("epmx", "delete/keys", text(keys.into())),
+        Query::UploadToken => ("bcx", "token", Bytes::new()),
     }
 }
 

@@ -48,6 +48,7 @@ pub mod software;
 mod tls;
 pub mod topic;
 mod uploads;
+mod user;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -57,10 +58,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use self::cloud::Cloud;
-pub use self::door::User;
 pub use self::faults::Fault;
 pub use self::service::Rules;
 pub use self::tls::Tls;
+pub use self::user::User;
 
 /// How a stand-in is started.
 #[derive(Debug, Clone)]

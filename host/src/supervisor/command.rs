@@ -179,7 +179,7 @@ impl Supervisor {
             Err(error) => return respond(Err(CommandError::Failed(format!("{error:#}"))), false),
             Ok(Seen::Running | Seen::Answered(None)) => return,
             Ok(Seen::Answered(Some(result))) => return respond(result, false),
-            Ok(Seen::Interrupted) => return respond(Err(crate::device::interrupted()), false),
+            Ok(Seen::Interrupted) => return respond(Err(crate::journal::interrupted()), false),
             Ok(Seen::Never) => {}
         }
         let device = arguments.get("device").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();

@@ -14,15 +14,17 @@ use crate::cloud::Cloud;
 use crate::cloud::enapter::Enapter;
 use crate::cloud::kaa::Kaa;
 use crate::config::{self, Broker, Communication, Config};
-use crate::device::{self, Counter, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
-use crate::journal::Interrupted;
+use crate::device::{self, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
+use crate::journal::{self, Interrupted};
 use crate::message::{CommandError, Uplink, size_of_request};
 use crate::outbox::{Batching, Bounds, Outbox};
 use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
 use crate::session::enapter::EnapterDialogue;
 use crate::session::kaa::{KaaDialogue, Manner};
-use crate::session::{BinaryData, Complaints, Dialogue, Order, Picture, Session, SessionStatus, Suspects};
+use crate::session::{Complaints, Dialogue, Order, Picture, Session, SessionStatus, Suspects};
+use crate::statistics::Counter;
+use crate::upload::BinaryData;
 
 /// Questions of drivers to a cloud that may wait.
 const QUESTIONS: usize = 1024;
@@ -355,7 +357,7 @@ impl Supervisor {
     /// Answers commands that a crash of the gateway interrupted.
     pub(super) fn answer_interrupted(&self, interrupted: &[Interrupted]) {
         for Interrupted { device, command, session } in interrupted {
-            let result = Err(device::interrupted());
+            let result = Err(journal::interrupted());
             let uplink = Uplink::CommandResult { command, result: &result };
             tracing::warn!(device = device.as_str(), "command {command} was interrupted by a restart of the gateway");
             let outlet = match self.config.devices.get(device.as_str()) {

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::Outcome;
-use crate::cli::say::say;
+use crate::say::say;
 use crate::standin::enapter::blueprints::{Source, Sources};
 use crate::standin::enapter::{self, Running, Settings};
 

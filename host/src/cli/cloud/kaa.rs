@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::super::Outcome;
-use crate::cli::say::{say, tell};
+use crate::say::{say, tell};
 use crate::standin::kaa::events::Event;
 use crate::standin::kaa::metadata::Access;
 use crate::standin::kaa::{self, Fault, Rules, Settings, Tls, User};

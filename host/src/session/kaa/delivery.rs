@@ -16,7 +16,8 @@ use crate::cloud::kaa::channel_name;
 use crate::cloud::kaa::topic::Resource;
 use crate::message::{DeviceId, Publication};
 use crate::outbox::{Batch, Sequence};
-use crate::session::dialogue::{NoAnswer, Outgoing};
+use crate::question::NoAnswer;
+use crate::session::dialogue::Outgoing;
 
 /// A message that is refused while others of its device pass is dropped when
 /// it was refused so often.

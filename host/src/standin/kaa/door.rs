@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::cloud::Cloud;
 use super::mqtt::{PATIENCE, Session};
 use super::tls::Acceptor;
+use super::user::User;
 
 /// Who may come in, and how.
 #[derive(Clone)]
@@ -22,15 +23,6 @@ pub(super) struct Door {
     pub users: Arc<[User]>,
     /// None for plain MQTT.
     pub tls: Option<Acceptor>,
-}
-
-/// A client's name and password; the platform's names are `<name>@<tenant>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
-    /// The whole name.
-    pub name: String,
-    /// The password.
-    pub password: String,
 }
 
 /// Accepts connections as long as the gate is open. While it is closed nothing listens.

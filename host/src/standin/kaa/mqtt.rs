@@ -19,10 +19,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cloud::{Cloud, Place};
-use super::door::User;
 use super::links::Delivery;
 use super::mqtt31::{is_beginning, modern};
 use super::service::{Message, Source};
+use super::user::User;
 
 /// Larger packets close the connection; the core refuses smaller ones with an answer.
 pub const MAX_PACKET: u32 = 16 << 20;

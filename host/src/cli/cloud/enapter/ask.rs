@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Map, Value as Json, json};
 
 use super::super::super::{Outcome, remote};
-use crate::cli::say::say;
+use crate::say::say;
 use crate::standin::enapter::channel::LogLine;
 use crate::standin::enapter::event::clean;
 

@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde_json::{Value as Json, json};
 
 use super::super::super::Outcome;
-use crate::cli::say::say;
+use crate::say::say;
 use crate::standin::kaa::faults;
 
 #[derive(Debug, Subcommand)]

@@ -10,9 +10,9 @@ use anyhow::Result;
 use bytes::Bytes;
 use reqwest::{StatusCode, Url};
 use serde_json::Value as Json;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::dialogue::{NoAnswer, Question};
+use crate::question::{NoAnswer, Query, Question, ask};
 use crate::web;
 
 /// Kaa's default is an hour; a token that is refused is replaced anyway.
@@ -83,7 +83,7 @@ impl BinaryData {
     }
 
     async fn ask(&self, questions: &mpsc::Sender<Question>, channel: &str) -> Result<String, UploadError> {
-        let answer = ask(questions, channel, "bcx", "token".into(), Bytes::new()).await?;
+        let answer = ask(questions, channel, Query::UploadToken).await?;
         let body: Json = serde_json::from_slice(&answer).unwrap_or_default();
         let token = body.get("token").and_then(Json::as_str).filter(|token| !token.is_empty()).map(str::to_owned);
         let token = token.ok_or_else(|| UploadError::Failed("the cloud's answer has no upload token".into()))?;
@@ -126,18 +126,4 @@ pub struct File {
     pub content_type: String,
     /// Its content.
     pub bytes: Bytes,
-}
-
-/// Asks the cloud and waits for the answer.
-pub async fn ask(
-    questions: &mpsc::Sender<Question>,
-    channel: &str,
-    extension: &'static str,
-    path: String,
-    payload: Bytes,
-) -> Result<Bytes, NoAnswer> {
-    let (reply, answer) = oneshot::channel();
-    let question = Question { channel: channel.to_owned(), extension, path, payload, reply };
-    questions.try_send(question).map_err(|_| NoAnswer::Unavailable)?;
-    answer.await.unwrap_or(Err(NoAnswer::Unavailable))
 }

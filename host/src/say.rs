@@ -34,12 +34,12 @@ fn shown(text: &str) -> String {
 
 /// Prints a line to standard output: a format and its arguments.
 macro_rules! say {
-    ($($part:tt)*) => { $crate::cli::say::to_output(format_args!($($part)*)) };
+    ($($part:tt)*) => { $crate::say::to_output(format_args!($($part)*)) };
 }
 
 /// Prints a line to standard error: a format and its arguments.
 macro_rules! tell {
-    ($($part:tt)*) => { $crate::cli::say::to_errors(format_args!($($part)*)) };
+    ($($part:tt)*) => { $crate::say::to_errors(format_args!($($part)*)) };
 }
 
 pub(crate) use {say, tell};
