@@ -12,6 +12,7 @@ mod original;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -48,7 +49,7 @@ pub struct Config {
     pub buses: BTreeMap<String, Bus>,
     /// Devices, by id.
     #[serde(default)]
-    pub devices: BTreeMap<String, Device>,
+    pub devices: BTreeMap<String, Arc<Device>>,
     /// The folder of the file; paths in it start there.
     #[serde(skip)]
     pub folder: PathBuf,
@@ -394,7 +395,7 @@ impl Config {
         let mut config = Config::parse(&text).map_err(|error| anyhow!("{}:{error}", path.display()))?;
         config.original = Original::new(path, &text);
         for device in config.devices.values_mut() {
-            device.original = config.original.clone();
+            Arc::make_mut(device).original = config.original.clone();
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         config.folder = folder.unwrap_or(Path::new(".")).to_owned();
@@ -406,7 +407,7 @@ impl Config {
     /// Reads tokens of endpoints from where they are kept.
     fn read_tokens(&mut self) -> Result<()> {
         for (id, device) in &mut self.devices {
-            for (name, endpoint) in &mut device.endpoints {
+            for (name, endpoint) in &mut Arc::make_mut(device).endpoints {
                 endpoint.read_token(&self.folder).map_err(|error| {
                     let keys = ["devices", id, "endpoints", name, "token"];
                     anyhow!("{}: {}: {error:#}", self.original.place(&keys), keys.join("."))
@@ -421,7 +422,7 @@ impl Config {
         let mut config: Config = toml::from_str(text).map_err(|error| explain(text, &error))?;
         check::check(&config, text)?;
         for (id, device) in &mut config.devices {
-            device.id.clone_from(id);
+            Arc::make_mut(device).id.clone_from(id);
         }
         Ok(config)
     }

@@ -59,7 +59,7 @@ struct Device {
     firmware: Firmware,
     /// When to ask for its version again.
     ask_firmware_at: Option<Instant>,
-    inbox: mpsc::Receiver<Input>,
+    inbox: mpsc::Receiver<Box<Input>>,
     backlog: Backlog,
     /// The last error of a timer call, and when it was logged.
     complaint: Option<(String, Instant)>,
@@ -105,9 +105,11 @@ impl DeviceHandle {
             receipts,
             status: publisher,
         };
+        // Spawned here, so that the one who waits for it does not hold a device's room as well.
+        let task = tokio::spawn(device.run());
         tokio::spawn(async move {
             // A bug in this program must not end a device in silence.
-            if let Err(error) = tokio::spawn(device.run()).await {
+            if let Err(error) = task.await {
                 tracing::error!("a device task ended: {error}");
                 obituary.send_modify(|status| {
                     status.phase = Phase::Failed;
@@ -131,7 +133,7 @@ impl Device {
                 }
             };
             let input = tokio::select! {
-                input = self.inbox.recv() => input,
+                input = self.inbox.recv() => input.map(|input| *input),
                 () = sleep => {
                     self.wake().await;
                     continue;
@@ -155,7 +157,8 @@ impl Device {
                 }
                 Some(input) => {
                     self.backlog.taken(&input);
-                    self.handle(input).await;
+                    // What is rare has its state on the heap, so that an idle device is small.
+                    Box::pin(self.handle(input)).await;
                 }
             }
         }
@@ -213,26 +216,25 @@ impl Device {
                 self.judge();
             }
             Input::Configure(configuration, reply) => {
-                let result = Box::pin(self.configure(configuration)).await;
+                let result = self.configure(configuration).await;
                 let _ = reply.send(result);
             }
             Input::Swap(prepared, asked_by, reply) => {
-                // What is rare has its state on the heap, so that an idle device is small.
-                let receipt = Box::pin(self.swap(*prepared, &asked_by)).await;
-                Box::pin(self.read_firmware()).await;
+                let receipt = self.swap(*prepared, &asked_by).await;
+                self.read_firmware().await;
                 let _ = reply.send(receipt);
             }
             Input::Firmware(step, reply) => {
-                let result = Box::pin(self.update_firmware(step)).await;
+                let result = self.update_firmware(step).await;
                 let _ = reply.send(result);
             }
             Input::ReadFirmware(reply) => {
-                Box::pin(self.read_firmware()).await;
+                self.read_firmware().await;
                 let _ = reply.send(());
             }
             Input::RollBack(asked_by, reply) => {
                 let receipt = self.roll_back(&asked_by, "asked for");
-                Box::pin(self.read_firmware()).await;
+                self.read_firmware().await;
                 let _ = reply.send(receipt);
             }
             Input::Restart(configuration, reply) => {
@@ -368,7 +370,7 @@ impl Device {
     fn close(&mut self) -> Vec<Waiting> {
         self.inbox.close();
         let waiting = std::iter::from_fn(|| self.inbox.try_recv().ok());
-        let commands = waiting.filter_map(|input| match input {
+        let commands = waiting.filter_map(|input| match *input {
             Input::Command(request, reply) => Some((request, reply)),
             _ => None,
         });

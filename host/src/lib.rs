@@ -28,10 +28,10 @@ pub mod outbox;
 pub mod config;
 
 pub mod cloud;
-pub mod download;
 pub mod question;
 pub mod web;
 
+pub mod download;
 pub mod upload;
 
 pub mod router;

@@ -35,6 +35,8 @@ pub struct Registry {
     files: Mutex<HashMap<PathBuf, (Fingerprint, Digest)>>,
     loading: Mutex<HashMap<Digest, Weak<OnceCell<Arc<Driver>>>>>,
     known: Mutex<HashMap<Digest, Weak<Driver>>>,
+    /// What files declare whose drivers are not loaded yet.
+    declared: Mutex<HashMap<Digest, Arc<OnceCell<Arc<Manifest>>>>>,
 }
 
 /// Where a driver comes from.
@@ -111,6 +113,7 @@ impl Registry {
             files: Mutex::default(),
             loading: Mutex::default(),
             known: Mutex::default(),
+            declared: Mutex::default(),
         }
     }
 
@@ -146,6 +149,7 @@ impl Registry {
         });
         let driver = driver.await?;
         lock(&self.known).insert(digest, Arc::downgrade(driver));
+        lock(&self.declared).remove(&digest);
         Ok(Arc::clone(driver))
     }
 
@@ -160,12 +164,17 @@ impl Registry {
         if let Some(driver) = self.known(&file.digest) {
             return Ok(Arc::clone(&driver.manifest));
         }
-        let bytes = match file.bytes {
-            Some(bytes) => bytes,
-            None => self.read_anew(path).await?,
-        };
-        let look = tokio::task::spawn_blocking(move || inspect(&bytes)?.manifest());
-        Ok(Arc::new(look.await??))
+        // Ten thousand devices may ask for the same one at once.
+        let cell = Arc::clone(lock(&self.declared).entry(file.digest).or_default());
+        let declared = cell.get_or_try_init(|| async {
+            let bytes = match file.bytes {
+                Some(bytes) => bytes,
+                None => self.read_anew(path).await?,
+            };
+            let look = tokio::task::spawn_blocking(move || inspect(&bytes)?.manifest());
+            Ok::<_, anyhow::Error>(Arc::new(look.await??))
+        });
+        declared.await.cloned()
     }
 
     fn known(&self, digest: &Digest) -> Option<Arc<Driver>> {

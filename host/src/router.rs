@@ -97,9 +97,12 @@ pub enum Recipient {
     Device(DeviceId),
 }
 
-/// Channels and recipients of one session.
+/// Channels and recipients of one session; clones share them.
 #[derive(Clone, Default)]
-pub struct Table {
+pub struct Table(Arc<Channels>);
+
+#[derive(Default)]
+struct Channels {
     recipients: HashMap<String, Recipient>,
     channels: HashMap<Recipient, Channel>,
 }
@@ -109,21 +112,21 @@ impl Table {
     pub fn new(channels: impl Iterator<Item = (Recipient, Channel)>) -> Self {
         let channels: HashMap<_, _> = channels.collect();
         let recipients = channels.iter().map(|(recipient, channel)| (channel.name.clone(), recipient.clone()));
-        Table { recipients: recipients.collect(), channels }
+        Table(Arc::new(Channels { recipients: recipients.collect(), channels }))
     }
 
     /// Who is behind a channel.
     pub fn find(&self, channel: &str) -> Option<&Recipient> {
-        self.recipients.get(channel)
+        self.0.recipients.get(channel)
     }
 
     /// The channel of a recipient.
     pub fn channel(&self, recipient: &Recipient) -> Option<&Channel> {
-        self.channels.get(recipient)
+        self.0.channels.get(recipient)
     }
 
     /// The names of all channels.
     pub fn names(&self) -> impl Iterator<Item = &String> {
-        self.recipients.keys()
+        self.0.recipients.keys()
     }
 }

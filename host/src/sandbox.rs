@@ -261,6 +261,8 @@ fn engine() -> Result<Engine> {
     // Deep recursion ends in a trap before the fiber's stack does.
     config.max_wasm_stack(512 << 10);
     config.async_stack_size(1 << 20);
+    // The guard behind a memory is enough: offsets are never negative.
+    config.guard_before_linear_memory(false);
     Engine::new(&config).map_err(|error| anyhow!("starting the WebAssembly engine: {error}"))
 }
 

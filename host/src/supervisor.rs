@@ -62,6 +62,9 @@ const ORDERS: usize = 4096;
 const FLUSH: Duration = Duration::from_secs(3);
 /// How far changes of the picture are apart at least.
 const TOGETHER: Duration = Duration::from_millis(20);
+/// And how many times as long as the last one took: with ten thousand devices a
+/// change costs milliseconds, here and in each session.
+const PICTURE_SHARE: u32 = 20;
 /// Devices that are made ready at a time: each takes a processor and memory.
 const STARTS: usize = 4;
 
@@ -108,8 +111,8 @@ pub struct Supervisor {
     was_well: bool,
     /// When the sessions are told what has changed.
     publish_at: Option<Instant>,
-    /// When they were told last.
-    published: Option<Instant>,
+    /// From when they may be told again.
+    publish_not_before: Instant,
     scribe: Scribe,
     secrets: Secrets,
     sockets: Sockets,
@@ -163,7 +166,7 @@ struct SessionEntry {
 
 /// One configured device, whether its driver runs or not.
 struct DeviceEntry {
-    config: config::Device,
+    config: Arc<config::Device>,
     statistics: Arc<Statistics>,
     handle: Option<DeviceHandle>,
     /// Why there is no handle.
@@ -232,7 +235,7 @@ impl Supervisor {
             starts: Arc::new(Semaphore::new(STARTS)),
             was_well: true,
             publish_at: None,
-            published: None,
+            publish_not_before: Instant::now(),
             buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
             sessions,
             devices: BTreeMap::new(),
@@ -355,8 +358,7 @@ impl Supervisor {
     /// Lets the sessions be told: at once, or what changes soon after another
     /// change together.
     fn publish_soon(&mut self) {
-        let soon = self.published.map_or_else(Instant::now, |last| last + TOGETHER);
-        self.publish_at.get_or_insert(soon);
+        self.publish_at.get_or_insert(self.publish_not_before);
     }
 
     /// Removes copies of drivers that nobody needs any more.

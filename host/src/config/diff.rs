@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::Config;
+use super::{Config, Device};
 
 /// One step from the running configuration to the new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,17 +63,20 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
             changes.push(Change::StartDevice(id.clone()));
             continue;
         };
-        let mut same_file = before.clone();
-        same_file.driver.clone_from(&device.driver);
-        let mut same_configuration = before.clone();
-        same_configuration.configuration.clone_from(&device.configuration);
         if device.grants.modbus.values().any(|grant| changed_bus(&grant.bus)) {
             changes.push(Change::StartDevice(id.clone()));
-        } else if before == device {
             continue;
-        } else if same_file == *device {
+        }
+        if before == device {
+            continue;
+        }
+        let mut same_file = Device::clone(before);
+        same_file.driver.clone_from(&device.driver);
+        let mut same_configuration = Device::clone(before);
+        same_configuration.configuration.clone_from(&device.configuration);
+        if same_file == **device {
             changes.push(Change::SwapDriver(id.clone()));
-        } else if same_configuration == *device {
+        } else if same_configuration == **device {
             changes.push(Change::ConfigureDevice(id.clone()));
         } else {
             changes.push(Change::StartDevice(id.clone()));

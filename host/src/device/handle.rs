@@ -92,7 +92,8 @@ pub struct DeviceHandle {
     pub spec: Arc<Specification>,
     /// The state of its life.
     pub status: watch::Receiver<DeviceStatus>,
-    pub(super) inbox: mpsc::Sender<Input>,
+    /// Boxed, because a channel keeps room for many at once.
+    pub(super) inbox: mpsc::Sender<Box<Input>>,
     pub(super) backlog: Backlog,
 }
 
@@ -142,7 +143,7 @@ impl DeviceHandle {
         if !self.backlog.has_room(&request) {
             return Err(busy());
         }
-        self.inbox.try_send(Input::Command(request, reply)).map_err(|error| match error {
+        self.inbox.try_send(Box::new(Input::Command(request, reply))).map_err(|error| match error {
             TrySendError::Full(input) => {
                 self.backlog.taken(&input);
                 busy()
@@ -155,7 +156,7 @@ impl DeviceHandle {
     /// device has stopped.
     pub async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(input(reply)).await.ok()?;
+        self.inbox.send(Box::new(input(reply))).await.ok()?;
         answer.await.ok()
     }
 }

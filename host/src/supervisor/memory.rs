@@ -24,8 +24,8 @@ const MAX_OLDER: u64 = 64 << 20;
 
 /// See the module documentation.
 pub(super) struct Memory {
-    devices: BTreeMap<String, Entry>,
-    changed: BTreeSet<String>,
+    devices: BTreeMap<Arc<str>, Arc<Entry>>,
+    changed: BTreeSet<Arc<str>>,
     file: Arc<Mutex<Written>>,
     /// The last write failed: the disk has less than it should.
     is_behind: Arc<AtomicBool>,
@@ -35,15 +35,15 @@ pub(super) struct Memory {
 /// What is on the disk.
 struct Written {
     ledger: Ledger,
-    devices: BTreeMap<String, Entry>,
+    devices: BTreeMap<Arc<str>, Arc<Entry>>,
 }
 
 /// A device in the file.
 #[derive(Serialize, Deserialize)]
 struct Line {
-    device: String,
+    device: Arc<str>,
     #[serde(flatten)]
-    entry: Entry,
+    entry: Arc<Entry>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,14 +174,16 @@ impl Memory {
     }
 
     fn update(&mut self, device: &str, change: impl FnOnce(&mut Entry)) -> bool {
-        let entry = self.devices.entry(device.to_owned()).or_default();
-        let before = entry.clone();
-        change(entry);
-        let changed = *entry != before;
-        if changed {
-            self.changed.insert(device.to_owned());
+        let before = self.devices.get(device);
+        let mut entry = before.map(|entry| Entry::clone(entry)).unwrap_or_default();
+        change(&mut entry);
+        if before.is_some_and(|before| **before == entry) {
+            return false;
         }
-        changed
+        let device = Arc::from(device);
+        self.devices.insert(Arc::clone(&device), Arc::new(entry));
+        self.changed.insert(device);
+        true
     }
 
     /// Lets what has changed be written.
@@ -208,7 +210,7 @@ impl Memory {
 
 impl Written {
     /// Writes what has changed, or everything when earlier changes are missing.
-    fn write(&mut self, changed: Vec<(String, Entry)>, is_behind: bool) -> std::io::Result<()> {
+    fn write(&mut self, changed: Vec<(Arc<str>, Arc<Entry>)>, is_behind: bool) -> std::io::Result<()> {
         self.devices.extend(changed.iter().cloned());
         let devices = &self.devices;
         let all = || devices.iter().map(|(device, entry)| Line { device: device.clone(), entry: entry.clone() });
@@ -232,7 +234,7 @@ pub(super) fn child_type(manifest: &Manifest) -> String {
 }
 
 /// What an older version has written, as one document.
-fn older(path: &Path) -> BTreeMap<String, Entry> {
+fn older(path: &Path) -> BTreeMap<Arc<str>, Arc<Entry>> {
     let Ok(Some(bytes)) = files::read(path, MAX_OLDER) else { return BTreeMap::new() };
     serde_json::from_slice(&bytes).unwrap_or_else(|error| {
         tracing::warn!("ignoring {}: {error}", path.display());

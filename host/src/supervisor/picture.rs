@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::{DeviceEntry, Supervisor};
+use super::{DeviceEntry, PICTURE_SHARE, Supervisor, TOGETHER};
 use crate::cloud::Greeting;
 use crate::device::Firmware;
 use crate::gateway;
@@ -18,7 +19,10 @@ impl Supervisor {
     /// cloud remove the others. That takes a look at the drivers' files, and not
     /// that they are compiled.
     pub(super) fn publish(&mut self) {
-        (self.publish_at, self.published) = (None, Some(std::time::Instant::now()));
+        let begin = Instant::now();
+        self.publish_at = None;
+        // What has changed is kept over a restart as well.
+        self.memory.save();
         let is_partial = self.devices.values().any(|entry| entry.awaits_kind);
         let names: Vec<String> = self.sessions.keys().cloned().collect();
         for name in names {
@@ -32,6 +36,7 @@ impl Supervisor {
                 session.running = Some(tokio::spawn(watched(waiting)));
             }
         }
+        self.publish_not_before = Instant::now() + (begin.elapsed() * PICTURE_SHARE).max(TOGETHER);
     }
 
     fn picture(&self, session: &str) -> Picture {

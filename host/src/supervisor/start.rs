@@ -160,7 +160,7 @@ fn bounds(settings: &config::Outbox, batching: Batching) -> Bounds {
 impl Supervisor {
     /// Starts a device, or starts it afresh with a changed configuration. The
     /// running one, if any, is stopped when the new one is ready.
-    pub(super) fn start_device(&mut self, id: &str, device: &config::Device) {
+    pub(super) fn start_device(&mut self, id: &str, device: &Arc<config::Device>) {
         self.generation += 1;
         let generation = self.generation;
         let before = self.devices.remove(id);
@@ -174,7 +174,7 @@ impl Supervisor {
         latest.store(generation, Ordering::Relaxed);
         let spec = self.specification(id, device, &statistics);
         let entry = DeviceEntry {
-            config: device.clone(),
+            config: Arc::clone(device),
             statistics,
             handle: old.clone(),
             firmware: None,
@@ -195,7 +195,7 @@ impl Supervisor {
             generation,
             latest,
             spec,
-            settings: device.clone(),
+            settings: Arc::clone(device),
             given: self.configuration(id, device),
             path: self.config.driver_path(device),
             last_base: self.memory.base_of(id),
@@ -317,7 +317,6 @@ impl Supervisor {
                 }
             }
         }
-        self.memory.save();
         self.publish_soon();
         // What has come since its start was prepared.
         let held = self.devices.get_mut(id).map(|entry| std::mem::take(&mut entry.held)).unwrap_or_default();
@@ -381,7 +380,7 @@ struct Start {
     /// Another number means that a later start has begun.
     latest: Arc<AtomicU64>,
     spec: Specification,
-    settings: config::Device,
+    settings: Arc<config::Device>,
     given: device::Configuration,
     path: PathBuf,
     last_base: Option<String>,

@@ -95,7 +95,7 @@ struct Swap {
     id: String,
     order: SwapOrder,
     handle: DeviceHandle,
-    settings: config::Device,
+    settings: Arc<config::Device>,
     given: device::Configuration,
     /// The device's configured file.
     configured: PathBuf,
