@@ -17,6 +17,7 @@ mod metadata;
 mod modbus;
 mod net;
 mod shares;
+mod stacks;
 mod state;
 mod storage;
 mod telemetry;
@@ -263,6 +264,13 @@ fn engine() -> Result<Engine> {
     config.async_stack_size(1 << 20);
     // The guard behind a memory is enough: offsets are never negative.
     config.guard_before_linear_memory(false);
+    // Images of memories that are shared until they are written would cost a map
+    // more for each instance, and as much resident memory for small drivers.
+    config.memory_init_cow(false);
+    // The engine's usual 32 MiB and a bit: what is no multiple of 2 MiB the kernel
+    // does not align for huge pages, so that neighbours touch and are one map.
+    config.memory_guard_size((32 << 20) + (64 << 10));
+    config.with_host_stack(Arc::new(stacks::Stacks));
     Engine::new(&config).map_err(|error| anyhow!("starting the WebAssembly engine: {error}"))
 }
 
