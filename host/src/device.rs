@@ -140,17 +140,17 @@ impl Device {
                 }
             };
             match input {
-                None => return self.stop().await,
+                None => return Box::pin(self.stop()).await,
                 Some(Input::Stop(reply)) => {
                     self.refuse_waiting();
-                    self.stop().await;
+                    Box::pin(self.stop()).await;
                     // Whoever asked may be gone; the device ends all the same.
                     let _ = reply.send(());
                     return;
                 }
                 Some(Input::HandOver(reply)) => {
                     let waiting = self.close();
-                    self.stop().await;
+                    Box::pin(self.stop()).await;
                     // The same.
                     let _ = reply.send(waiting);
                     return;
@@ -188,7 +188,7 @@ impl Device {
                     self.spec.statistics.errors.count();
                     self.complain(reason);
                 }
-                Err(error) => self.crashed(&error).await,
+                Err(error) => Box::pin(self.crashed(&error)).await,
             }
         }
         self.judge();

@@ -7,6 +7,7 @@
 mod change;
 mod command;
 mod control;
+mod devices;
 mod memory;
 mod notices;
 mod offer;
@@ -15,10 +16,9 @@ mod software;
 mod start;
 mod swap;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -29,7 +29,7 @@ use tokio::time::{MissedTickBehavior, interval, interval_at};
 use crate::bus::{self, BusLine};
 use crate::cloud::Cloud;
 use crate::config::{self, Config};
-use crate::device::{DeviceHandle, Firmware, Prepared, Specification, Waiting};
+use crate::device::{Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::Journal;
 use crate::message::{DeviceId, Uplink, now};
@@ -37,7 +37,7 @@ use crate::network::Lookups;
 use crate::outbox::Outbox;
 use crate::question::Question;
 use crate::receipt::Receipts;
-use crate::registry::{Progress, Registry};
+use crate::registry::Registry;
 use crate::router::{GATEWAY, Outlet, Route};
 use crate::sandbox::{BusGrant, Compiler, Digest, Sandbox};
 use crate::scribe::Scribe;
@@ -51,6 +51,7 @@ use crate::upload::BinaryData;
 use crate::watcher::Watcher;
 use control::Request;
 pub use control::{Arguments, Control};
+use devices::DeviceEntry;
 use memory::Memory;
 use notices::Notices;
 
@@ -73,23 +74,24 @@ enum Report {
     /// A device's first or fresh instance is ready, or cannot be made.
     Prepared {
         device: String,
-        generation: u64,
-        base: Option<String>,
+        number: u64,
+        /// The digest of the configured file, if this is what runs.
+        configured: Option<String>,
         result: Result<Box<Prepared>, String>,
         held: Vec<Waiting>,
     },
     /// A start waits for what the machine has not enough of.
-    Short { device: String, generation: u64, problem: String },
+    Short { device: String, number: u64, problem: String },
     /// The child types of devices, as their drivers' files declare them; none of those that cannot be read.
     Kinds(Vec<(String, Option<String>)>),
     /// A device that is no longer configured has ended.
-    Ended { device: String, generation: u64 },
+    Ended { device: String, number: u64 },
     /// While it was made ready the device was swapped to another driver.
-    Overtaken { device: String, generation: u64, held: Vec<Waiting> },
+    Overtaken { device: String, number: u64, held: Vec<Waiting> },
     /// A driver did not take a configuration.
     Unwanted { device: String, driver: Digest, configuration: String },
     /// The digest of a device's configured file, as it is now.
-    Base { device: String, digest: String },
+    ConfiguredDigest { device: String, digest: String },
     /// What became of something that a cloud offered.
     Taken(offer::Taken),
     /// Software that a cloud offered is here.
@@ -105,8 +107,12 @@ pub struct Supervisor {
     journal: Arc<Journal>,
     receipts: Receipts,
     memory: Memory,
+    /// Devices that wait for their turn to be made ready.
+    waiting_starts: VecDeque<String>,
     /// Limits how many devices are made ready at a time.
     starts: Arc<Semaphore>,
+    /// Devices whose child type is to be read from their drivers' files.
+    unread_kinds: Vec<String>,
     /// Whether the gateway said last that all is well.
     was_well: bool,
     /// When the sessions are told what has changed.
@@ -140,7 +146,7 @@ pub struct Supervisor {
     on_trial: Vec<software::Trial>,
     notices: Notices,
     manifest: crate::manifest::Manifest,
-    generation: u64,
+    last_start: u64,
     started: Instant,
 }
 
@@ -162,37 +168,6 @@ struct SessionEntry {
     waiting: Option<crate::session::Session>,
     /// The session's task after that.
     running: Option<JoinHandle<()>>,
-}
-
-/// One configured device, whether its driver runs or not.
-struct DeviceEntry {
-    config: Arc<config::Device>,
-    statistics: Arc<Statistics>,
-    handle: Option<DeviceHandle>,
-    /// Why there is no handle.
-    problem: Option<String>,
-    /// The device's own software when the sessions were told last.
-    firmware: Option<Firmware>,
-    /// Which start is meant; reports of older ones are ignored.
-    generation: u64,
-    /// The same, for the tasks that start it.
-    latest: Arc<AtomicU64>,
-    /// A configuration that this driver did not take.
-    refused: Option<(Digest, String)>,
-    /// Whether a start is under way, the first or a later one.
-    starting: bool,
-    /// How far it is.
-    progress: Arc<Progress>,
-    /// Whether its child type is still to be read from its driver's file.
-    awaits_kind: bool,
-    /// Its child type, as its driver's file declares it.
-    kind: Option<String>,
-    /// Whether it is no longer configured, and on its way out.
-    ending: bool,
-    /// Whether that start takes grants away, so that the running one must not stay.
-    revoked: bool,
-    /// Commands that came between two lives of the device.
-    held: Vec<Waiting>,
 }
 
 impl Supervisor {
@@ -232,7 +207,9 @@ impl Supervisor {
             secrets,
             sockets: Sockets::of_this_process(),
             lookups: Lookups::new(),
+            waiting_starts: VecDeque::new(),
             starts: Arc::new(Semaphore::new(STARTS)),
+            unread_kinds: Vec::new(),
             was_well: true,
             publish_at: None,
             publish_not_before: Instant::now(),
@@ -253,7 +230,7 @@ impl Supervisor {
             on_trial: Vec::new(),
             notices: Notices::new(),
             manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
-            generation: 0,
+            last_start: 0,
             started: Instant::now(),
             config,
         };
@@ -280,6 +257,9 @@ impl Supervisor {
             if self.publish_at.is_some_and(|time| time <= Instant::now()) {
                 self.publish();
             }
+            if !self.unread_kinds.is_empty() {
+                self.read_kinds();
+            }
             tokio::select! {
                 Some(request) = self.requests.recv() => {
                     if let Request::Stop(reply) = request {
@@ -291,6 +271,9 @@ impl Supervisor {
                     self.answer(request);
                 }
                 Some(report) = self.reports.recv() => self.take(report),
+                Ok(turn) = Arc::clone(&self.starts).acquire_owned(), if !self.waiting_starts.is_empty() => {
+                    self.begin_start(turn);
+                }
                 Some(changed) = self.changes.recv() => self.files_changed(&changed),
                 Some(order) = self.orders.recv() => self.carry_out(order),
                 _ = telemetry.tick() => self.send_telemetry(),
@@ -306,7 +289,7 @@ impl Supervisor {
         let devices = self.devices.iter().map(|(id, entry)| match &entry.handle {
             Some(handle) => DeviceReport::of(handle),
             None => {
-                let stage = entry.starting.then(|| entry.progress.stage());
+                let stage = entry.work.stage();
                 DeviceReport::without_driver(&DeviceId::new(id), &entry.statistics, entry.problem.clone(), stage)
             }
         });
@@ -340,7 +323,7 @@ impl Supervisor {
     fn is_well(&self) -> bool {
         self.devices.values().all(|entry| match &entry.handle {
             Some(handle) => gateway::is_well_in(&handle.status.borrow().phase),
-            None => entry.starting || entry.problem.is_none(),
+            None => entry.work.is_start() || entry.problem.is_none(),
         })
     }
 
@@ -415,6 +398,7 @@ impl Supervisor {
             self.publish_soon();
         }
         self.reconcile();
+        self.try_again();
         if self.is_well() != self.was_well {
             self.send_telemetry();
         }
@@ -444,7 +428,7 @@ impl Supervisor {
         let mut news = Vec::new();
         for (id, entry) in &mut self.devices {
             // One that is taking a configuration is looked at afterwards.
-            let is_busy = entry.starting || self.configurations.get(id).is_some_and(offer::Queue::is_busy);
+            let is_busy = entry.work.is_start() || self.configurations.get(id).is_some_and(offer::Queue::is_busy);
             if let Some(handle) = entry.handle.as_mut().filter(|_| !is_busy)
                 && handle.status.has_changed().unwrap_or(false)
             {

@@ -32,7 +32,7 @@ impl Supervisor {
     fn driver_file_changed(&mut self, id: &str, path: &Path) {
         let Some(entry) = self.devices.get(id) else { return };
         // A start under way has read the old file: it is begun anew.
-        if entry.handle.is_none() || entry.starting {
+        if entry.settled().is_none() {
             let config = entry.config.clone();
             return self.start_device(id, &config);
         }
@@ -141,7 +141,7 @@ impl Supervisor {
 
     fn configure(&mut self, id: &str) {
         let Some(entry) = self.devices.get(id) else { return };
-        let running = entry.handle.clone().filter(|_| !entry.starting);
+        let running = entry.settled().cloned();
         let Some(handle) = running else {
             let config = entry.config.clone();
             return self.start_device(id, &config);
@@ -161,7 +161,7 @@ impl Supervisor {
     /// The same, if the device runs with another configuration than it should.
     pub(super) fn configure_if_changed(&mut self, id: &str) {
         let Some(entry) = self.devices.get(id) else { return };
-        let Some(handle) = entry.handle.as_ref().filter(|_| !entry.starting) else { return };
+        let Some(handle) = entry.settled() else { return };
         let (driver, status) = (handle.digest(), handle.status.borrow().clone());
         // One that has crashed takes anything, and may crash the next time because of it.
         if status.phase != Phase::Running {

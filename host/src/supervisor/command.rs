@@ -134,7 +134,7 @@ impl Supervisor {
 
     /// Whether a running device is about to be replaced by a fresh start.
     fn is_starting(&self, device: &str) -> bool {
-        self.devices.get(device).is_some_and(|entry| entry.starting && entry.handle.is_some())
+        self.devices.get(device).is_some_and(|entry| entry.work.is_start() && entry.handle.is_some())
     }
 
     /// The handle of a device, or why there is none.

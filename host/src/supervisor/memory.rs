@@ -52,7 +52,8 @@ struct Entry {
     /// The digest of the driver that ran last.
     running: Option<String>,
     /// The digest of the configured file at that time.
-    base: Option<String>,
+    #[serde(rename = "base")]
+    configured: Option<String>,
     /// The child type, from the driver's name.
     kind: Option<String>,
     /// Configurations of clouds that the device has taken, by session and name;
@@ -100,8 +101,8 @@ impl Memory {
     }
 
     /// The digest of the configured file beside which the last driver ran.
-    pub(super) fn base_of(&self, device: &str) -> Option<String> {
-        self.devices.get(device)?.base.clone()
+    pub(super) fn configured_digest(&self, device: &str) -> Option<String> {
+        self.devices.get(device)?.configured.clone()
     }
 
     /// The digest of the last driver that ran.
@@ -120,8 +121,8 @@ impl Memory {
     }
 
     /// Notes the digest of a device's configured file.
-    pub(super) fn base(&mut self, device: &str, digest: &str) {
-        self.update(device, |entry| entry.base = Some(digest.to_owned()));
+    pub(super) fn set_configured_digest(&mut self, device: &str, digest: &str) {
+        self.update(device, |entry| entry.configured = Some(digest.to_owned()));
     }
 
     /// Notes which driver a device runs; whether it is another one than before.

@@ -70,7 +70,7 @@ impl Supervisor {
     /// Takes the next configuration that is offered to a device, unless the
     /// device is busy with one or with a start.
     pub(super) fn next_configuration(&mut self, device: &str) {
-        if self.devices.get(device).is_some_and(|entry| entry.starting) {
+        if self.devices.get(device).is_some_and(|entry| entry.work.is_start()) {
             return;
         }
         let Some(queue) = self.configurations.get_mut(device).filter(|queue| !queue.busy) else { return };

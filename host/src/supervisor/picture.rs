@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{DeviceEntry, PICTURE_SHARE, Supervisor, TOGETHER};
+use super::devices::{DeviceEntry, Kind};
+use super::{PICTURE_SHARE, Supervisor, TOGETHER};
 use crate::cloud::Greeting;
 use crate::device::Firmware;
 use crate::gateway;
@@ -23,7 +24,7 @@ impl Supervisor {
         self.publish_at = None;
         // What has changed is kept over a restart as well.
         self.memory.save();
-        let is_partial = self.devices.values().any(|entry| entry.awaits_kind);
+        let is_partial = self.devices.values().any(|entry| entry.kind == Kind::Unread);
         let names: Vec<String> = self.sessions.keys().cloned().collect();
         for name in names {
             let picture = self.picture(&name);
@@ -65,9 +66,9 @@ impl Supervisor {
 
     fn children(&self, own: &[(DeviceId, &DeviceEntry)]) -> Vec<(DeviceId, String)> {
         let child = |(id, device): &(DeviceId, &DeviceEntry)| {
-            let kind = device.config.kind.clone().or_else(|| device.kind.clone());
+            let kind = device.config.kind.clone().or_else(|| device.kind.get().cloned());
             let kind = kind.or_else(|| self.memory.kind(id.as_str()));
-            if kind.is_none() && !device.awaits_kind {
+            if kind.is_none() && device.kind != Kind::Unread {
                 tracing::warn!(
                     device = id.as_str(),
                     "is not announced: its driver was never loaded and no type is configured"

@@ -170,7 +170,7 @@ impl Supervisor {
         file: tempfile::TempPath,
     ) {
         let entry = self.devices.get(&device);
-        if entry.is_some_and(|entry| entry.starting) {
+        if entry.is_some_and(|entry| entry.work.is_start()) {
             let step = Step::Here(file);
             return self.postponed.push(Download { session, device, offer, specification, step });
         }

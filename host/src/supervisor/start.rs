@@ -1,15 +1,17 @@
 //! Starting sessions and devices.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
+use super::devices::{DeviceEntry, Kind, Starting, Step, Work};
 use super::memory::child_type;
-use super::{DeviceEntry, Report, SessionEntry, Supervisor};
+use super::{Report, SessionEntry, Supervisor};
 use crate::cloud::Cloud;
 use crate::cloud::enapter::Enapter;
 use crate::cloud::kaa::Kaa;
@@ -158,119 +160,141 @@ fn bounds(settings: &config::Outbox, batching: Batching) -> Bounds {
 }
 
 impl Supervisor {
-    /// Starts a device, or starts it afresh with a changed configuration. The
-    /// running one, if any, is stopped when the new one is ready.
+    /// Starts a device, or starts it afresh with a changed configuration, when it
+    /// is its turn. The running one, if any, is stopped when the new one is ready.
     pub(super) fn start_device(&mut self, id: &str, device: &Arc<config::Device>) {
-        self.generation += 1;
-        let generation = self.generation;
-        let before = self.devices.remove(id);
-        // Also by a start that is under way and has no effect yet.
-        let is_revoked = |entry: &DeviceEntry| entry.config.grants != device.grants || entry.starting && entry.revoked;
-        let revoked = before.as_ref().is_some_and(is_revoked);
-        let (statistics, old, problem, held, latest, kind) = match before {
-            Some(entry) => (entry.statistics, entry.handle, entry.problem, entry.held, entry.latest, entry.kind),
-            None => Default::default(),
+        let number = self.next_start();
+        let mut entry = self.devices.remove(id).unwrap_or_else(|| DeviceEntry::new(device));
+        let is_revoked = match &entry.work {
+            // Also by a start that is under way and has no effect yet.
+            Work::Starting(before) => before.is_revoked || entry.config.grants != device.grants,
+            _ => entry.config.grants != device.grants,
         };
-        latest.store(generation, Ordering::Relaxed);
-        let spec = self.specification(id, device, &statistics);
-        let entry = DeviceEntry {
-            config: Arc::clone(device),
-            statistics,
-            handle: old.clone(),
-            firmware: None,
-            problem,
-            generation,
-            starting: true,
-            progress: Arc::default(),
-            awaits_kind: old.is_none() && device.kind.is_none() && kind.is_none(),
-            kind,
-            ending: false,
-            revoked,
-            held,
-            latest: Arc::clone(&latest),
-            refused: None,
-        };
-        let start = Start {
-            id: id.to_owned(),
-            generation,
-            latest,
-            spec,
-            settings: Arc::clone(device),
-            given: self.configuration(id, device),
-            path: self.config.driver_path(device),
-            last_base: self.memory.base_of(id),
-            last_good: self.memory.last_good(id),
-            progress: Arc::clone(&entry.progress),
-            registry: Arc::clone(&self.registry),
-            turns: Arc::clone(&self.starts),
-            report: self.report.clone(),
-        };
-        let awaits_kind = entry.awaits_kind;
+        entry.latest.store(number, Ordering::Relaxed);
+        entry.config = Arc::clone(device);
+        (entry.firmware, entry.refused) = (None, None);
+        entry.work = Work::Starting(Starting { number, is_revoked, tries: 0, step: Step::Queued });
+        if entry.handle.is_none() && device.kind.is_none() && entry.kind.get().is_none() {
+            entry.kind = Kind::Unread;
+            self.unread_kinds.push(id.to_owned());
+        }
         self.devices.insert(id.to_owned(), entry);
+        self.waiting_starts.push_back(id.to_owned());
+    }
+
+    /// Begins the start that has waited longest, in a task of its own.
+    pub(super) fn begin_start(&mut self, turn: OwnedSemaphorePermit) {
+        let Some(id) = self.waiting_starts.pop_front() else { return };
+        let Some(entry) = self.devices.get(&id) else { return };
+        // One that was asked for twice in a row is begun once.
+        let Work::Starting(starting @ Starting { step: Step::Queued, .. }) = &entry.work else { return };
+        let (number, is_revoked, progress) = (starting.number, starting.is_revoked, Arc::<Progress>::default());
+        let start = Start {
+            number,
+            latest: Arc::clone(&entry.latest),
+            spec: self.specification(&id, &entry.config, &entry.statistics),
+            settings: Arc::clone(&entry.config),
+            given: self.configuration(&id, &entry.config),
+            path: self.config.driver_path(&entry.config),
+            configured_before: self.memory.configured_digest(&id),
+            last_good: self.memory.last_good(&id),
+            progress: Arc::clone(&progress),
+            registry: Arc::clone(&self.registry),
+            id: id.clone(),
+        };
+        let (old, report) = (entry.handle.clone(), self.report.clone());
+        if let Some(Work::Starting(starting)) = self.devices.get_mut(&id).map(|entry| &mut entry.work) {
+            starting.step = Step::UnderWay(progress);
+        }
         tokio::spawn(async move {
-            if awaits_kind {
-                let kind = start.kind().await;
+            let result = start.run(old, is_revoked, turn).await;
+            if let Some(result) = result {
                 // The supervisor may be gone at the end of the program.
-                let _ = start.report.send(Report::Kinds(vec![(start.id.clone(), kind)])).await;
+                let _ = report.send(result).await;
             }
-            start.run(old, revoked).await;
         });
+    }
+
+    /// Reads the child types of new devices from their drivers' files.
+    pub(super) fn read_kinds(&mut self) {
+        let unread = std::mem::take(&mut self.unread_kinds);
+        let files = unread.into_iter().filter_map(|id| {
+            let path = self.config.driver_path(&self.devices.get(&id)?.config);
+            let (configured_before, last_good) = (self.memory.configured_digest(&id), self.memory.last_good(&id));
+            Some(KindOf { id, path, configured_before, last_good })
+        });
+        let (files, registry, report) = (files.collect(), Arc::clone(&self.registry), self.report.clone());
+        tokio::spawn(async move {
+            let kinds = kinds(&registry, files).await;
+            // The supervisor may be gone at the end of the program.
+            let _ = report.send(Report::Kinds(kinds)).await;
+        });
+    }
+
+    /// Queues the starts again that failed for want of something, when it is time.
+    pub(super) fn try_again(&mut self) {
+        let now = Instant::now();
+        for (id, entry) in &mut self.devices {
+            if let Work::Starting(starting) = &mut entry.work
+                && matches!(starting.step, Step::Short { again_at } if again_at <= now)
+            {
+                starting.step = Step::Queued;
+                self.waiting_starts.push_back(id.clone());
+            }
+        }
     }
 
     /// Ends a device that is no longer configured. It counts as a child until
     /// its last words are said.
     pub(super) fn end_device(&mut self, id: &str) {
+        let number = self.next_start();
         let Some(entry) = self.devices.get_mut(id) else { return };
-        self.generation += 1;
-        entry.generation = self.generation;
-        entry.latest.store(self.generation, Ordering::Relaxed);
-        (entry.ending, entry.starting) = (true, false);
+        entry.latest.store(number, Ordering::Relaxed);
+        entry.work = Work::Ending(number);
         let Some(handle) = entry.handle.clone() else { return drop(self.devices.remove(id)) };
-        let (report, device, generation) = (self.report.clone(), id.to_owned(), self.generation);
+        let (report, device) = (self.report.clone(), id.to_owned());
         tokio::spawn(async move {
             handle.ask(Input::Stop).await;
             // The supervisor may be gone at the end of the program.
-            let _ = report.send(Report::Ended { device, generation }).await;
+            let _ = report.send(Report::Ended { device, number }).await;
         });
+    }
+
+    fn next_start(&mut self) -> u64 {
+        self.last_start += 1;
+        self.last_start
     }
 
     /// Takes what a task has to report.
     pub(super) fn take(&mut self, report: Report) {
         match report {
-            Report::Prepared { device, generation, base, result, held } => {
+            Report::Prepared { device, number, configured, result, held } => {
                 self.hold(&device, held);
-                if let Some(base) = base {
-                    self.memory.base(&device, &base);
+                if let Some(configured) = configured {
+                    self.memory.set_configured_digest(&device, &configured);
                 }
-                self.prepared(&device, generation, result);
+                self.prepared(&device, number, result);
             }
-            Report::Short { device, generation, problem } => {
-                if let Some(entry) = self.devices.get_mut(&device).filter(|entry| entry.generation == generation)
-                    && entry.handle.is_none()
-                {
-                    tracing::warn!(device, "{problem}; trying again until it can be started");
-                    entry.problem = Some(problem);
-                }
-            }
+            Report::Short { device, number, problem } => self.is_short(&device, number, problem),
             Report::Kinds(kinds) => {
                 for (device, kind) in kinds {
                     if let Some(entry) = self.devices.get_mut(&device) {
-                        (entry.awaits_kind, entry.kind) = (false, kind);
+                        entry.kind = Kind::Read(kind);
                     }
                 }
                 self.publish_soon();
             }
-            Report::Ended { device, generation } => {
-                if self.devices.get(&device).is_some_and(|entry| entry.generation == generation) {
+            Report::Ended { device, number } => {
+                if self.devices.get(&device).is_some_and(|entry| entry.work.is(number)) {
                     self.devices.remove(&device);
                     self.publish_soon();
                 }
             }
-            Report::Overtaken { device, generation, held } => {
+            Report::Overtaken { device, number, held } => {
                 self.hold(&device, held);
                 self.remember_running();
-                let entry = self.devices.get(&device).filter(|entry| entry.generation == generation);
-                if let Some(config) = entry.map(|entry| entry.config.clone()) {
+                let entry = self.devices.get(&device).filter(|entry| entry.work.is(number));
+                if let Some(config) = entry.map(|entry| Arc::clone(&entry.config)) {
                     self.start_device(&device, &config);
                 }
             }
@@ -279,14 +303,30 @@ impl Supervisor {
                     entry.refused = Some((driver, configuration));
                 }
             }
-            Report::Base { device, digest } => self.memory.base(&device, &digest),
+            Report::ConfiguredDigest { device, digest } => self.memory.set_configured_digest(&device, &digest),
             Report::Taken(taken) => self.taken(taken),
             Report::Downloaded(download) => self.downloaded(download),
         }
     }
 
-    fn prepared(&mut self, id: &str, generation: u64, result: Result<Box<Prepared>, String>) {
-        let Some(entry) = self.devices.get(id).filter(|entry| entry.generation == generation) else { return };
+    /// Notes that a start waits for what the machine has not enough of.
+    fn is_short(&mut self, id: &str, number: u64, problem: String) {
+        let Some(entry) = self.devices.get_mut(id) else { return };
+        let Work::Starting(starting) = &mut entry.work else { return };
+        if starting.number != number {
+            return;
+        }
+        let wait = AGAIN.saturating_mul(1 << starting.tries).min(LONGEST_AGAIN);
+        starting.step = Step::Short { again_at: Instant::now() + wait };
+        starting.tries = (starting.tries + 1).min(16);
+        if starting.tries == 1 && entry.handle.is_none() {
+            tracing::warn!(device = id, "{problem}; trying again until it can be started");
+            entry.problem = Some(problem);
+        }
+    }
+
+    fn prepared(&mut self, id: &str, number: u64, result: Result<Box<Prepared>, String>) {
+        let Some(entry) = self.devices.get(id).filter(|entry| entry.work.is(number)) else { return };
         let started = match result {
             Ok(prepared) => {
                 let spec = Arc::new(self.specification(id, &entry.config, &entry.statistics));
@@ -299,7 +339,7 @@ impl Supervisor {
             Err(problem) => Err(problem),
         };
         if let Some(entry) = self.devices.get_mut(id) {
-            entry.starting = false;
+            entry.work = Work::None;
             match started {
                 Ok(handle) => {
                     entry.firmware = Some(handle.status.borrow().firmware.clone());
@@ -336,7 +376,7 @@ impl Supervisor {
     pub(super) fn late_command(&mut self, id: &str, (request, reply): Waiting) {
         let Some(entry) = self.devices.get_mut(id) else { return };
         let held = entry.held.iter().map(|(request, _)| size_of_request(request)).sum::<usize>();
-        if entry.starting && entry.held.len() < HELD && held < MOST_HELD {
+        if entry.work.is_start() && entry.held.len() < HELD && held < MOST_HELD {
             return entry.held.push((request, reply));
         }
         let (command, session) = (request.id.clone(), request.session.clone());
@@ -373,98 +413,100 @@ impl Supervisor {
     }
 }
 
+/// A device whose child type is to be read from its driver's file.
+struct KindOf {
+    id: String,
+    path: PathBuf,
+    configured_before: Option<String>,
+    last_good: Option<String>,
+}
+
+/// The child types that drivers' files declare; none where a file cannot be
+/// read, or is not the one that will run. Each file is looked at once.
+async fn kinds(registry: &Registry, devices: Vec<KindOf>) -> Vec<(String, Option<String>)> {
+    let mut files: HashMap<PathBuf, (Option<String>, Option<String>)> = HashMap::new();
+    let mut found = Vec::with_capacity(devices.len());
+    for device in devices {
+        if !files.contains_key(&device.path) {
+            let digest = registry.digest(&device.path).await.ok().map(|digest| digest.to_string());
+            let kind = registry.manifest(&device.path).await.ok().map(|manifest| child_type(&manifest));
+            files.insert(device.path.clone(), (digest, kind));
+        }
+        let Some((digest, kind)) = files.get(&device.path) else { continue };
+        let is_chosen = |good: &String| device.configured_before == *digest && Some(good) != digest.as_ref();
+        let kind = if device.last_good.as_ref().is_some_and(is_chosen) { None } else { kind.clone() };
+        found.push((device.id, kind));
+    }
+    found
+}
+
 /// A start of a device on its way, in a task of its own.
 struct Start {
     id: String,
-    generation: u64,
+    number: u64,
     /// Another number means that a later start has begun.
     latest: Arc<AtomicU64>,
     spec: Specification,
     settings: Arc<config::Device>,
     given: device::Configuration,
     path: PathBuf,
-    last_base: Option<String>,
+    /// The digest of the configured file beside which the last driver was chosen.
+    configured_before: Option<String>,
     last_good: Option<String>,
     progress: Arc<Progress>,
     registry: Arc<Registry>,
-    turns: Arc<Semaphore>,
-    report: mpsc::Sender<Report>,
 }
 
 impl Start {
-    /// The child type that the driver's file declares; none when it cannot be
-    /// read, or is not the one that will run.
-    async fn kind(&self) -> Option<String> {
-        let base = self.registry.digest(&self.path).await.ok()?.to_string();
-        let is_chosen = |good: &String| self.last_base.as_ref() == Some(&base) && *good != base;
-        if self.last_good.as_ref().is_some_and(is_chosen) {
+    /// Makes the device ready and reports it; none when a later start has begun.
+    async fn run(self, old: Option<DeviceHandle>, is_revoked: bool, turn: OwnedSemaphorePermit) -> Option<Report> {
+        let before = old.as_ref().map(DeviceHandle::digest);
+        let configured = self.registry.digest(&self.path).await.ok().map(|digest| digest.to_string());
+        let result = self.first_that_runs(configured.as_deref()).await;
+        drop(turn);
+        // A later start settles what becomes of the old one.
+        if self.latest.load(Ordering::Relaxed) != self.number {
             return None;
         }
-        let manifest = self.registry.manifest(&self.path).await.ok()?;
-        Some(child_type(&manifest))
-    }
-
-    /// Makes the device ready, as soon as the machine can, and reports it.
-    async fn run(self, old: Option<DeviceHandle>, revoked: bool) {
-        let before = old.as_ref().map(DeviceHandle::digest);
-        let mut tries = 0;
-        let (base, result) = loop {
-            let turn = self.turns.acquire().await;
-            let base = self.registry.digest(&self.path).await.ok().map(|digest| digest.to_string());
-            let result = self.first_that_runs(base.as_deref()).await;
-            drop(turn);
-            // A later start settles what becomes of the old one.
-            if self.latest.load(Ordering::Relaxed) != self.generation {
-                return;
-            }
-            match result {
-                Err(NotReady::Short(problem)) => {
-                    if tries == 0 {
-                        let (device, generation) = (self.id.clone(), self.generation);
-                        // The supervisor may be gone at the end of the program.
-                        let _ = self.report.send(Report::Short { device, generation, problem }).await;
-                    }
-                    tokio::time::sleep(AGAIN.saturating_mul(1 << tries).min(LONGEST_AGAIN)).await;
-                    tries = (tries + 1).min(16);
-                }
-                Err(NotReady::Wrong(problem)) => break (base, Err(problem)),
-                Ok(prepared) => break (base, Ok(prepared)),
-            }
+        let (device, number) = (self.id, self.number);
+        let result = match result {
+            Err(NotReady::Short(problem)) => return Some(Report::Short { device, number, problem }),
+            Err(NotReady::Wrong(problem)) => Err(problem),
+            Ok(prepared) => Ok(Box::new(prepared)),
         };
         // The old one goes on when the new one cannot run, unless it would
         // keep what the operator has taken away.
-        let (device, generation) = (self.id, self.generation);
         let mut held = Vec::new();
         if let Some(old) = old
-            && (result.is_ok() || revoked)
+            && (result.is_ok() || is_revoked)
         {
             held = old.ask(Input::HandOver).await.unwrap_or_default();
             if before.is_some_and(|before| before != old.digest()) {
-                let _ = self.report.send(Report::Overtaken { device, generation, held }).await;
-                return;
+                return Some(Report::Overtaken { device, number, held });
             }
         }
         // A file that was refused may run when its reason is gone, so it does not count as seen.
-        let base = base.filter(|base| matches!(&result, Ok(new) if new.driver.digest.to_string() == *base));
-        let result = result.map(Box::new);
-        let _ = self.report.send(Report::Prepared { device, generation, base, result, held }).await;
+        let is_this = |digest: &String| matches!(&result, Ok(new) if new.driver.digest.to_string() == *digest);
+        let configured = configured.filter(is_this);
+        Some(Report::Prepared { device, number, configured, result, held })
     }
 
     /// What the device may run, the best first: a driver that was chosen by
     /// hand beside this very file, the file, the driver that ran last.
-    fn candidates(&self, base: Option<&str>) -> Vec<Origin> {
+    fn candidates(&self, configured: Option<&str>) -> Vec<Origin> {
         let last_good = self.last_good.clone();
-        let is_chosen = |good: &String| base == self.last_base.as_deref() && base != Some(good.as_str());
+        let is_chosen =
+            |good: &String| configured == self.configured_before.as_deref() && configured != Some(good.as_str());
         let chosen = last_good.clone().filter(is_chosen).map(Origin::Copy);
         let last = last_good.filter(|_| chosen.is_none()).map(Origin::Copy);
         chosen.into_iter().chain([Origin::File(self.path.clone())]).chain(last).collect()
     }
 
     /// Prepares the first candidate that can run. The error is the file's own.
-    async fn first_that_runs(&self, base: Option<&str>) -> Result<Prepared, NotReady> {
+    async fn first_that_runs(&self, configured: Option<&str>) -> Result<Prepared, NotReady> {
         let id = self.id.as_str();
         let mut problem = "another one was chosen by hand, or the file was refused before".to_owned();
-        for origin in self.candidates(base) {
+        for origin in self.candidates(configured) {
             match (self.prepare(&origin).await, &origin) {
                 (Err(NotReady::Short(problem)), _) => return Err(NotReady::Short(problem)),
                 (Ok(prepared), Origin::File(_)) => return Ok(prepared),

@@ -29,7 +29,7 @@ impl Supervisor {
             settings: entry.config.clone(),
             given: self.configuration(id, &entry.config),
             configured: self.config.driver_path(&entry.config),
-            last_base: self.memory.base_of(id),
+            configured_before: self.memory.configured_digest(id),
             registry: Arc::clone(&self.registry),
             receipts: self.receipts.clone(),
         };
@@ -39,7 +39,7 @@ impl Supervisor {
             let Some((result, seen)) = swap.run().await else { return };
             if let Some(digest) = seen {
                 // The supervisor may be gone at the end of the program.
-                let _ = report.send(Report::Base { device, digest: digest.to_string() }).await;
+                let _ = report.send(Report::ConfiguredDigest { device, digest: digest.to_string() }).await;
             }
             if let Some(reply) = reply {
                 // So may be whoever asked.
@@ -99,7 +99,8 @@ struct Swap {
     given: device::Configuration,
     /// The device's configured file.
     configured: PathBuf,
-    last_base: Option<String>,
+    /// Its digest when the running driver was chosen.
+    configured_before: Option<String>,
     registry: Arc<Registry>,
     receipts: Receipts,
 }
@@ -109,7 +110,7 @@ impl Swap {
     /// file that counts as seen from now on; none when nothing is to be done.
     async fn run(self) -> Option<(Result<Receipt, String>, Option<Digest>)> {
         let file = self.registry.digest(&self.configured).await.ok();
-        let is_old = |digest: Digest| self.running() == digest || self.last_base == Some(digest.to_string());
+        let is_old = |digest: Digest| self.running() == digest || self.configured_before == Some(digest.to_string());
         if self.order.asked_by == Asker::File && file.is_some_and(is_old) {
             return None;
         }
