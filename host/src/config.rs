@@ -9,6 +9,7 @@ mod diff;
 mod kaa;
 mod modbus;
 mod original;
+mod parameters;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub use diff::{Change, diff};
 pub use kaa::{Batch, Endpoint, KaaSession, Timestamp};
 pub use modbus::{ConfiguredUnits, ModbusAccess, ModbusGrant, WriteKind};
 pub use original::Original;
+pub use parameters::Parameters;
 
 use original::{keys_at, line_and_column};
 
@@ -241,7 +243,7 @@ pub struct Device {
     pub endpoints: BTreeMap<String, Endpoint>,
     /// `configuration.<bucket>.<parameter>`, checked against the manifest.
     #[serde(default)]
-    pub configuration: toml::Table,
+    pub configuration: Parameters,
     /// What the driver may use.
     #[serde(default)]
     pub grants: Grants,
@@ -287,9 +289,7 @@ impl Device {
 
     /// Holds the configuration against what a manifest declares.
     pub fn check_configuration(&self, manifest: &Manifest) -> Result<(), String> {
-        let given = serde_json::to_value(&self.configuration).unwrap_or_default();
-        let given = given.as_object().cloned().unwrap_or_default();
-        manifest.check_configuration(given).map(drop).map_err(|wrong| {
+        manifest.check_configuration(self.configuration.buckets()).map(drop).map_err(|wrong| {
             let keys: Vec<&str> = ["configuration"].into_iter().chain(wrong.keys.iter().map(String::as_str)).collect();
             self.wrong(&keys, &wrong.problem)
         })

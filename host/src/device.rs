@@ -51,7 +51,8 @@ struct Device {
     life: Life,
     /// The driver before the last swap.
     previous: Option<Arc<Driver>>,
-    watch: Option<Watch>,
+    /// Rare, and large.
+    watch: Option<Box<Watch>>,
     backoff: Backoff,
     restart_at: Option<Instant>,
     failed: bool,

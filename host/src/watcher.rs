@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout_at};
 
 /// A plain overwrite comes in many small writes.
 const REST: Duration = Duration::from_millis(250);
+/// A file that was moved here or closed by its writer is whole; others may follow.
+const SHORT_REST: Duration = Duration::from_millis(20);
 /// A file that never rests is reported all the same.
 const LONGEST: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_secs(2);
@@ -27,6 +30,13 @@ type Wanted = Arc<Mutex<BTreeMap<PathBuf, Option<Fingerprint>>>>;
 
 /// Device, inode, modification time and size: another one is another file.
 type Fingerprint = (u64, u64, i64, i64, u64);
+
+/// Something happened to a wanted file.
+struct Event {
+    path: PathBuf,
+    /// Whether nobody is writing it any more.
+    is_whole: bool,
+}
 
 /// See the module documentation.
 pub struct Watcher {
@@ -43,15 +53,18 @@ impl Watcher {
         let filter = Arc::clone(&wanted);
         let inner = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             let Ok(event) = event else { return };
-            if matches!(event.kind, EventKind::Access(_)) {
-                return;
-            }
+            let is_whole = match event.kind {
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+                EventKind::Access(_) => return,
+                EventKind::Modify(ModifyKind::Name(_)) => true,
+                _ => false,
+            };
             for path in event.paths {
                 let path = normal(&path);
                 // A log beside the drivers is written all the time.
                 if lock(&filter).contains_key(&path) {
                     // When the channel is full, the burst is seen by what is in it.
-                    let _ = raw.try_send(path);
+                    let _ = raw.try_send(Event { path, is_whole });
                 }
             }
         })
@@ -122,22 +135,33 @@ pub fn normal(path: &Path) -> PathBuf {
     }
 }
 
-async fn settle(mut events: mpsc::Receiver<PathBuf>, changes: mpsc::Sender<BTreeSet<PathBuf>>, wanted: Wanted) {
+async fn settle(mut events: mpsc::Receiver<Event>, changes: mpsc::Sender<BTreeSet<PathBuf>>, wanted: Wanted) {
     let mut regular = interval(LOOK);
     loop {
-        let mut changed = tokio::select! {
+        // Those that may still be written.
+        let mut unfinished = BTreeSet::new();
+        let mut changed = BTreeSet::new();
+        let mut note = |Event { path, is_whole }, changed: &mut BTreeSet<PathBuf>| {
+            let _ = if is_whole { unfinished.remove(&path) } else { unfinished.insert(path.clone()) };
+            changed.insert(path);
+            if unfinished.is_empty() { SHORT_REST } else { REST }
+        };
+        let mut rest = tokio::select! {
             event = events.recv() => match event {
-                Some(path) => BTreeSet::from([path]),
+                Some(event) => note(event, &mut changed),
                 None => return,
             },
-            _ = regular.tick() => look(&wanted),
+            _ = regular.tick() => {
+                changed = look(&wanted);
+                REST
+            }
         };
         if changed.is_empty() {
             continue;
         }
         let end = Instant::now() + LONGEST;
-        while let Ok(Some(path)) = timeout_at(end.min(Instant::now() + REST), events.recv()).await {
-            changed.insert(path);
+        while let Ok(Some(event)) = timeout_at(end.min(Instant::now() + rest), events.recv()).await {
+            rest = note(event, &mut changed);
         }
         // What was reported now is not found again at the next look.
         changed.append(&mut look(&wanted));

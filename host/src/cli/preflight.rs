@@ -230,9 +230,9 @@ fn check_device(config: &Config, device: &Device, manifest: &Manifest, findings:
 /// What an operator probably wants to grant: the address in the device's
 /// configuration, or the one that is requested.
 fn suggestion(device: &Device, requested: &Target) -> String {
-    let buckets = device.configuration.values().filter_map(toml::Value::as_table);
-    let values: Vec<&toml::Value> = buckets.flat_map(|bucket| bucket.values()).collect();
-    let ports = values.iter().filter_map(|value| value.as_integer()).map(|port| format!(":{port}"));
+    let buckets = device.configuration.buckets();
+    let values: Vec<&Json> = buckets.values().filter_map(Json::as_object).flat_map(|bucket| bucket.values()).collect();
+    let ports = values.iter().filter_map(|value| value.as_i64()).map(|port| format!(":{port}"));
     let own_port = requested.port().map(|port| format!(":{port}"));
     let ends: Vec<String> = [String::new()].into_iter().chain(own_port).chain(ports).collect();
     for text in values.iter().filter_map(|value| value.as_str()) {
@@ -259,10 +259,8 @@ fn check_units<'a>(
     taken: &mut BTreeMap<(String, u8), &'a str>,
     findings: &mut Findings,
 ) {
-    let configuration = serde_json::to_value(&device.configuration).unwrap_or_default();
-    let given = configuration.as_object().cloned().unwrap_or_default();
     // With the defaults of the manifest.
-    let Ok(checked) = manifest.check_configuration(given) else { return };
+    let Ok(checked) = manifest.check_configuration(device.configuration.buckets()) else { return };
     let units = ConfiguredUnits::of(manifest, &Json::Object(checked).to_string()).units;
     for ModbusGrant { bus, .. } in device.grants.modbus.values() {
         for unit in &units {

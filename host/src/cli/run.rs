@@ -12,7 +12,9 @@ use crate::logs::{self, Format, LogTap};
 
 /// Runs the gateway of a configuration file, or only checks it.
 pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Outcome> {
-    let config = Config::load(path)?;
+    let file = path.to_owned();
+    // On a worker, so that the memory that parsing a large file needs is used again.
+    let config = tokio::spawn(async move { Config::load(&file) }).await??;
     if check_only {
         return preflight::run(&config, json).await;
     }

@@ -156,13 +156,15 @@ impl Device {
         self.restart_at = None;
         self.failed = false;
         self.problem = None;
-        self.watch = old.instance.is_some().then(|| Watch {
-            old,
-            until: Instant::now() + self.spec.health_window,
-            old_errors: rate(errors, calls),
-            calls_before: calls,
-            errors_before: errors,
-            asked_by: asked_by.to_owned(),
+        self.watch = old.instance.is_some().then(|| {
+            Box::new(Watch {
+                old,
+                until: Instant::now() + self.spec.health_window,
+                old_errors: rate(errors, calls),
+                calls_before: calls,
+                errors_before: errors,
+                asked_by: asked_by.to_owned(),
+            })
         });
     }
 

@@ -162,7 +162,7 @@ impl Supervisor {
         device: &crate::config::Device,
         is_wanted: impl Fn(&str, &OfferKind) -> bool,
     ) -> Configuration {
-        let mut configuration = Configuration::own(super::start::configuration_of(device));
+        let mut configuration = Configuration::own(device.configuration.buckets());
         let sessions = self.config.sessions_of(device);
         for (session, kind, document) in self.memory.documents(id) {
             if sessions.contains(session.as_str()) && is_wanted(session, &kind) {

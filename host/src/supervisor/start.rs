@@ -529,11 +529,3 @@ impl Start {
         device::prepare(&self.spec, driver, &self.given).await
     }
 }
-
-/// A device's configuration as JSON.
-pub(super) fn configuration_of(device: &config::Device) -> serde_json::Map<String, serde_json::Value> {
-    match serde_json::to_value(&device.configuration) {
-        Ok(serde_json::Value::Object(object)) => object,
-        _ => serde_json::Map::new(),
-    }
-}
