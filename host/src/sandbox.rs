@@ -8,6 +8,7 @@ mod blobs;
 mod cache;
 mod compiler;
 pub mod contract;
+mod engine;
 mod http;
 mod inspect;
 mod instance;
@@ -34,8 +35,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime::{Config, Engine};
 
 pub use compiler::{Compiler, compile_worker};
 pub use inspect::{Inspection, embed_manifest, inspect};
@@ -55,6 +56,7 @@ use crate::text;
 use cache::Cache;
 use compiler::{Compilations, Compiled};
 use contract::DriverIndices;
+use engine::Kind;
 use shares::Shares;
 use state::State;
 
@@ -93,11 +95,31 @@ impl fmt::Debug for Digest {
 /// See the module documentation.
 #[derive(Clone)]
 pub struct Sandbox {
+    small: Runner,
+    large: Runner,
+    compilations: Compilations,
+    shares: Shares,
+}
+
+/// What runs components of one kind.
+#[derive(Clone)]
+struct Runner {
     engine: Engine,
     linker: Arc<Linker<State>>,
-    compilations: Compilations,
     cache: Option<Cache>,
-    shares: Shares,
+}
+
+impl Runner {
+    fn new(kind: Kind, cache: Option<&Path>) -> Result<Runner> {
+        let engine = engine::engine(kind)?;
+        let mut linker = Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(|error| anyhow!("linking WASI: {error}"))?;
+        wasi_sockets::add_to_linker(&mut linker).map_err(|error| anyhow!("linking WASI sockets: {error}"))?;
+        contract::Driver::add_to_linker::<_, wasmtime::component::HasSelf<State>>(&mut linker, |state| state)
+            .map_err(|error| anyhow!("linking the driver contract: {error}"))?;
+        let cache = cache.map(|folder| Cache::new(folder, &engine));
+        Ok(Runner { engine, linker: Arc::new(linker), cache })
+    }
 }
 
 /// A driver that is ready to make instances.
@@ -146,21 +168,16 @@ pub struct Capabilities {
 impl Sandbox {
     /// A sandbox that caches compiled code in a folder, if one is given.
     pub fn new(compiler: Compiler, cache: Option<&Path>) -> Result<Sandbox> {
-        let engine = engine()?;
-        let mut linker = Linker::new(&engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(|error| anyhow!("linking WASI: {error}"))?;
-        wasi_sockets::add_to_linker(&mut linker).map_err(|error| anyhow!("linking WASI sockets: {error}"))?;
-        contract::Driver::add_to_linker::<_, wasmtime::component::HasSelf<State>>(&mut linker, |state| state)
-            .map_err(|error| anyhow!("linking the driver contract: {error}"))?;
-        let cache = cache.map(|folder| Cache::new(folder, &engine));
-        start_ticker(&engine)?;
-        Ok(Sandbox {
-            engine,
-            linker: Arc::new(linker),
-            compilations: Compilations::new(compiler),
-            cache,
-            shares: Shares::new(),
-        })
+        let (small, large) = (Runner::new(Kind::Small, cache)?, Runner::new(Kind::Large, cache)?);
+        engine::start_ticker(&[small.engine.clone(), large.engine.clone()])?;
+        Ok(Sandbox { small, large, compilations: Compilations::new(compiler), shares: Shares::new() })
+    }
+
+    fn runner(&self, kind: Kind) -> &Runner {
+        match kind {
+            Kind::Small => &self.small,
+            Kind::Large => &self.large,
+        }
     }
 
     /// Reads, checks, compiles and links a component file.
@@ -171,7 +188,7 @@ impl Sandbox {
 
     /// Whether a component can be prepared without compiling it.
     pub fn is_compiled(&self, digest: &Digest) -> bool {
-        self.cache.as_ref().is_some_and(|cache| cache.holds(digest))
+        [&self.small, &self.large].iter().any(|runner| runner.cache.as_ref().is_some_and(|cache| cache.holds(digest)))
     }
 
     /// Checks, compiles and links a component.
@@ -180,11 +197,12 @@ impl Sandbox {
         let look = move || {
             let inspection = inspect(&looked_at)?;
             let manifest = inspection.manifest()?;
-            Ok::<_, anyhow::Error>((inspection, manifest, Digest::of(&looked_at)))
+            Ok::<_, anyhow::Error>((inspection, manifest, Digest::of(&looked_at), Kind::of(&looked_at)))
         };
-        let (inspection, manifest, digest) = blocking(look).await??;
-        let (component, compile_time) = self.compile(bytes, digest).await?;
-        let linker = Arc::clone(&self.linker);
+        let (inspection, manifest, digest, kind) = blocking(look).await??;
+        let runner = self.runner(kind);
+        let (component, compile_time) = self.compile(runner, bytes, digest).await?;
+        let linker = Arc::clone(&runner.linker);
         let (pre, indices) = blocking(move || link(&linker, &component)).await??;
         let shares = self.shares.clone();
         Ok(Driver { manifest: Arc::new(manifest), digest, inspection, compile_time, pre, indices, shares })
@@ -193,25 +211,26 @@ impl Sandbox {
     /// Whether a gateway takes a component. Compiles it here and now.
     pub fn try_component(&self, bytes: &[u8]) -> Result<()> {
         inspect(bytes)?.manifest()?;
-        let component = cache::load_code(&self.engine, &compiler::compile_here(&self.engine, bytes)?)?;
-        link(&self.linker, &component).map(drop)
+        let runner = self.runner(Kind::of(bytes));
+        let component = cache::load_code(&runner.engine, &compiler::compile_here(bytes)?)?;
+        link(&runner.linker, &component).map(drop)
     }
 
     /// The code of a component: from the cache, or made now.
-    async fn compile(&self, bytes: Bytes, digest: Digest) -> Result<(Component, Duration)> {
+    async fn compile(&self, runner: &Runner, bytes: Bytes, digest: Digest) -> Result<(Component, Duration)> {
         let begin = std::time::Instant::now();
         let find = async || {
-            let (engine, cache) = (self.engine.clone(), self.cache.clone()?);
+            let (engine, cache) = (runner.engine.clone(), runner.cache.clone()?);
             blocking(move || cache.find(&engine, &digest)).await.ok().flatten()
         };
         if let Some(component) = find().await {
             return Ok((component, Duration::ZERO));
         }
-        let code = match self.compilations.run(&self.engine, &bytes, find).await? {
+        let code = match self.compilations.run(&bytes, find).await? {
             Compiled::Found(component) => return Ok((component, Duration::ZERO)),
             Compiled::New(code) => code,
         };
-        let (engine, cache) = (self.engine.clone(), self.cache.clone());
+        let (engine, cache) = (runner.engine.clone(), runner.cache.clone());
         let load = move || {
             let component = cache::load_code(&engine, &code)?;
             if let Some(cache) = cache {
@@ -251,42 +270,6 @@ impl Driver {
         let share = self.shares.share(std::time::Instant::now());
         Instance::new(&self.pre, &self.indices, state, limits, share).await
     }
-}
-
-/// The engine that every driver runs on, also in the compile worker.
-fn engine() -> Result<Engine> {
-    let mut config = Config::new();
-    config.epoch_interruption(true);
-    // No guest needs it in contract 0.1, and a call costs a third without.
-    config.concurrency_support(false);
-    // Deep recursion ends in a trap before the fiber's stack does.
-    config.max_wasm_stack(512 << 10);
-    config.async_stack_size(1 << 20);
-    // The guard behind a memory is enough: offsets are never negative.
-    config.guard_before_linear_memory(false);
-    // Images of memories that are shared until they are written would cost a map
-    // more for each instance, and as much resident memory for small drivers.
-    config.memory_init_cow(false);
-    // The engine's usual 32 MiB and a bit: what is no multiple of 2 MiB the kernel
-    // does not align for huge pages, so that neighbours touch and are one map.
-    config.memory_guard_size((32 << 20) + (64 << 10));
-    config.with_host_stack(Arc::new(stacks::Stacks));
-    Engine::new(&config).map_err(|error| anyhow!("starting the WebAssembly engine: {error}"))
-}
-
-/// Advances the epoch for as long as the engine lives. A plain thread, because
-/// it must tick when all async threads are busy with guests.
-fn start_ticker(engine: &Engine) -> Result<()> {
-    let engine = engine.weak();
-    let tick = move || {
-        while let Some(engine) = engine.upgrade() {
-            engine.increment_epoch();
-            drop(engine);
-            std::thread::sleep(TICK);
-        }
-    };
-    std::thread::Builder::new().name("epoch".into()).spawn(tick).context("starting the epoch thread")?;
-    Ok(())
 }
 
 /// Reads a component file of sensible size.

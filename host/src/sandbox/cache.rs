@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn a_damaged_or_foreign_cache_file_is_never_loaded() {
         let folder = tempfile::tempdir().unwrap();
-        let engine = super::super::engine().unwrap();
+        let engine = super::super::engine::engine(super::super::engine::Kind::Small).unwrap();
         let cache = Cache::new(folder.path(), &engine);
         let (digest, code) = compiled(&engine);
         assert!(cache.find(&engine, &digest).is_none());

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
-use wasmtime::Engine;
 
+use super::engine::{Kind, engine};
 use crate::shortage::Shortage;
 
 /// What the system kills with when it is out of memory.
@@ -52,12 +52,7 @@ impl Compilations {
     }
 
     /// Waits for its turn and compiles, unless `found` has the code by then.
-    pub(super) async fn run<T>(
-        &self,
-        engine: &Engine,
-        bytes: &Bytes,
-        found: impl AsyncFnOnce() -> Option<T>,
-    ) -> Result<Compiled<T>> {
+    pub(super) async fn run<T>(&self, bytes: &Bytes, found: impl AsyncFnOnce() -> Option<T>) -> Result<Compiled<T>> {
         let _turn = self.turn.acquire().await?;
         if let Some(component) = found().await {
             return Ok(Compiled::Found(component));
@@ -65,8 +60,8 @@ impl Compilations {
         let code = match &self.compiler {
             Compiler::Child(program) => in_child(program, bytes).await?,
             Compiler::InProcess => {
-                let (engine, bytes) = (engine.clone(), bytes.clone());
-                tokio::task::spawn_blocking(move || compile_here(&engine, &bytes)).await??
+                let bytes = bytes.clone();
+                tokio::task::spawn_blocking(move || compile_here(&bytes)).await??
             }
         };
         within_bounds(code).map(Compiled::New)
@@ -74,8 +69,10 @@ impl Compilations {
 }
 
 /// Compiles on this thread.
-pub(super) fn compile_here(engine: &Engine, bytes: &[u8]) -> Result<Vec<u8>> {
-    within_bounds(engine.precompile_component(bytes).map_err(|error| anyhow!("compiling: {error:#}"))?)
+pub(super) fn compile_here(bytes: &[u8]) -> Result<Vec<u8>> {
+    within_bounds(
+        engine(Kind::of(bytes))?.precompile_component(bytes).map_err(|error| anyhow!("compiling: {error:#}"))?,
+    )
 }
 
 fn within_bounds(code: Vec<u8>) -> Result<Vec<u8>> {
@@ -155,7 +152,7 @@ pub fn compile_worker() -> Result<()> {
         let _ = std::io::stdin().read(&mut [0]);
         std::process::exit(1);
     });
-    let code = super::engine()?.precompile_component(&bytes).map_err(|error| anyhow!("{error:#}"))?;
+    let code = engine(Kind::of(&bytes))?.precompile_component(&bytes).map_err(|error| anyhow!("{error:#}"))?;
     std::io::stdout().write_all(&code)?;
     Ok(())
 }

@@ -17,6 +17,8 @@ const DRIVER_INTERFACE: &str = "sandgate:driver/device-driver@";
 /// about fifty; each name stays in memory for as long as the driver.
 const MAX_NAMES: usize = 500;
 const MAX_NAME: usize = 256;
+/// The gateway itself reads it, when a driver traps.
+const MAX_DEBUG_INFO: usize = 16 << 20;
 /// Things that a component may declare, over all its parts: types, functions,
 /// aliases, names. Python has about 40,000 with all its libraries.
 const MAX_ITEMS: u64 = 1_000_000;
@@ -130,6 +132,7 @@ struct Cost {
     /// Of the core module that is being read.
     module: u64,
     largest: u64,
+    debug_info: usize,
 }
 
 impl Cost {
@@ -153,8 +156,17 @@ impl Cost {
             Payload::ComponentCanonicalSection(section) => section.count(),
             Payload::ComponentImportSection(section) => section.count(),
             Payload::ComponentExportSection(section) => section.count(),
+            Payload::CustomSection(section) if section.name().starts_with(".debug_") => {
+                self.debug_info += section.data().len();
+                0
+            }
             _ => 0,
         };
+        ensure!(
+            self.debug_info <= MAX_DEBUG_INFO,
+            "expected at most {} MiB of debug information, found more; build without it",
+            MAX_DEBUG_INFO >> 20
+        );
         self.items += u64::from(count);
         ensure!(self.items <= MAX_ITEMS, "expected at most {MAX_ITEMS} types, functions and names, found more");
         ensure!(

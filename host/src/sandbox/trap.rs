@@ -80,23 +80,60 @@ pub(super) fn describe(error: &wasmtime::Error, words: &LastWords) -> String {
     line
 }
 
+/// A function in a trace.
+struct Frame {
+    name: String,
+    /// File and line, where the component has names for them.
+    place: Option<String>,
+    times: usize,
+}
+
 /// The innermost functions of the driver itself, each once. Lines look like
-/// `    0:   0x1a2b - module!function`.
+/// `    0:   0x1a2b - module!function`, or `    0:   0x1a2b - function` and below
+/// it `    at file:line:column`.
 fn own_frames(trace: &str) -> Vec<String> {
-    let mut frames: Vec<(String, usize)> = Vec::new();
-    for name in trace.lines().filter_map(|line| Some(line.split_once(" - ")?.1)) {
-        let name = readable(name.split_once('!').map_or(name, |(_, name)| name));
+    let mut frames: Vec<Frame> = Vec::new();
+    // Whether the function of the line above is shown.
+    let mut is_shown = false;
+    for line in trace.lines() {
+        if let Some(place) = line.trim_start().strip_prefix("at ").filter(|_| is_shown) {
+            if let Some(frame) = frames.last_mut() {
+                frame.place.get_or_insert_with(|| short_place(place));
+            }
+            continue;
+        }
+        let Some((_, name)) = line.split_once(" - ").or_else(|| line.split_once("- ")) else { continue };
+        let is_module = |text: &str| text == "<unknown>" || !text.contains("::") && !text.contains([' ', '<']);
+        let name = name.split_once('!').filter(|(module, _)| is_module(module)).map_or(name, |(_, name)| name);
+        let name = readable(name);
+        is_shown = !is_of_language(&name);
         match frames.last_mut() {
-            Some((last, times)) if *last == name => *times += 1,
-            _ if is_of_language(&name) => {}
-            _ => frames.push((name, 1)),
+            Some(last) if last.name == name => last.times += 1,
+            _ if is_shown => frames.push(Frame { name, place: None, times: 1 }),
+            _ => {}
         }
     }
-    let shown = frames.into_iter().take(FRAMES).map(|(name, times)| {
+    let shown = frames.into_iter().take(FRAMES).map(|Frame { name, place, times }| {
         let name = text::shortened(&name, MAX_FRAME);
-        if times > 1 { format!("{name} ({times} times)") } else { name.into_owned() }
+        let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+        if times > 1 { format!("{name}{place} ({times} times)") } else { format!("{name}{place}") }
     });
     shown.collect()
+}
+
+/// File and line without the folders of whoever built it, and without the column.
+fn short_place(place: &str) -> String {
+    let place = place.trim_end();
+    let mut parts = place.rsplitn(2, ':');
+    let without_column = match (parts.next(), parts.next()) {
+        (Some(_), Some(rest)) if rest.rsplit(':').next().is_some_and(|line| line.parse::<u32>().is_ok()) => rest,
+        _ => place,
+    };
+    let short = match without_column.rfind("/src/") {
+        Some(start) => without_column.get(start + 1..).unwrap_or(without_column),
+        None => without_column.rsplit('/').next().unwrap_or(without_column),
+    };
+    text::shortened(short, MAX_FRAME).into_owned()
 }
 
 /// A function's name without what only a compiler needs: `[hash]` behind a
@@ -149,7 +186,7 @@ fn is_of_language(name: &str) -> bool {
         || NAMES.contains(&name)
         || root.starts_with("__")
         // An export of the contract; which one, the error says already.
-        || name.contains('#')
+        || name.split_once('#').is_some_and(|(interface, _)| interface.contains('/'))
 }
 
 #[cfg(test)]
@@ -177,6 +214,17 @@ mod tests {
         let go =
             "    0: 0x1 - m!runtime._panic\n    1: 0x2 - m!main.(*Meter).Poll\n    2: 0x3 - m!interface:{x}.$invoke";
         assert_eq!(own_frames(go), ["main.(*Meter).Poll", "interface:{x}.$invoke"]);
+        let with_lines = "    0:  0x1 - std::rt::begin_panic\n    at /rustc/abc/library/std/src/rt.rs:1:2
+    1:  0x2 - meter::read
+                    at /home/me/meter/src/lib.rs:45:20
+                - meter::Meter::poll::{closure#0}
+                    at /home/me/meter/src/poll.rs:7
+    2:  0x3 - main.poll
+                    at main.go:9:1";
+        assert_eq!(
+            own_frames(with_lines),
+            ["meter::read (src/lib.rs:45)", "meter::Meter::poll::{closure#0} (src/poll.rs:7)", "main.poll (main.go:9)"]
+        );
         assert!(own_frames("    0:  0x196b7 - <unknown>!abort\n").is_empty());
         assert!(own_frames("").is_empty());
     }
