@@ -178,7 +178,7 @@ impl Bus {
             failures: 0,
             retry_at: None,
             health: HashMap::new(),
-            schedule: Schedule::new(std::time::Instant::now()),
+            schedule: Schedule::new(Instant::now()),
             waiting: Vec::new(),
         }
     }
@@ -191,7 +191,7 @@ impl Bus {
             // The device may have been stopped, or have given up, while it waited.
             self.waiting.retain(|transaction| !transaction.answer.is_closed());
             let wanted: Vec<Wanted> = self.waiting.iter().map(|transaction| self.wanted(transaction)).collect();
-            let next = self.schedule.next(&wanted, std::time::Instant::now());
+            let next = self.schedule.next(&wanted, Instant::now());
             let wait = match next {
                 Next::Now(place) => {
                     let transaction = self.waiting.remove(place);
@@ -203,7 +203,7 @@ impl Bus {
             };
             let wait = async move {
                 match wait {
-                    Some(time) => sleep_until(time.into()).await,
+                    Some(time) => sleep_until(time).await,
                     None => std::future::pending().await,
                 }
             };
@@ -225,7 +225,7 @@ impl Bus {
             // Nobody waits for it any more if the device was stopped just now.
             return drop(transaction.answer.send(Err(BusError::TimedOut)));
         }
-        self.schedule.asked(&transaction.device, std::time::Instant::now());
+        self.schedule.asked(&transaction.device, Instant::now());
         self.waiting.push(transaction);
     }
 
@@ -247,7 +247,7 @@ impl Bus {
             // The device was stopped or gave up: the line is free for the next.
             () = answer.closed() => None,
         };
-        self.schedule.used(&wanted, begin.elapsed(), std::time::Instant::now());
+        self.schedule.used(&wanted, begin.elapsed(), Instant::now());
         match result {
             // The same.
             Some(result) => drop(answer.send(result)),

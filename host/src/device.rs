@@ -13,7 +13,9 @@ mod specification;
 mod swap;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
@@ -129,7 +131,7 @@ impl Device {
             let wake = self.next_wake();
             let sleep = async move {
                 match wake {
-                    Some(time) => tokio::time::sleep_until(time.into()).await,
+                    Some(time) => tokio::time::sleep_until(time).await,
                     None => std::future::pending().await,
                 }
             };

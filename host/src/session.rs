@@ -11,6 +11,7 @@ mod connection;
 mod dialogue;
 pub mod enapter;
 pub mod kaa;
+mod parts;
 mod picture;
 mod suspects;
 mod tls;
@@ -29,6 +30,7 @@ use tokio::time::{Instant, timeout};
 
 pub use complaints::Complaints;
 pub use dialogue::{Dialogue, Outgoing as Message};
+pub use parts::Parts;
 pub use picture::{Facts, Order, Picture, SessionStatus};
 pub use suspects::Suspects;
 pub use tls::check as check_tls;
@@ -190,10 +192,10 @@ impl Session {
                             }
                         }
                         Some(question) = self.questions.recv(), if greeted => {
-                            self.dialogue.ask(question, std::time::Instant::now());
+                            self.dialogue.ask(question, Instant::now());
                         }
                         () = sleep_until(wake) => {
-                            let time = std::time::Instant::now();
+                            let time = Instant::now();
                             self.outbox.recall(&self.suspects.take_due(time));
                             self.dialogue.wake(time, now());
                             connection.subscriptions.wake(time);
@@ -253,7 +255,7 @@ impl Session {
 
     /// The broker closed a working connection: perhaps at a message.
     fn blame(&mut self, connection: &Connection) {
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         let mut groups: Vec<Option<Vec<Sequence>>> =
             connection.unproved().into_iter().map(|entry| entry.map(|entry| vec![entry])).collect();
         let held = self.trial.take().and_then(|message| message.proof.sequence());
@@ -343,7 +345,7 @@ impl Session {
                 }
             }
             Event::Incoming(Packet::SubAck(ack)) => {
-                let refused = connection.subscriptions.answered(&ack, std::time::Instant::now());
+                let refused = connection.subscriptions.answered(&ack, Instant::now());
                 if !refused.is_empty() {
                     let filters = text::list(refused.iter().map(|filter| self.cloud.shown(filter)));
                     tracing::error!(
@@ -419,7 +421,7 @@ impl Session {
         }
         let message = match self.trial.take() {
             Some(message) => message,
-            None => self.dialogue.next(std::time::Instant::now())?,
+            None => self.dialogue.next(Instant::now())?,
         };
         let is_trial = |sequence: Sequence| {
             let place = self.outbox.look(sequence);
@@ -491,7 +493,7 @@ impl Session {
     /// Takes a message from the cloud to whom it is for.
     fn receive(&mut self, connection: &mut Connection, topic: &str, payload: &[u8]) {
         self.tell_exchange("receives", topic, payload);
-        for meaning in self.dialogue.receive(topic, payload, std::time::Instant::now()) {
+        for meaning in self.dialogue.receive(topic, payload, Instant::now()) {
             match meaning {
                 Meaning::Command { recipient, request } => self.dispatch(&recipient, request),
                 Meaning::Offered { device, offer, document } => self.offer(device, offer, document),
@@ -563,9 +565,9 @@ async fn farewell(client: &AsyncClient, events: &mut EventLoop) {
     }
 }
 
-async fn sleep_until(time: Option<std::time::Instant>) {
+async fn sleep_until(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
+        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }

@@ -19,7 +19,9 @@ mod swap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -247,7 +249,7 @@ impl Supervisor {
         self.publish_soon();
         // Before the devices were tried there is nothing to tell.
         let first = self.config.gateway.telemetry_every.0;
-        let mut telemetry = interval_at(tokio::time::Instant::now() + first, first);
+        let mut telemetry = interval_at(Instant::now() + first, first);
         let mut properties = interval(self.config.gateway.properties_every.0);
         for timer in [&mut telemetry, &mut properties] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -498,7 +500,7 @@ impl SessionEntry {
 
 async fn until(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
+        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }

@@ -18,6 +18,7 @@ mod kaa;
 mod languages;
 mod modbus;
 mod order;
+mod paused;
 mod preflight;
 mod reload;
 mod standin_enapter;

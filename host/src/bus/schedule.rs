@@ -6,7 +6,9 @@
 //! units, however patiently they are asked, do not take it from those that answer.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::message::DeviceId;
 

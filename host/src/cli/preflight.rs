@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,15 +11,13 @@ use rustix::fs::{Access, access};
 use serde_json::{Value as Json, json};
 
 use super::Outcome;
-use crate::config::{
-    Broker, Bus, Communication, Config, ConfiguredUnits, Device, EnapterSession, ModbusGrant, Session,
-};
+use crate::config::{Bus, Config, ConfiguredUnits, Device, ModbusGrant};
 use crate::manifest::Manifest;
 use crate::network::Target;
 use crate::registry::{Origin, Progress, Registry};
 use crate::sandbox::{Compiler, Driver, Sandbox};
 use crate::say::say;
-use crate::session::check_tls;
+use crate::session::{Parts, check_tls};
 use crate::state::StateFolder;
 
 /// Something that was looked at.
@@ -113,15 +111,8 @@ fn check_sessions(config: &Config, findings: &mut Findings) {
     let mut identities: BTreeMap<(String, u16, String), &str> = BTreeMap::new();
     for (name, session) in &config.sessions {
         let key = format!("sessions.{name}");
-        let identity = match session {
-            Session::Enapter(session) => enapter_identity(session, &config.folder),
-            Session::Kaa(session) => {
-                let token = session.gateway_token(&config.folder);
-                let broker = session.broker(&config.folder).and_then(check_broker);
-                token.and(broker).map(|_| None)
-            }
-        };
-        let other = identity.as_ref().ok().cloned().flatten().and_then(|identity| identities.insert(identity, name));
+        let identity = Parts::new(name, session, &config.folder).and_then(identity);
+        let other = identity.as_ref().ok().and_then(|identity| identities.insert(identity.clone(), name));
         let result = identity.map_err(|error| format!("{}: {error:#}", config.original.place(&["sessions", name])));
         let result = result.map_err(anyhow::Error::msg).and_then(|_| match other {
             Some(other) => bail!("it has the client id of sessions.{other}: the broker lets only one of them connect"),
@@ -132,18 +123,11 @@ fn check_sessions(config: &Config, findings: &mut Findings) {
 }
 
 /// What only one client of a broker can be.
-fn enapter_identity(session: &EnapterSession, folder: &Path) -> Result<Option<(String, u16, String)>> {
-    let communication = Communication::load(session, folder)?;
-    let client_id = session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id));
-    let broker = check_broker(communication.broker)?;
-    Ok(Some((broker.host, broker.port, client_id)))
-}
-
-fn check_broker(broker: Broker) -> Result<Broker> {
-    if let Some(tls) = &broker.tls {
+fn identity(parts: Parts) -> Result<(String, u16, String)> {
+    if let Some(tls) = &parts.broker.tls {
         check_tls(tls).context("TLS")?;
     }
-    Ok(broker)
+    Ok((parts.broker.host, parts.broker.port, parts.client_id))
 }
 
 fn check_bus(bus: &Bus) -> Result<()> {

@@ -1,6 +1,8 @@
 //! The software of the device behind a driver, if the driver can update it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use serde::Serialize;
 

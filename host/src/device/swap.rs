@@ -4,7 +4,9 @@
 //! driver. The switch itself is snapshot, restore and start.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Configuration, Device, Firmware, Life, Specification};
 use crate::message::now;

@@ -72,7 +72,7 @@ impl State {
     /// Sends a changed set that no sample carried. Called after each call.
     pub(super) fn flush_alerts(&mut self) {
         // Over the rate it stays untold, and goes with a later call.
-        if !self.alerts.told && self.telemetry.limiter.allow(std::time::Instant::now()) {
+        if !self.alerts.told && self.telemetry.limiter.allow(tokio::time::Instant::now()) {
             let time = now();
             let alerts = self.alerts.take_for_sample();
             self.outlet.send(&Uplink::Telemetry { time, is_own: true, attributes: &[], alerts });

@@ -6,7 +6,9 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, TypedFunc};

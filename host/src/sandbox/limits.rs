@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use wasmtime::ResourceLimiter;
 
@@ -177,7 +179,8 @@ pub struct CpuBudget {
 /// a poll, by the epoch's callback, so they are shared; one task writes them.
 #[derive(Debug)]
 pub struct Meter {
-    base: Instant,
+    /// Of the processor's own time, which no test pauses.
+    base: std::time::Instant,
     /// When the running poll began, in nanoseconds since `base`.
     began: AtomicU64,
     /// All polls before, in nanoseconds.
@@ -187,7 +190,7 @@ pub struct Meter {
 impl CpuBudget {
     /// A budget for each call.
     pub fn new(limit: Duration) -> Self {
-        let meter = Meter { base: Instant::now(), began: AtomicU64::new(0), used: AtomicU64::new(0) };
+        let meter = Meter { base: std::time::Instant::now(), began: AtomicU64::new(0), used: AtomicU64::new(0) };
         CpuBudget { limit, meter: Arc::new(meter) }
     }
 
@@ -258,7 +261,7 @@ mod tests {
             0
         };
         let mut compute = std::pin::pin!(compute);
-        let mut share = super::super::shares::Shares::new().share(Instant::now());
+        let mut share = super::super::shares::Shares::new().share(std::time::Instant::now());
         // Each poll takes at least a millisecond.
         let metered = std::future::poll_fn(|context| meter.poll(&mut share, compute.as_mut(), context));
         assert!(metered.await <= 20);

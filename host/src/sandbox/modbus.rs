@@ -1,6 +1,8 @@
 //! The import `modbus`: transactions on granted buses.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio_modbus::{Request, Response};
 use wasmtime::component::Resource;
@@ -64,7 +66,7 @@ impl State {
         let is_urgent = self.command.is_some();
         let unit = self.table.get_mut(handle)?;
         if let Some(last) = unit.last {
-            tokio::time::sleep_until((last + unit.pause).into()).await;
+            tokio::time::sleep_until(last + unit.pause).await;
         }
         let manner = Manner { timeout: unit.timeout, is_urgent };
         let result = unit.grant.bus.transact(unit.unit, request, manner).await;

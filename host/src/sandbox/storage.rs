@@ -1,6 +1,6 @@
 //! The import `storage`.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::contract::sandgate::driver::storage::{self, StorageError};
 use super::limits::RateLimiter;

@@ -1,6 +1,8 @@
 //! The import `timers`: when the device task calls `on-timer`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::contract::sandgate::driver::timers::{self, TimerError, TimerId};
 use super::state::State;

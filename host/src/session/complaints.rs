@@ -1,7 +1,9 @@
 //! Messages from a cloud that cannot be used: all are counted, some are told.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::statistics::Counter;
 

@@ -203,7 +203,7 @@ pub(super) struct Subscriptions {
     /// How often in a row something was refused.
     refusals: u32,
     /// When what was refused is asked for again.
-    again_at: Option<std::time::Instant>,
+    again_at: Option<Instant>,
 }
 
 impl Subscriptions {
@@ -241,7 +241,7 @@ impl Subscriptions {
     }
 
     /// A SUBACK came. Gives the filters that it refuses, the first time.
-    pub(super) fn answered(&mut self, ack: &SubAck, now: std::time::Instant) -> Vec<String> {
+    pub(super) fn answered(&mut self, ack: &SubAck, now: Instant) -> Vec<String> {
         self.unanswered = self.unanswered.saturating_sub(1);
         self.answers += 1;
         let filters = self.written.remove(&ack.pkid).unwrap_or_default().into_iter();
@@ -261,12 +261,12 @@ impl Subscriptions {
     }
 
     /// When to look again.
-    pub(super) fn next_wake(&self) -> Option<std::time::Instant> {
+    pub(super) fn next_wake(&self) -> Option<Instant> {
         self.again_at
     }
 
     /// Asks again for what was refused, when it is time.
-    pub(super) fn wake(&mut self, now: std::time::Instant) {
+    pub(super) fn wake(&mut self, now: Instant) {
         if self.again_at.is_some_and(|time| time <= now) {
             self.again_at = None;
             self.refusals += 1;
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_a_broker_refuses_is_asked_for_again_later_and_told_once() {
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         let ack = |pkid, codes: &[SubscribeReasonCode]| SubAck { pkid, return_codes: codes.to_vec() };
         let (yes, no) = (SubscribeReasonCode::Success(QoS::AtLeastOnce), SubscribeReasonCode::Failure);
         let mut subscriptions = Subscriptions::default();

@@ -5,7 +5,7 @@
 //! arrives. Time comes in as an argument.
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use serde_json::Value as Json;
 

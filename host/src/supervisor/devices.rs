@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use crate::config;
 use crate::device::{DeviceHandle, Firmware, Waiting};

@@ -2,7 +2,9 @@
 //! that were dropped, and a clock that was set.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Supervisor;
 use crate::clock::Moment;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::devices::{DeviceEntry, Kind};
 use super::{PICTURE_SHARE, Supervisor, TOGETHER};

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -12,21 +14,14 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use super::devices::{DeviceEntry, Kind, Starting, Step, Work};
 use super::memory::child_type;
 use super::{Report, SessionEntry, Supervisor};
-use crate::cloud::Cloud;
-use crate::cloud::enapter::Enapter;
-use crate::cloud::kaa::Kaa;
-use crate::config::{self, Broker, Communication, Config};
+use crate::config::{self, Config};
 use crate::device::{self, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
 use crate::journal::{self, Interrupted};
 use crate::message::{CommandError, Uplink, size_of_request};
-use crate::outbox::{Batching, Bounds, Outbox};
 use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
-use crate::session::enapter::EnapterDialogue;
-use crate::session::kaa::{KaaDialogue, Manner};
-use crate::session::{Complaints, Dialogue, Order, Picture, Session, SessionStatus, Suspects};
+use crate::session::{Complaints, Order, Parts, Picture, Session, SessionStatus, Suspects};
 use crate::statistics::Counter;
-use crate::upload::BinaryData;
 
 /// Questions of drivers to a cloud that may wait.
 const QUESTIONS: usize = 1024;
@@ -38,20 +33,6 @@ const MOST_HELD: usize = 1 << 20;
 const AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 
-/// What is different between the clouds' sessions.
-struct Parts {
-    cloud: Arc<dyn Cloud>,
-    dialogue: Box<dyn Dialogue>,
-    broker: Broker,
-    outbox: Arc<Outbox>,
-    client_id: String,
-    qos: u8,
-    keep_alive: Duration,
-    answers: bool,
-    binary_data: Option<Arc<BinaryData>>,
-    max_software: u64,
-}
-
 /// Makes a session that waits for the first picture.
 pub(super) fn session(
     name: &str,
@@ -59,10 +40,7 @@ pub(super) fn session(
     config: &Config,
     gateway: &mpsc::Sender<Order>,
 ) -> Result<SessionEntry> {
-    let parts = match session {
-        config::Session::Enapter(session) => enapter(name, session, config)?,
-        config::Session::Kaa(session) => kaa(name, session, config)?,
-    };
+    let parts = Parts::new(name, session, &config.folder)?;
     let (picture, pictures) = watch::channel(Arc::new(Picture::default()));
     let (publisher, status) = watch::channel(SessionStatus::default());
     let (question, questions) = mpsc::channel(QUESTIONS);
@@ -99,64 +77,6 @@ pub(super) fn session(
         waiting: Some(waiting),
         running: None,
     })
-}
-
-fn enapter(name: &str, session: &config::EnapterSession, config: &Config) -> Result<Parts> {
-    let communication = Communication::load(session, &config.folder)?;
-    let cloud = Enapter {
-        hardware_id: communication.hardware_id.clone(),
-        channel_id: communication.channel_id,
-        properties_topic: session.properties_topic,
-        needs_ucm: communication.needs_ucm,
-    };
-    let outbox = Arc::new(Outbox::new(bounds(&session.outbox, Batching::default())));
-    Ok(Parts {
-        dialogue: Box::new(EnapterDialogue::new(name, cloud.clone(), Arc::clone(&outbox))),
-        cloud: Arc::new(cloud),
-        broker: communication.broker,
-        outbox,
-        client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id)),
-        qos: session.qos,
-        keep_alive: session.keep_alive.0,
-        answers: false,
-        binary_data: None,
-        max_software: 0,
-    })
-}
-
-fn kaa(name: &str, session: &config::KaaSession, config: &Config) -> Result<Parts> {
-    let cloud = Kaa {
-        app_version: session.app_version.clone(),
-        token: session.gateway_token(&config.folder)?,
-        timestamp_field: session.timestamp.field.as_str().into(),
-        timestamp_format: session.timestamp.format,
-    };
-    let outbox = Arc::new(Outbox::new(bounds(&session.outbox, session.batch.batching())));
-    let manner = Manner {
-        reply_timeout: session.reply_timeout.0,
-        configurations: session.configurations.clone(),
-        software: session.software,
-        request_status: session.request_status,
-        check_time: session.check_time,
-        poll_every: session.poll_every.0,
-    };
-    let random = || std::iter::repeat_with(fastrand::alphanumeric).take(8).collect::<String>();
-    Ok(Parts {
-        cloud: Arc::new(cloud),
-        dialogue: Box::new(KaaDialogue::new(name, manner, Arc::clone(&outbox))),
-        broker: session.broker(&config.folder)?,
-        outbox,
-        client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", random())),
-        qos: session.qos,
-        keep_alive: session.keep_alive.0,
-        answers: true,
-        binary_data: Some(Arc::new(BinaryData::new(&session.binary_data_url(), &session.binary_data_types)?)),
-        max_software: session.max_software_size.0,
-    })
-}
-
-fn bounds(settings: &config::Outbox, batching: Batching) -> Bounds {
-    Bounds { bytes: settings.max_size.bytes(), age: settings.max_age.0, batching }
 }
 
 impl Supervisor {

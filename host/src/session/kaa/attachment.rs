@@ -1,7 +1,7 @@
 //! Attaching endpoints: what is asked for after a connect and when a device
 //! has changed.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use bytes::Bytes;
 use serde_json::{Value as Json, json};

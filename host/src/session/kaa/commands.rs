@@ -4,7 +4,9 @@
 //! The cloud lists a command, in answers and pushes, until it has the result.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::message::CommandRequest;
 

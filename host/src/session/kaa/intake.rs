@@ -2,7 +2,7 @@
 //! an answer and as a push, and the same may come as both.
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use serde_json::json;
 

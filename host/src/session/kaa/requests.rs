@@ -2,7 +2,7 @@
 //! the answer is waited for. Plain state.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::Instant;
+use tokio::time::Instant;
 
 use crate::cloud::kaa::topic::{LAST_REQUEST, RequestId};
 
