@@ -155,7 +155,7 @@ pub struct TlsFiles {
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outbox {
-    /// At most so many bytes wait; then the oldest telemetry is dropped.
+    /// Maximum bytes that wait; beyond it the oldest telemetry is dropped.
     pub max_size: Size,
     /// Telemetry and logs older than this are dropped.
     pub max_age: Span,

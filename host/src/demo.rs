@@ -28,7 +28,7 @@ pub struct Options {
     /// The cloud to speak to: a broker for Enapter's API, or a stand-in of Kaa.
     #[arg(long, value_enum, default_value_t = Cloud::Enapter)]
     cloud: Cloud,
-    /// End after so many seconds.
+    /// End after this many seconds.
     #[arg(long)]
     seconds: Option<u64>,
     /// Print plain lines instead of the live view.

@@ -9,6 +9,7 @@ mod command;
 mod configuration;
 mod firmware;
 mod handle;
+mod news;
 mod specification;
 mod swap;
 
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 pub use configuration::Configuration;
 pub use firmware::Firmware;
 pub use handle::{DeviceHandle, DeviceStatus, Input, Phase, Waiting};
+pub use news::News;
 pub use specification::Specification;
 pub use swap::{NotReady, Prepared, prepare};
 
@@ -87,7 +89,7 @@ impl DeviceHandle {
             firmware: firmware.clone(),
         };
         let (publisher, status) = watch::channel(first_status);
-        let obituary = publisher.clone();
+        let (obituary, news, id) = (publisher.clone(), spec.news.clone(), spec.id.clone());
         let life = Life { instance: Some(first.instance), since: None, configuration, log: spec.log(&first.driver) };
         let device = Device {
             spec: Arc::clone(&spec),
@@ -118,6 +120,7 @@ impl DeviceHandle {
                     status.phase = Phase::Failed;
                     status.problem = Some("a bug in the gateway ended it; restart the gateway".into());
                 });
+                news.tell(&id);
             }
         });
         DeviceHandle { spec, status, inbox, backlog }
@@ -420,5 +423,6 @@ impl Device {
             configuration: Arc::clone(&self.life.configuration),
             firmware: self.firmware.clone(),
         });
+        self.spec.news.tell(&self.spec.id);
     }
 }

@@ -20,8 +20,7 @@ use crate::message::{
     CommandError, CommandRequest, CommandResult, DeviceId, Time, attributes_of, json_object, size_of_attribute,
 };
 
-/// So many commands of a device are remembered, and so many bytes of their
-/// answers; what still runs is always remembered.
+/// Commands that are remembered of each device, and bytes of their answers; what still runs is always remembered.
 const REMEMBERED: usize = 100;
 const REMEMBERED_BYTES: usize = 256 << 10;
 

@@ -51,9 +51,9 @@ pub struct Bounds {
 /// When messages of one device that may join go as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batching {
-    /// At most so many.
+    /// Maximum messages.
     pub count: usize,
-    /// At most so many bytes of payload, unless one alone has more.
+    /// Maximum bytes of payload, unless one message alone has more.
     pub bytes: usize,
     /// A measurement waits for company no longer than this; zero means not at all.
     pub age: Duration,

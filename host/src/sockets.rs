@@ -33,7 +33,7 @@ impl Sockets {
         Sockets::new(limit.unwrap_or(MOST).min(MOST).saturating_sub(RESERVE).max(RESERVE / 4))
     }
 
-    /// So many.
+    /// A pool of this many.
     pub fn new(number: usize) -> Sockets {
         Sockets(Arc::new(Semaphore::new(number)))
     }

@@ -31,7 +31,7 @@ use tokio::time::{MissedTickBehavior, interval, interval_at};
 use crate::bus::{self, BusLine};
 use crate::cloud::Cloud;
 use crate::config::{self, Config};
-use crate::device::{Prepared, Specification, Waiting};
+use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::Journal;
 use crate::message::{DeviceId, Uplink, now};
@@ -128,6 +128,12 @@ pub struct Supervisor {
     buses: BTreeMap<String, BusLine>,
     sessions: BTreeMap<String, SessionEntry>,
     devices: BTreeMap<String, DeviceEntry>,
+    /// Devices whose status has changed.
+    news: News,
+    /// Those that were busy with something when it did.
+    unsettled: BTreeSet<DeviceId>,
+    /// Whether copies of drivers may be no longer needed.
+    has_spare_copies: bool,
     watcher: Watcher,
     requests: mpsc::Receiver<Request>,
     reports: mpsc::Receiver<Report>,
@@ -218,6 +224,9 @@ impl Supervisor {
             buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
             sessions,
             devices: BTreeMap::new(),
+            news: News::default(),
+            unsettled: BTreeSet::new(),
+            has_spare_copies: false,
             watcher: Watcher::start(change)?,
             requests,
             reports,
@@ -255,6 +264,7 @@ impl Supervisor {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         let mut look = interval(Duration::from_secs(1));
+        let news = self.news.clone();
         loop {
             if self.publish_at.is_some_and(|time| time <= Instant::now()) {
                 self.publish();
@@ -273,6 +283,7 @@ impl Supervisor {
                     self.answer(request);
                 }
                 Some(report) = self.reports.recv() => self.take(report),
+                devices = news.wait() => self.have_news(devices),
                 Ok(turn) = Arc::clone(&self.starts).acquire_owned(), if !self.waiting_starts.is_empty() => {
                     self.begin_start(turn);
                 }
@@ -384,22 +395,21 @@ impl Supervisor {
             limits: device.limits.clone(),
             cloud_log: device.cloud_log,
             health_window: device.health_window.0,
+            news: self.news.clone(),
             id: device_id,
         }
     }
 
     /// What is looked after every second.
     fn look_after(&mut self) {
-        let changed = self.remember_running();
-        let updated = self.note_firmware();
-        if changed {
+        if std::mem::take(&mut self.has_spare_copies) {
             self.prune();
         }
-        if updated || changed {
-            // Clouds want to know the version that runs.
-            self.publish_soon();
-        }
-        self.reconcile();
+        // What kept them busy may be over.
+        let unsettled = std::mem::take(&mut self.unsettled);
+        self.have_news(unsettled);
+        // What could not be written is tried again.
+        self.memory.save();
         self.try_again();
         if self.is_well() != self.was_well {
             self.send_telemetry();
@@ -411,45 +421,38 @@ impl Supervisor {
         self.tell_notices();
     }
 
-    /// Notes which driver each device runs, for the next start; whether one
-    /// is another than before.
-    fn remember_running(&mut self) -> bool {
-        let mut changed = false;
+    /// Looks at devices whose status has changed: the driver that runs is kept for
+    /// the next start, clouds want to know its version, and a configuration may
+    /// have come while another driver was being prepared, or watched and rolled back.
+    fn have_news(&mut self, devices: BTreeSet<DeviceId>) {
+        for device in devices {
+            let id = device.as_str();
+            let Some(entry) = self.devices.get_mut(id) else { continue };
+            let Some(status) = entry.handle.as_ref().map(|handle| handle.status.borrow().clone()) else { continue };
+            let is_another = self.memory.running(id, &status.driver);
+            if is_another || entry.firmware.as_ref() != Some(&status.firmware) {
+                entry.firmware = Some(status.firmware);
+                self.has_spare_copies |= is_another;
+                self.publish_soon();
+            }
+            let entry = self.devices.get(id);
+            let is_starting = entry.is_some_and(|entry| entry.work.is_start());
+            if is_starting || self.configurations.get(id).is_some_and(offer::Queue::is_busy) {
+                self.unsettled.insert(device);
+            } else {
+                self.configure_if_changed(id);
+            }
+        }
+    }
+
+    /// Notes which driver each device runs, for the next start.
+    fn remember_running(&mut self) {
         for (id, entry) in &self.devices {
             if let Some(handle) = &entry.handle {
-                changed |= self.memory.running(id, &handle.status.borrow().driver);
+                self.memory.running(id, &handle.status.borrow().driver);
             }
         }
         self.memory.save();
-        changed
-    }
-
-    /// Looks at the devices that had news: a configuration may have come while
-    /// another driver was being prepared, or watched and rolled back.
-    fn reconcile(&mut self) {
-        let mut news = Vec::new();
-        for (id, entry) in &mut self.devices {
-            // One that is taking a configuration is looked at afterwards.
-            let is_busy = entry.work.is_start() || self.configurations.get(id).is_some_and(offer::Queue::is_busy);
-            if let Some(handle) = entry.handle.as_mut().filter(|_| !is_busy)
-                && handle.status.has_changed().unwrap_or(false)
-            {
-                handle.status.mark_unchanged();
-                news.push(id.clone());
-            }
-        }
-        news.iter().for_each(|id| self.configure_if_changed(id));
-    }
-
-    /// Notes what the devices behind drivers run; whether it is something else than before.
-    fn note_firmware(&mut self) -> bool {
-        let mut changed = false;
-        for entry in self.devices.values_mut() {
-            let now = entry.handle.as_ref().map(|handle| handle.status.borrow().firmware.clone());
-            changed |= entry.firmware != now;
-            entry.firmware = now;
-        }
-        changed
     }
 
     async fn stop(&mut self) {

@@ -15,7 +15,7 @@ use crate::say::tell;
 /// The target of components in Rust.
 const TARGET: &str = "wasm32-wasip2";
 
-/// A component of so many bytes takes a while to check.
+/// Larger components take a while to check.
 const LARGE: usize = 4 << 20;
 
 /// A finished component.

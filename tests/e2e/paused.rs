@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandgate::config::{Limits, LogLevel};
-use sandgate::device::{Configuration, DeviceHandle, Phase, Specification, prepare};
+use sandgate::device::{Configuration, DeviceHandle, News, Phase, Specification, prepare};
 use sandgate::journal::Journal;
 use sandgate::message::DeviceId;
 use sandgate::network::Lookups;
@@ -36,6 +36,7 @@ async fn device(driver: &str, configuration: serde_json::Value) -> DeviceHandle 
         limits: Limits::default(),
         cloud_log: LogLevel::Off,
         health_window: Duration::from_secs(30),
+        news: News::default(),
     };
     let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
     let prepared = prepare(&specification, driver, &given).await.unwrap();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sandgate::cloud::Cloud;
 use sandgate::cloud::enapter::Enapter;
 use sandgate::config::{Limits, LogLevel, PropertiesTopic, Rate, Span};
-use sandgate::device::{Configuration, DeviceHandle, Specification, prepare};
+use sandgate::device::{Configuration, DeviceHandle, News, Specification, prepare};
 use sandgate::journal::Journal;
 use sandgate::message::DeviceId;
 use sandgate::outbox::{Bounds, Outbox};
@@ -93,6 +93,7 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
         limits: Limits { telemetry: rate, logs: rate, cpu: Some(Span(Duration::from_secs(60))), ..Limits::default() },
         cloud_log: LogLevel::Off,
         health_window: Duration::from_millis(1),
+        news: News::default(),
     })
 }
 

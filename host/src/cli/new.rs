@@ -81,9 +81,13 @@ mod tests {
     #[test]
     fn the_skeleton_has_every_file_of_the_sdk_and_the_contract() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        for (folder, target) in [("sdk/rust/src", "vendor/sandgate-driver/src"), ("wit", "wit")] {
+        let folders = [("sdk/rust/src", "vendor/sandgate-driver/src", ".rs"), ("wit", "wit", ".wit")];
+        for (folder, target, ending) in folders {
             for entry in std::fs::read_dir(root.join(folder)).unwrap() {
                 let name = entry.unwrap().file_name().into_string().unwrap();
+                if !name.ends_with(ending) {
+                    continue;
+                }
                 let wanted = format!("{target}/{name}");
                 assert!(FILES.iter().any(|(file, _)| *file == wanted), "{wanted} is missing");
             }

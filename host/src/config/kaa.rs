@@ -89,9 +89,9 @@ pub struct KaaSession {
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batch {
-    /// At most so many samples in a message.
+    /// Maximum samples in a message.
     pub max_count: usize,
-    /// At most so many bytes in a message.
+    /// Maximum bytes of a message.
     pub max_size: Size,
     /// A sample waits for others no longer than this.
     pub max_age: Span,

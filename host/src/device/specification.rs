@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::News;
 use crate::config::{self, LogLevel};
 use crate::message::{DeviceId, Severity};
 use crate::network::{Lookups, Target};
@@ -39,6 +40,8 @@ pub struct Specification {
     pub cloud_log: LogLevel,
     /// How long a new driver is watched.
     pub health_window: Duration,
+    /// Where it tells that its status has changed.
+    pub news: News,
 }
 
 impl Specification {

@@ -15,7 +15,7 @@ use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context
 use crate::sandbox::{CallError, Driver, Instance, Limits};
 use crate::shortage::is_shortage;
 
-/// A new driver has so long to take over, beside the limits of each call.
+/// How long a new driver may take to take over, beside the limits of each call.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Fewer calls than this say nothing about an error rate.
 const ENOUGH_CALLS: u64 = 10;

@@ -1,5 +1,5 @@
-//! Compiling components, in a child process: it may use so much memory and
-//! time and no more, and it ends with the gateway, however that ends.
+//! Compiling components, in a child process: its memory and time are
+//! limited, and it ends with the gateway, however that ends.
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;

@@ -16,10 +16,10 @@ use telemetry::SendError;
 
 /// A sample is some dozens of numbers; more than this is a mistake.
 const MAX_SAMPLE: usize = 128 << 10;
-/// After so many different complaints a driver is not worth more lines.
+/// Different complaints that are logged of one driver.
 pub(super) const MAX_COMPLAINTS: usize = 100;
 
-/// So many names are few.
+/// Up to this many names are compared one by one.
 const FEW: usize = 32;
 
 /// The part of the state that samples need.

@@ -14,9 +14,9 @@ const MAX_REASON: usize = 4 << 10;
 const MAX_WORDS: usize = 1000;
 /// Names of functions are a line's part.
 const MAX_FRAME: usize = 160;
-/// So many functions are shown.
+/// Functions that are shown.
 const FRAMES: usize = 3;
-/// So many lines are kept.
+/// Lines that are kept.
 const LINES: usize = 16;
 
 /// What a driver wrote to standard error in a call: a language says there why

@@ -43,7 +43,7 @@ pub(super) fn client(client_id: &str, broker: &Broker, keep_alive: Duration) -> 
     Ok((client, events))
 }
 
-/// How long a broker may take to take so many bytes.
+/// How long a broker may need to take this many bytes.
 pub(super) fn patience(bytes: usize) -> Duration {
     (PATIENCE + Duration::from_secs(u64::try_from(bytes / SLOWEST).unwrap_or(u64::MAX))).min(LONGEST_PATIENCE)
 }

@@ -11,7 +11,7 @@ use super::dialogue::Proof;
 use super::window::{MOST, Window};
 use crate::outbox::Sequence;
 
-/// So many answered pings without another answer are enough.
+/// Answered pings without any other answer, after which the connection counts as stalled.
 const STALLED: u32 = 2;
 /// Filters in one SUBSCRIBE packet.
 const FILTERS: usize = 100;

@@ -19,7 +19,7 @@ use crate::router::{GATEWAY, Table};
 
 /// How often a v1 UCM must be heard.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// It repeats its properties after so many times.
+/// Beats between two repetitions of its properties.
 const BEATS: u32 = 30;
 /// How long a connection waits for the last words of a child that is gone.
 const LAST_WORDS: Duration = Duration::from_secs(10);

@@ -34,7 +34,7 @@ impl Window {
         Window { level: FIRST, timed: None }
     }
 
-    /// Whether one more may go when so many messages and bytes are on the way.
+    /// Whether one more may go while these messages and bytes are on the way.
     pub(super) fn has_room(&self, messages: usize, bytes: usize) -> bool {
         messages < usize::from(FEWEST) << self.level && (bytes < LEAST << self.level || messages == 0)
     }

@@ -12,7 +12,7 @@ use crate::message::{DeviceId, Severity, Uplink};
 use crate::outbox::Drops;
 use crate::text;
 
-/// After it was told, more is counted for so long.
+/// After a notice, further drops are only counted for this time.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// See the module documentation.

@@ -28,7 +28,7 @@ use crate::sandbox::FirmwareStep;
 pub(super) const AT_ONCE: usize = 4;
 /// Bytes that a driver gets at a time.
 const PART: usize = 16 << 10;
-/// A device may take so long to switch to its new software, and is asked so often.
+/// How long a device may take to switch to its new software, and how often it is asked.
 const SWITCH: Duration = Duration::from_secs(600);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long one may take.

@@ -17,7 +17,7 @@ use super::{Report, SessionEntry, Supervisor};
 use crate::config::{self, Config};
 use crate::device::{self, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
 use crate::journal::{self, Interrupted};
-use crate::message::{CommandError, Uplink, size_of_request};
+use crate::message::{CommandError, DeviceId, Uplink, size_of_request};
 use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
 use crate::session::{Complaints, Order, Parts, Picture, Session, SessionStatus, Suspects};
@@ -212,7 +212,7 @@ impl Supervisor {
             }
             Report::Overtaken { device, number, held } => {
                 self.hold(&device, held);
-                self.remember_running();
+                self.have_news([DeviceId::new(&device)].into());
                 let entry = self.devices.get(&device).filter(|entry| entry.work.is(number));
                 if let Some(config) = entry.map(|entry| Arc::clone(&entry.config)) {
                     self.start_device(&device, &config);

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use crate::message::CommandRequest;
 
-/// So many commands of an endpoint are with its device at a time; a device's
-/// inbox has room for them.
+/// Commands of an endpoint that are with its device at a time; a device's inbox
+/// has room for them.
 const AT_ONCE: usize = 8;
-/// So many more of an endpoint are kept; the cloud lists the rest again.
+/// Commands of an endpoint that wait here; the cloud lists the rest again.
 const WAITING: usize = 1000;
-/// After so long a result counts as lost. The journal of the device keeps the
+/// When a result counts as lost. The journal of the device keeps the
 /// command from running again.
 const LOST: Duration = Duration::from_secs(3600);
 

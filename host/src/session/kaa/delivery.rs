@@ -20,7 +20,7 @@ use crate::question::NoAnswer;
 use crate::session::dialogue::Outgoing;
 
 /// A message that is refused while others of its device pass is dropped when
-/// it was refused so often.
+/// it was refused this many times.
 const TRIES: u32 = 3;
 
 /// What one message delivers.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::cloud::kaa::topic::{LAST_REQUEST, RequestId};
 
-/// Numbers of requests whose answer came too late are remembered so long.
+/// Requests that are remembered after they were given up.
 const LATE: usize = 1024;
 
 /// What was asked, and where: an answer must come on the same resource.

@@ -59,7 +59,7 @@ pub(super) struct Standin {
 pub(super) struct Rows {
     /// The device's channel id.
     channel: String,
-    /// At most so many of the newest.
+    /// Maximum number, newest first.
     #[arg(long, short = 'n', default_value_t = 100)]
     limit: u64,
     /// Go on with new ones.

@@ -22,7 +22,7 @@ pub(super) enum Ask {
         command_type: String,
         /// The payload, as JSON.
         payload: Option<String>,
-        /// Wait so many seconds (at most 60) for the result; fails if none comes.
+        /// Seconds to wait for the result, at most 60; fails if none comes.
         #[arg(long = "await", value_name = "SECONDS")]
         seconds: Option<f64>,
         /// How long the command waits for the endpoint, in milliseconds; 0 pushes it once.
