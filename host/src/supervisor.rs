@@ -425,6 +425,8 @@ impl Supervisor {
     /// the next start, clouds want to know its version, and a configuration may
     /// have come while another driver was being prepared, or watched and rolled back.
     fn have_news(&mut self, devices: BTreeSet<DeviceId>) {
+        // Before a cloud hears of the old version, and offers the new one again.
+        self.judge_trials();
         for device in devices {
             let id = device.as_str();
             let Some(entry) = self.devices.get_mut(id) else { continue };
