@@ -16,9 +16,8 @@ mod swap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 pub use configuration::Configuration;
 pub use firmware::Firmware;
@@ -187,11 +186,11 @@ impl Device {
         }
         let due = self.life.instance.as_mut().and_then(|instance| instance.take_due(now));
         if let (Some(timer), Some(instance)) = (due, self.life.instance.as_mut()) {
-            self.spec.statistics.calls.count();
+            self.spec.capabilities.statistics.calls.count();
             match instance.on_timer(timer).await {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => {
-                    self.spec.statistics.errors.count();
+                    self.spec.capabilities.statistics.errors.count();
                     self.complain(reason);
                 }
                 Err(error) => Box::pin(self.crashed(&error)).await,
@@ -292,7 +291,7 @@ impl Device {
                 return Box::pin(self.read_firmware()).await;
             }
             Ok(Err(reason)) => {
-                self.spec.statistics.errors.count();
+                self.spec.capabilities.statistics.errors.count();
                 self.postpone(&format!("start: {reason}"));
             }
             Err(error) => self.crash(&error.to_string()),
@@ -315,7 +314,7 @@ impl Device {
     async fn restart(&mut self) {
         self.restart_at = None;
         let limits = Limits::resolve(&self.spec.limits, &self.driver.manifest.driver.limits);
-        match self.driver.instantiate(&self.spec.capabilities(&self.driver), limits).await {
+        match self.driver.instantiate(&self.spec.capabilities, self.spec.log(&self.driver), limits).await {
             Ok(instance) => {
                 self.life.instance = Some(instance);
                 // The start may crash in its turn, at once.
@@ -330,7 +329,7 @@ impl Device {
     /// Answers a crash: back to the old driver of a swap, else a restart.
     async fn crashed(&mut self, error: &CallError) {
         if self.watch.is_some() {
-            self.spec.statistics.crashes.count();
+            self.spec.capabilities.statistics.crashes.count();
             let text = error.to_string();
             self.life.log.note(Severity::Error, &text);
             self.roll_back("health check", &text);
@@ -346,7 +345,7 @@ impl Device {
 
     /// Drops the dead instance and decides when to try again.
     fn crash(&mut self, text: &str) {
-        self.spec.statistics.crashes.count();
+        self.spec.capabilities.statistics.crashes.count();
         self.life.instance = None;
         self.problem = Some(text.to_owned());
         // A crash in `start` comes after no healthy time at all.
@@ -366,8 +365,8 @@ impl Device {
         if !self.driver.manifest.blueprint.alerts.is_empty() {
             let time = now();
             let uplink = Uplink::Telemetry { time, is_own: true, attributes: &[], alerts: &Alerts::Unknown };
-            self.spec.outlet.send(&uplink);
-            self.spec.statistics.alerts(None);
+            self.spec.capabilities.outlet.send(&uplink);
+            self.spec.capabilities.statistics.alerts(None);
         }
         self.publish();
     }
@@ -388,7 +387,7 @@ impl Device {
         for (request, reply) in self.close() {
             let result = Err(CommandError::Busy("the device is being stopped".into()));
             let uplink = Uplink::CommandResult { command: &request.id, result: &result };
-            self.spec.outlet.answer(request.session.as_deref(), &uplink);
+            self.spec.capabilities.outlet.answer(request.session.as_deref(), &uplink);
             if let Some(reply) = reply {
                 let _ = reply.send(result);
             }

@@ -15,9 +15,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};

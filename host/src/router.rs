@@ -49,7 +49,9 @@ impl Outlet {
     /// Encodes a message for each session and puts it into its outbox.
     pub fn send(&self, uplink: &Uplink<'_>) {
         let moment = Moment::now();
-        self.routes.iter().for_each(|route| route.send(&self.device, moment, uplink));
+        for Route { channel, outbox, .. } in &self.routes {
+            send(channel, outbox, &self.device, moment, uplink);
+        }
     }
 
     /// The device's address in a session.
@@ -62,29 +64,28 @@ impl Outlet {
     pub fn answer(&self, session: Option<&str>, uplink: &Uplink<'_>) {
         let mut routes = self.routes.iter();
         if let Some(route) = session.and_then(|session| routes.find(|route| &*route.session == session)) {
-            route.send(&self.device, Moment::now(), uplink);
+            send(&route.channel, &route.outbox, &self.device, Moment::now(), uplink);
         }
     }
 }
 
-impl Route {
-    /// Encodes a message and puts it into the outbox.
-    fn send(&self, device: &DeviceId, moment: Moment, uplink: &Uplink<'_>) {
-        let class = match uplink {
-            Uplink::Telemetry { .. } | Uplink::Log { .. } => Class::Stream,
-            Uplink::Properties { .. } | Uplink::Applied { .. } => Class::Keep,
-            // In the order of the command's progress.
-            Uplink::CommandLog { .. } | Uplink::CommandResult { .. } => Class::Answer,
-        };
-        for publication in self.channel.encoder.encode(uplink) {
-            // What no broker takes would break the connection again and again.
-            if publication.payload.len() > MAX_PAYLOAD {
-                let (device, size) = (device.as_str(), publication.payload.len());
-                tracing::error!(device, "dropped a message of {size} bytes; expected at most {MAX_PAYLOAD}");
-                continue;
-            }
-            self.outbox.append(device, class, moment, publication);
+/// The one way up, whoever sends: encodes a message for a channel and puts it
+/// into the session's outbox.
+pub fn send(channel: &Channel, outbox: &Outbox, device: &DeviceId, moment: Moment, uplink: &Uplink<'_>) {
+    let class = match uplink {
+        Uplink::Telemetry { .. } | Uplink::Log { .. } => Class::Stream,
+        Uplink::Properties { .. } | Uplink::Applied { .. } => Class::Keep,
+        // In the order of the command's progress.
+        Uplink::CommandLog { .. } | Uplink::CommandResult { .. } => Class::Answer,
+    };
+    for publication in channel.encoder.encode(uplink) {
+        // What no broker takes would break the connection again and again.
+        if publication.payload.len() > MAX_PAYLOAD {
+            let (device, size) = (device.as_str(), publication.payload.len());
+            tracing::error!(device, "dropped a message of {size} bytes; expected at most {MAX_PAYLOAD}");
+            continue;
         }
+        outbox.append(device, class, moment, publication);
     }
 }
 

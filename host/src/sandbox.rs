@@ -147,8 +147,6 @@ impl fmt::Debug for Driver {
 pub struct Capabilities {
     /// Where its messages go.
     pub outlet: Arc<Outlet>,
-    /// Its log.
-    pub log: Arc<DeviceLog>,
     /// Its counters and last values.
     pub statistics: Arc<Statistics>,
     /// Its key-values.
@@ -265,8 +263,13 @@ impl Driver {
     }
 
     /// Makes an instance for a device.
-    pub async fn instantiate(&self, capabilities: &Capabilities, limits: Limits) -> Result<Instance, CallError> {
-        let state = State::new(&self.manifest, capabilities, &limits, self.inspection.max_instances);
+    pub async fn instantiate(
+        &self,
+        capabilities: &Capabilities,
+        log: Arc<DeviceLog>,
+        limits: Limits,
+    ) -> Result<Instance, CallError> {
+        let state = State::new(&self.manifest, capabilities, log, &limits, self.inspection.max_instances);
         let share = self.shares.share(std::time::Instant::now());
         Instance::new(&self.pre, &self.indices, state, limits, share).await
     }

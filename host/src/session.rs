@@ -39,9 +39,9 @@ use crate::clock::Moment;
 use crate::cloud::Cloud;
 use crate::config::Broker;
 use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink, now};
-use crate::outbox::{Class, Outbox, Sequence};
+use crate::outbox::{Outbox, Sequence};
 use crate::question::{NoAnswer, Question};
-use crate::router::{GATEWAY, Recipient};
+use crate::router::{self, GATEWAY, Recipient};
 use crate::text;
 use client::{LONGEST_PATIENCE, client, explain, is_closed_by_peer, patience, slow};
 use connection::Connection;
@@ -547,9 +547,8 @@ impl Session {
             Recipient::Gateway => DeviceId::new(GATEWAY),
             Recipient::Device(device) => device.clone(),
         };
-        for publication in channel.encoder.encode(&Uplink::CommandResult { command, result: &result }) {
-            self.outbox.append(&device, Class::Answer, Moment::now(), publication);
-        }
+        let uplink = Uplink::CommandResult { command, result: &result };
+        router::send(channel, &self.outbox, &device, Moment::now(), &uplink);
     }
 }
 

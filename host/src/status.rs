@@ -116,7 +116,8 @@ impl DeviceReport {
     /// Reports a device that runs or did run.
     pub fn of(handle: &DeviceHandle) -> Self {
         let status = handle.status.borrow().clone();
-        let mut report = DeviceReport::without_driver(&handle.spec.id, &handle.spec.statistics, status.problem, None);
+        let mut report =
+            DeviceReport::without_driver(&handle.spec.id, &handle.spec.capabilities.statistics, status.problem, None);
         report.phase = status.phase;
         report.driver.clone_from(&status.driver.manifest.driver.name);
         report.version.clone_from(&status.driver.manifest.driver.version);

@@ -21,11 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use anyhow::{Context, Result};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio::time::{MissedTickBehavior, interval, interval_at};
 
 use crate::bus::{self, BusLine};
@@ -41,7 +40,7 @@ use crate::question::Question;
 use crate::receipt::Receipts;
 use crate::registry::Registry;
 use crate::router::{GATEWAY, Outlet, Route};
-use crate::sandbox::{BusGrant, Compiler, Digest, Sandbox};
+use crate::sandbox::{BusGrant, Capabilities, Compiler, Digest, Sandbox};
 use crate::scribe::Scribe;
 use crate::secrets::Secrets;
 use crate::session::{Order, Picture, SessionStatus};
@@ -384,14 +383,16 @@ impl Supervisor {
         });
         let buses = buses.collect();
         Specification {
-            outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
-            statistics: Arc::clone(statistics),
-            storage: Some(self.storage.device(&device_id)),
-            tcp: device.grants.tcp.clone().unwrap_or_default(),
-            http: device.grants.http.clone().unwrap_or_default(),
-            buses,
-            sockets: self.sockets.clone(),
-            lookups: self.lookups.clone(),
+            capabilities: Capabilities {
+                outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
+                statistics: Arc::clone(statistics),
+                storage: Some(self.storage.device(&device_id)),
+                tcp: device.grants.tcp.clone().unwrap_or_default(),
+                http: device.grants.http.clone().unwrap_or_default(),
+                buses,
+                sockets: self.sockets.clone(),
+                lookups: self.lookups.clone(),
+            },
             limits: device.limits.clone(),
             cloud_log: device.cloud_log,
             health_window: device.health_window.0,

@@ -6,13 +6,12 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use anyhow::Result;
 use bytes::Bytes;
 use reqwest::{StatusCode, Url};
 use serde_json::Value as Json;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::question::{NoAnswer, Query, Question, ask};
 use crate::web;

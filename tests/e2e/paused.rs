@@ -12,7 +12,7 @@ use sandgate::message::DeviceId;
 use sandgate::network::Lookups;
 use sandgate::receipt::Receipts;
 use sandgate::router::Outlet;
-use sandgate::sandbox::{Compiler, Sandbox};
+use sandgate::sandbox::{Capabilities, Compiler, Sandbox};
 use sandgate::sockets::Sockets;
 use serde_json::json;
 use tokio::time::Instant;
@@ -25,14 +25,16 @@ async fn device(driver: &str, configuration: serde_json::Value) -> DeviceHandle 
     let id = DeviceId::new("d");
     let specification = Specification {
         id: id.clone(),
-        outlet: Arc::new(Outlet { device: id, routes: Vec::new() }),
-        statistics: Arc::default(),
-        storage: None,
-        tcp: Vec::new(),
-        http: Vec::new(),
-        buses: BTreeMap::new(),
-        sockets: Sockets::new(10),
-        lookups: Lookups::new(),
+        capabilities: Capabilities {
+            outlet: Arc::new(Outlet { device: id, routes: Vec::new() }),
+            statistics: Arc::default(),
+            storage: None,
+            tcp: Vec::new(),
+            http: Vec::new(),
+            buses: BTreeMap::new(),
+            sockets: Sockets::new(10),
+            lookups: Lookups::new(),
+        },
         limits: Limits::default(),
         cloud_log: LogLevel::Off,
         health_window: Duration::from_secs(30),
@@ -49,7 +51,7 @@ async fn a_crash_loop_ends_after_ten_crashes_that_come_further_and_further_apart
     let mut handle = device("hostile", json!({"act": "trap in start"})).await;
     let begin = Instant::now();
     handle.status.wait_for(|status| status.phase == Phase::Failed).await.unwrap();
-    assert_eq!(handle.spec.statistics.crashes.get(), 10);
+    assert_eq!(handle.spec.capabilities.statistics.crashes.get(), 10);
     // 1 + 2 + 4 + … + 128 s, each with a quarter more or less.
     let took = begin.elapsed().as_secs_f64();
     assert!((0.7 * 255.0..1.3 * 255.0).contains(&took), "{took} s");
@@ -63,6 +65,10 @@ async fn a_driver_that_refuses_to_start_is_tried_for_ever() {
     tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
     assert_eq!(handle.status.borrow().phase, Phase::Restarting);
     // At least one each six minutes and a bit.
-    assert!(handle.spec.statistics.errors.get() > 200, "{}", handle.spec.statistics.errors.get());
-    assert_eq!(handle.spec.statistics.crashes.get(), 0);
+    assert!(
+        handle.spec.capabilities.statistics.errors.get() > 200,
+        "{}",
+        handle.spec.capabilities.statistics.errors.get()
+    );
+    assert_eq!(handle.spec.capabilities.statistics.crashes.get(), 0);
 }

@@ -69,8 +69,13 @@ fn native_call(manifest: &Manifest, spec: &Specification, count: i64) {
         field.check(&attribute.value, |_| false).unwrap();
     }
     let time = now();
-    spec.statistics.sample(time, &attributes, true);
-    spec.outlet.send(&Uplink::Telemetry { time, is_own: true, attributes: &attributes, alerts: &Alerts::None });
+    spec.capabilities.statistics.sample(time, &attributes, true);
+    spec.capabilities.outlet.send(&Uplink::Telemetry {
+        time,
+        is_own: true,
+        attributes: &attributes,
+        alerts: &Alerts::None,
+    });
 }
 
 // Resident memory of an idle device.

@@ -15,7 +15,7 @@ use sandgate::message::DeviceId;
 use sandgate::outbox::{Bounds, Outbox};
 use sandgate::receipt::Receipts;
 use sandgate::router::{Outlet, Route};
-use sandgate::sandbox::{Compiler, Driver, Sandbox, embed_manifest};
+use sandgate::sandbox::{Capabilities, Compiler, Driver, Sandbox, embed_manifest};
 use serde_json::json;
 
 pub fn root() -> PathBuf {
@@ -82,14 +82,16 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
     let rate = Some(Rate { per_second: 1e9, burst: 1e9 });
     Arc::new(Specification {
         id: outlet.device.clone(),
-        outlet: Arc::new(outlet),
-        statistics: Arc::default(),
-        storage: None,
-        tcp: Vec::new(),
-        http: Vec::new(),
-        buses: BTreeMap::new(),
-        sockets: sandgate::sockets::Sockets::new(1000),
-        lookups: sandgate::network::Lookups::new(),
+        capabilities: Capabilities {
+            outlet: Arc::new(outlet),
+            statistics: Arc::default(),
+            storage: None,
+            tcp: Vec::new(),
+            http: Vec::new(),
+            buses: BTreeMap::new(),
+            sockets: sandgate::sockets::Sockets::new(1000),
+            lookups: sandgate::network::Lookups::new(),
+        },
         limits: Limits { telemetry: rate, logs: rate, cpu: Some(Span(Duration::from_secs(60))), ..Limits::default() },
         cloud_log: LogLevel::Off,
         health_window: Duration::from_millis(1),

@@ -35,7 +35,7 @@ impl Device {
             self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
         }
         let uplink = Uplink::CommandResult { command: &id, result: &result };
-        self.spec.outlet.answer(request.session.as_deref(), &uplink);
+        self.spec.capabilities.outlet.answer(request.session.as_deref(), &uplink);
         Some(result)
     }
 
@@ -44,7 +44,7 @@ impl Device {
             let problem = self.problem.as_deref().unwrap_or("unknown");
             return Err(CommandError::Failed(format!("the driver is not running: {problem}")));
         };
-        let statistics = &self.spec.statistics;
+        let statistics = &self.spec.capabilities.statistics;
         statistics.commands.count();
         let command = Command {
             id: request.id.clone(),

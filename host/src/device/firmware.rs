@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::Device;
 use crate::message::Severity;

@@ -85,7 +85,7 @@ pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: &Configur
     let wrong = |problem| NotReady::Wrong(format!("configuration.{problem}"));
     let (configuration, _) = given.check(&driver.manifest).map_err(wrong)?;
     let limits = Limits::resolve(&spec.limits, &driver.manifest.driver.limits);
-    let instance = driver.instantiate(&spec.capabilities(&driver), limits).await?;
+    let instance = driver.instantiate(&spec.capabilities, spec.log(&driver), limits).await?;
     Ok(Prepared { driver, instance, configuration })
 }
 
@@ -146,7 +146,7 @@ impl Device {
 
     /// Makes the new driver the running one and keeps the old one, paused.
     fn install(&mut self, driver: Arc<Driver>, instance: Instance, configuration: String, asked_by: &str) {
-        let statistics = &self.spec.statistics;
+        let statistics = &self.spec.capabilities.statistics;
         let (calls, errors) = (statistics.calls.get(), statistics.errors.get());
         let log = self.spec.log(&driver);
         let new =
@@ -232,7 +232,7 @@ impl Device {
     /// enough, and at the end of the watch by what calls there were.
     pub(super) fn judge(&mut self) {
         let Some(watch) = &self.watch else { return };
-        let statistics = &self.spec.statistics;
+        let statistics = &self.spec.capabilities.statistics;
         let calls = statistics.calls.get() - watch.calls_before;
         let errors = rate(statistics.errors.get() - watch.errors_before, calls);
         let over = Instant::now() >= watch.until;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, TypedFunc};
 

@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::Instant;
-
 use wasmtime::ResourceLimiter;
 
 use super::shares::Share;

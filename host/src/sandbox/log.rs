@@ -1,11 +1,10 @@
 //! The imports `logging` and `command-log`, and standard output and error:
 //! all end in the device's log.
 
+use bytes::Bytes;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
-
-use bytes::Bytes;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-
 use tokio_modbus::{Request, Response};
 use wasmtime::component::Resource;
 

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
-
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
@@ -59,12 +58,17 @@ pub struct State {
 
 impl State {
     /// The state of a fresh instance.
-    pub fn new(manifest: &Arc<Manifest>, capabilities: &Capabilities, limits: &Limits, instances: usize) -> Self {
+    pub fn new(
+        manifest: &Arc<Manifest>,
+        capabilities: &Capabilities,
+        log: Arc<DeviceLog>,
+        limits: &Limits,
+        instances: usize,
+    ) -> Self {
         let requests = &manifest.driver.requests;
         let tcp = Arc::new(Access { requested: requests.tcp.clone(), granted: capabilities.tcp.clone() });
         let http = Access { requested: requests.http.clone(), granted: capabilities.http.clone() };
         let buses = capabilities.buses.iter().filter(|(name, _)| requests.modbus.contains(name));
-        let log = Arc::clone(&capabilities.log);
         let last_words = LastWords::default();
         let wasi = WasiCtxBuilder::new()
             .stdout(Output::new(Arc::clone(&log), Severity::Info, None))

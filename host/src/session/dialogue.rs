@@ -4,10 +4,9 @@
 //! No IO: the session publishes what a dialogue gives and hands it what
 //! arrives. Time comes in as an argument.
 
+use serde_json::Value as Json;
 use std::sync::Arc;
 use tokio::time::Instant;
-
-use serde_json::Value as Json;
 
 use super::Picture;
 use crate::message::{CommandRequest, DeviceId, Offer, Publication, Time};

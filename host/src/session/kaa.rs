@@ -14,11 +14,10 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::dialogue::{Dialogue, Event, Outgoing, Proof};
 use super::{Facts, Picture};

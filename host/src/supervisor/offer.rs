@@ -141,7 +141,7 @@ impl Supervisor {
     /// Tells one cloud what became of its offer.
     pub(super) fn report_applied(&self, session: &str, device: &str, offer: &Offer, result: Result<(), &str>) {
         let Some(entry) = self.devices.get(device) else { return };
-        let outlet = self.specification(device, &entry.config, &entry.statistics).outlet;
+        let outlet = self.specification(device, &entry.config, &entry.statistics).capabilities.outlet;
         outlet.answer(Some(session), &Uplink::Applied { offer, result });
     }
 

@@ -50,7 +50,7 @@ impl Supervisor {
             .collect();
         let channels = own.iter().filter_map(|(id, device)| {
             // While another one is being prepared the old one goes on, with its own address.
-            let running = device.handle.as_ref().and_then(|handle| handle.spec.outlet.channel(session));
+            let running = device.handle.as_ref().and_then(|handle| handle.spec.capabilities.outlet.channel(session));
             let configured = || entry.cloud.device(id, device.config.endpoints.get(session));
             Some((Recipient::Device(id.clone()), running.cloned().or_else(configured)?))
         });

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use serde_json::Value as Json;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::memory::Refused;
 use super::swap::{Asker, SwapOrder};

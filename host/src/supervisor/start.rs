@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use anyhow::{Context, Result};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::Instant;
 
 use super::devices::{DeviceEntry, Kind, Starting, Step, Work};
 use super::memory::child_type;
@@ -306,8 +305,10 @@ impl Supervisor {
             None => Err(CommandError::Failed("the driver of this device is not running".into())),
         };
         if let Err(error) = result {
-            let outlet =
-                self.devices.get(id).map(|entry| self.specification(id, &entry.config, &entry.statistics).outlet);
+            let outlet = self
+                .devices
+                .get(id)
+                .map(|entry| self.specification(id, &entry.config, &entry.statistics).capabilities.outlet);
             let uplink = Uplink::CommandResult { command: &command, result: &Err(error) };
             outlet.into_iter().for_each(|outlet| outlet.answer(session.as_deref(), &uplink));
         }
@@ -320,7 +321,7 @@ impl Supervisor {
             let uplink = Uplink::CommandResult { command, result: &result };
             tracing::warn!(device = device.as_str(), "command {command} was interrupted by a restart of the gateway");
             let outlet = match self.config.devices.get(device.as_str()) {
-                Some(config) => self.specification(device.as_str(), config, &Arc::default()).outlet,
+                Some(config) => self.specification(device.as_str(), config, &Arc::default()).capabilities.outlet,
                 None if device.as_str() == GATEWAY => {
                     let entry = session.as_deref().and_then(|name| Some((name, self.sessions.get(name)?)));
                     let Some((name, entry)) = entry else { continue };

@@ -1,10 +1,9 @@
 //! Attaching endpoints: what is asked for after a connect and when a device
 //! has changed.
 
-use tokio::time::Instant;
-
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
+use tokio::time::Instant;
 
 use super::requests::Request;
 use super::{KaaDialogue, Purpose, pause, resource};

@@ -1,12 +1,11 @@
 //! Delivering what waits in the outbox: several entries as one message, proved
 //! by Kaa's answer and by nothing else; and what becomes of refused ones.
 
+use bytes::Bytes;
+use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::time::Instant;
-
-use bytes::Bytes;
-use serde_json::Value as Json;
 
 use super::commands::Name;
 use super::requests::Request;

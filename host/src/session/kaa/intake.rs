@@ -1,10 +1,9 @@
 //! What Kaa wants of devices: commands, configurations, software. It comes as
 //! an answer and as a push, and the same may come as both.
 
+use serde_json::json;
 use std::sync::Arc;
 use tokio::time::Instant;
-
-use serde_json::json;
 
 use super::{KaaDialogue, extension};
 use crate::cloud::kaa::answer::{self, Offered};
