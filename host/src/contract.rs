@@ -9,4 +9,4 @@ wasmtime::component::bindgen!({
     additional_derives: [PartialEq],
 });
 
-pub use sandgate::driver::types::{Attribute, Rejection, Value};
+pub use self::sandgate::driver::types::{Attribute, Rejection, Value};
