@@ -35,8 +35,6 @@ pub struct Registry {
     files: Mutex<HashMap<PathBuf, (Fingerprint, Digest)>>,
     loading: Mutex<HashMap<Digest, Weak<OnceCell<Arc<Driver>>>>>,
     known: Mutex<HashMap<Digest, Weak<Driver>>>,
-    /// What files declare whose drivers are not loaded yet.
-    declared: Mutex<HashMap<Digest, Arc<OnceCell<Arc<Manifest>>>>>,
 }
 
 /// Where a driver comes from.
@@ -113,7 +111,6 @@ impl Registry {
             files: Mutex::default(),
             loading: Mutex::default(),
             known: Mutex::default(),
-            declared: Mutex::default(),
         }
     }
 
@@ -149,7 +146,6 @@ impl Registry {
         });
         let driver = driver.await?;
         lock(&self.known).insert(digest, Arc::downgrade(driver));
-        lock(&self.declared).remove(&digest);
         Ok(Arc::clone(driver))
     }
 
@@ -158,23 +154,18 @@ impl Registry {
         Ok(self.read(path).await?.digest)
     }
 
-    /// What a file declares, without compiling it.
-    pub async fn manifest(&self, path: &Path) -> Result<Arc<Manifest>> {
-        let file = self.read(path).await?;
-        if let Some(driver) = self.known(&file.digest) {
-            return Ok(Arc::clone(&driver.manifest));
+    /// Which driver a file holds and what it declares, without compiling it.
+    pub async fn manifest(&self, path: &Path) -> Result<(Digest, Arc<Manifest>)> {
+        let File { digest, bytes } = self.read(path).await?;
+        if let Some(driver) = self.known(&digest) {
+            return Ok((digest, Arc::clone(&driver.manifest)));
         }
-        // Ten thousand devices may ask for the same one at once.
-        let cell = Arc::clone(lock(&self.declared).entry(file.digest).or_default());
-        let declared = cell.get_or_try_init(|| async {
-            let bytes = match file.bytes {
-                Some(bytes) => bytes,
-                None => self.read_anew(path).await?,
-            };
-            let look = tokio::task::spawn_blocking(move || inspect(&bytes)?.manifest());
-            Ok::<_, anyhow::Error>(Arc::new(look.await??))
-        });
-        declared.await.cloned()
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => self.read_anew(path).await?,
+        };
+        let look = tokio::task::spawn_blocking(move || inspect(&bytes)?.manifest());
+        Ok((digest, Arc::new(look.await??)))
     }
 
     fn known(&self, digest: &Digest) -> Option<Arc<Driver>> {

@@ -24,8 +24,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
-use tokio::time::{MissedTickBehavior, interval, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use crate::bus::{self, BusLine};
 use crate::cloud::Cloud;
@@ -418,7 +417,6 @@ impl Supervisor {
         for download in std::mem::take(&mut self.postponed) {
             self.downloaded(download);
         }
-        self.judge_trials();
         self.tell_notices();
     }
 

@@ -13,16 +13,16 @@ use std::ptr::{NonNull, null_mut};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use wasmtime::{StackCreator, StackMemory};
 
-/// Below each stack; whoever runs over its end is stopped there.
-const GUARD: usize = 4096;
-
 /// See the module documentation.
 pub(super) struct Stacks;
 
-/// Some bytes of address space that are used by nobody else: the guard, and the stack above it.
+/// Some bytes of address space that are used by nobody else: the guard, at which
+/// whoever runs over the stack's end is stopped, and the stack above it.
 struct Stack {
     base: NonNull<u8>,
     length: usize,
+    /// One page, whatever its size is on this machine.
+    guard: usize,
 }
 
 // SAFETY: The memory belongs to this value alone, and is not tied to a thread.
@@ -33,20 +33,21 @@ unsafe impl Sync for Stack {}
 impl Stack {
     /// Maps a guard and a stack of this many bytes.
     fn map(size: usize) -> std::io::Result<Stack> {
-        let length = size.next_multiple_of(GUARD) + GUARD;
+        let guard = rustix::param::page_size();
+        let length = size.next_multiple_of(guard) + guard;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: An anonymous mapping at an address of the kernel's choice touches nothing that is there.
         let base = unsafe { mmap_anonymous(null_mut(), length, ProtFlags::empty(), flags)? };
         let base = NonNull::new(base.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        let stack = Stack { base, length };
+        let stack = Stack { base, length, guard };
         // SAFETY: The range was mapped just now, and nobody knows of it yet.
-        unsafe { mprotect(stack.lowest().cast(), length - GUARD, MprotectFlags::READ | MprotectFlags::WRITE)? };
+        unsafe { mprotect(stack.lowest().cast(), length - guard, MprotectFlags::READ | MprotectFlags::WRITE)? };
         Ok(stack)
     }
 
     /// The lowest byte of the stack, above the guard.
     fn lowest(&self) -> *mut u8 {
-        self.base.as_ptr().wrapping_add(GUARD)
+        self.base.as_ptr().wrapping_add(self.guard)
     }
 }
 
@@ -90,10 +91,10 @@ mod tests {
     #[test]
     fn a_stack_is_whole_pages_of_zeros_above_a_guard() {
         let stack = Stacks.new_stack(10_000, true).unwrap();
-        let (guard, range) = (stack.guard_range(), stack.range());
+        let (guard, range, page) = (stack.guard_range(), stack.range(), rustix::param::page_size());
         assert_eq!(guard.end as usize, range.start);
         assert_eq!(stack.top() as usize, range.end);
-        assert!(range.len() >= 10_000 && range.start.is_multiple_of(GUARD) && range.end.is_multiple_of(GUARD));
+        assert!(range.len() >= 10_000 && range.start.is_multiple_of(page) && range.end.is_multiple_of(page));
         // SAFETY: These bytes are the test's own.
         let bytes = unsafe { std::slice::from_raw_parts_mut(range.start as *mut u8, range.len()) };
         assert!(bytes.iter().all(|byte| *byte == 0));

@@ -175,10 +175,10 @@ impl Memory {
     }
 
     fn update(&mut self, device: &str, change: impl FnOnce(&mut Entry)) -> bool {
-        let before = self.devices.get(device);
-        let mut entry = before.map(|entry| Entry::clone(entry)).unwrap_or_default();
+        let before = self.devices.get(device).map(|entry| Entry::clone(entry)).unwrap_or_default();
+        let mut entry = before.clone();
         change(&mut entry);
-        if before.is_some_and(|before| **before == entry) {
+        if entry == before {
             return false;
         }
         let device = Arc::from(device);

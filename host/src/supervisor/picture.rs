@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::devices::{DeviceEntry, Kind};

@@ -345,18 +345,21 @@ struct KindOf {
 /// The child types that drivers' files declare; none where a file cannot be
 /// read, or is not the one that will run. Each file is looked at once.
 async fn kinds(registry: &Registry, devices: Vec<KindOf>) -> Vec<(String, Option<String>)> {
-    let mut files: HashMap<PathBuf, (Option<String>, Option<String>)> = HashMap::new();
+    let mut files: HashMap<PathBuf, Option<(String, String)>> = HashMap::new();
     let mut found = Vec::with_capacity(devices.len());
     for device in devices {
         if !files.contains_key(&device.path) {
-            let digest = registry.digest(&device.path).await.ok().map(|digest| digest.to_string());
-            let kind = registry.manifest(&device.path).await.ok().map(|manifest| child_type(&manifest));
-            files.insert(device.path.clone(), (digest, kind));
+            let declared = registry.manifest(&device.path).await.ok();
+            let declared = declared.map(|(digest, manifest)| (digest.to_string(), child_type(&manifest)));
+            files.insert(device.path.clone(), declared);
         }
-        let Some((digest, kind)) = files.get(&device.path) else { continue };
-        let is_chosen = |good: &String| device.configured_before == *digest && Some(good) != digest.as_ref();
-        let kind = if device.last_good.as_ref().is_some_and(is_chosen) { None } else { kind.clone() };
-        found.push((device.id, kind));
+        // Another driver that was chosen beside this very file runs instead of it.
+        let is_chosen = |digest: &String| {
+            device.configured_before.as_ref() == Some(digest)
+                && device.last_good.as_ref().is_some_and(|good| good != digest)
+        };
+        let declared = files.get(&device.path).and_then(Option::as_ref).filter(|(digest, _)| !is_chosen(digest));
+        found.push((device.id, declared.map(|(_, kind)| kind.clone())));
     }
     found
 }
