@@ -159,7 +159,7 @@ impl Logging {
 
 /// The filter that a wish means, and what is wrong with the wish.
 fn filter(wish: &str) -> (EnvFilter, Option<String>) {
-    let of = |level: &str| EnvFilter::new(format!("warn,sandgate={level},rumqttd=off"));
+    let of = |level: &str| EnvFilter::new(format!("warn,sandgate={level}"));
     let wish = wish.trim();
     if wish.is_empty() {
         return (of("info"), None);

@@ -10,7 +10,6 @@ mod compiler;
 pub mod contract;
 mod engine;
 mod http;
-mod inspect;
 mod instance;
 mod limits;
 mod log;
@@ -39,11 +38,11 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre, Linker};
 
 pub use compiler::{Compiler, compile_worker};
-pub use inspect::{Inspection, embed_manifest, inspect};
 pub use instance::{CallError, FirmwareStep, Instance};
 pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
 pub use modbus::BusGrant;
+pub use sandgate_manifest::component::{Inspection, embed_manifest, inspect};
 
 use crate::files;
 use crate::manifest::Manifest;

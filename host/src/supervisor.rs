@@ -6,23 +6,26 @@
 
 mod change;
 mod command;
+mod configurations;
 mod control;
 mod devices;
 mod memory;
 mod notices;
-mod offer;
+mod offers;
+mod pace;
 mod picture;
 mod software;
 mod start;
+mod starts;
 mod swap;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
@@ -54,6 +57,10 @@ pub use control::{Arguments, Control};
 use devices::DeviceEntry;
 use memory::Memory;
 use notices::Notices;
+use offers::Offers;
+use pace::Pace;
+use software::Installations;
+use starts::Starts;
 
 /// How long a stop waits for the drivers.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -61,13 +68,6 @@ const GOODBYE: Duration = Duration::from_secs(10);
 const ORDERS: usize = 4096;
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
-/// How far changes of the picture are apart at least.
-const TOGETHER: Duration = Duration::from_millis(20);
-/// And how many times as long as the last one took: with ten thousand devices a
-/// change costs milliseconds, here and in each session.
-const PICTURE_SHARE: u32 = 20;
-/// Devices that are made ready at a time: each takes a processor and memory.
-const STARTS: usize = 4;
 
 /// What a task of the supervisor's reports back.
 enum Report {
@@ -89,13 +89,13 @@ enum Report {
     /// While it was made ready the device was swapped to another driver.
     Overtaken { device: String, number: u64, held: Vec<Waiting> },
     /// A driver did not take a configuration.
-    Unwanted { device: String, driver: Digest, configuration: String },
+    ConfigurationRefused { device: String, driver: Digest, configuration: String },
     /// The digest of a device's configured file, as it is now.
     ConfiguredDigest { device: String, digest: String },
-    /// What became of something that a cloud offered.
-    Taken(offer::Taken),
-    /// Software that a cloud offered is here.
-    Downloaded(software::Download),
+    /// What became of a configuration that a cloud offered.
+    Configured(configurations::Outcome),
+    /// Software that a cloud offered is here, or was installed.
+    Software(software::Installation),
 }
 
 /// See the module documentation.
@@ -107,18 +107,13 @@ pub struct Supervisor {
     journal: Arc<Journal>,
     receipts: Receipts,
     memory: Memory,
-    /// Devices that wait for their turn to be made ready.
-    waiting_starts: VecDeque<String>,
-    /// Limits how many devices are made ready at a time.
-    starts: Arc<Semaphore>,
+    starts: Starts,
     /// Devices whose child type is to be read from their drivers' files.
     unread_kinds: Vec<String>,
     /// Whether the gateway said last that all is well.
     was_well: bool,
     /// When the sessions are told what has changed.
-    publish_at: Option<Instant>,
-    /// From when they may be told again.
-    publish_not_before: Instant,
+    pace: Pace,
     scribe: Scribe,
     secrets: Secrets,
     sockets: Sockets,
@@ -128,8 +123,8 @@ pub struct Supervisor {
     devices: BTreeMap<String, DeviceEntry>,
     /// Devices whose status has changed.
     news: News,
-    /// Those that were busy with something when it did.
-    unsettled: BTreeSet<DeviceId>,
+    /// Those that were busy with something when it did: they are looked at again.
+    busy: BTreeSet<DeviceId>,
     /// Whether copies of drivers may be no longer needed.
     has_spare_copies: bool,
     watcher: Watcher,
@@ -138,21 +133,11 @@ pub struct Supervisor {
     report: mpsc::Sender<Report>,
     changes: mpsc::Receiver<BTreeSet<PathBuf>>,
     orders: mpsc::Receiver<Order>,
-    /// Offers of clouds that are being taken over.
-    offers: BTreeSet<offer::Pending>,
-    /// Configurations that clouds offer, by device.
-    configurations: BTreeMap<String, offer::Queue>,
-    /// Software that waits until its device has started.
-    postponed: Vec<software::Download>,
-    /// The newest software that each session offers to each device.
-    newest_software: BTreeMap<(String, String), String>,
-    /// Limits how many downloads run at a time.
-    downloads: Arc<Semaphore>,
-    /// New software that may still be rolled back.
-    on_trial: Vec<software::Trial>,
+    /// What clouds offer and is not yet taken or refused.
+    offers: Offers,
+    installations: Installations,
     notices: Notices,
     manifest: crate::manifest::Manifest,
-    last_start: u64,
     started: Instant,
 }
 
@@ -213,17 +198,15 @@ impl Supervisor {
             secrets,
             sockets: Sockets::of_this_process(),
             lookups: Lookups::new(),
-            waiting_starts: VecDeque::new(),
-            starts: Arc::new(Semaphore::new(STARTS)),
+            starts: Starts::new(),
             unread_kinds: Vec::new(),
             was_well: true,
-            publish_at: None,
-            publish_not_before: Instant::now(),
+            pace: Pace::new(Instant::now()),
             buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
             sessions,
             devices: BTreeMap::new(),
             news: News::default(),
-            unsettled: BTreeSet::new(),
+            busy: BTreeSet::new(),
             has_spare_copies: false,
             watcher: Watcher::start(change)?,
             requests,
@@ -231,15 +214,10 @@ impl Supervisor {
             report,
             changes,
             orders,
-            offers: BTreeSet::new(),
-            configurations: BTreeMap::new(),
-            postponed: Vec::new(),
-            newest_software: BTreeMap::new(),
-            downloads: Arc::new(Semaphore::new(software::AT_ONCE)),
-            on_trial: Vec::new(),
+            offers: Offers::default(),
+            installations: Installations::new(),
             notices: Notices::new(),
             manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
-            last_start: 0,
             started: Instant::now(),
             config,
         };
@@ -264,7 +242,7 @@ impl Supervisor {
         let mut look = interval(Duration::from_secs(1));
         let news = self.news.clone();
         loop {
-            if self.publish_at.is_some_and(|time| time <= Instant::now()) {
+            if self.pace.due().is_some_and(|time| time <= Instant::now()) {
                 self.publish();
             }
             if !self.unread_kinds.is_empty() {
@@ -280,17 +258,15 @@ impl Supervisor {
                     }
                     self.answer(request);
                 }
-                Some(report) = self.reports.recv() => self.take(report),
-                devices = news.wait() => self.have_news(devices),
-                Ok(turn) = Arc::clone(&self.starts).acquire_owned(), if !self.waiting_starts.is_empty() => {
-                    self.begin_start(turn);
-                }
+                Some(report) = self.reports.recv() => self.note(report),
+                devices = news.wait() => self.statuses_changed(devices),
+                (device, turn) = self.starts.next() => self.begin_start(&device, turn),
                 Some(changed) = self.changes.recv() => self.files_changed(&changed),
                 Some(order) = self.orders.recv() => self.carry_out(order),
                 _ = telemetry.tick() => self.send_telemetry(),
                 _ = properties.tick() => self.publish_soon(),
-                _ = look.tick() => self.look_after(),
-                () = until(self.publish_at) => {}
+                _ = look.tick() => self.every_second(),
+                () = until(self.pace.due()) => {}
             }
         }
     }
@@ -349,10 +325,9 @@ impl Supervisor {
         Outlet { device: DeviceId::new(GATEWAY), routes: route.into_iter().collect() }
     }
 
-    /// Lets the sessions be told: at once, or what changes soon after another
-    /// change together.
+    /// Lets the sessions be told what has changed.
     fn publish_soon(&mut self) {
-        self.publish_at.get_or_insert(self.publish_not_before);
+        self.pace.ask();
     }
 
     /// Removes copies of drivers that nobody needs any more.
@@ -400,22 +375,22 @@ impl Supervisor {
         }
     }
 
-    /// What is looked after every second.
-    fn look_after(&mut self) {
+    /// Does what was left for later.
+    fn every_second(&mut self) {
         if std::mem::take(&mut self.has_spare_copies) {
             self.prune();
         }
         // What kept them busy may be over.
-        let unsettled = std::mem::take(&mut self.unsettled);
-        self.have_news(unsettled);
+        let busy = std::mem::take(&mut self.busy);
+        self.statuses_changed(busy);
         // What could not be written is tried again.
         self.memory.save();
         self.try_again();
         if self.is_well() != self.was_well {
             self.send_telemetry();
         }
-        for download in std::mem::take(&mut self.postponed) {
-            self.downloaded(download);
+        for installation in self.installations.take_postponed() {
+            self.go_on_installing(installation);
         }
         self.tell_notices();
     }
@@ -423,7 +398,7 @@ impl Supervisor {
     /// Looks at devices whose status has changed: the driver that runs is kept for
     /// the next start, clouds want to know its version, and a configuration may
     /// have come while another driver was being prepared, or watched and rolled back.
-    fn have_news(&mut self, devices: BTreeSet<DeviceId>) {
+    fn statuses_changed(&mut self, devices: BTreeSet<DeviceId>) {
         // Before a cloud hears of the old version, and offers the new one again.
         self.judge_trials();
         for device in devices {
@@ -438,8 +413,8 @@ impl Supervisor {
             }
             let entry = self.devices.get(id);
             let is_starting = entry.is_some_and(|entry| entry.work.is_start());
-            if is_starting || self.configurations.get(id).is_some_and(offer::Queue::is_busy) {
-                self.unsettled.insert(device);
+            if is_starting || self.offers.is_configuring(id) {
+                self.busy.insert(device);
             } else {
                 self.configure_if_changed(id);
             }

@@ -17,6 +17,9 @@ use tokio::time::timeout;
 /// slow at times: compiling a Python driver beside the other tests takes a minute.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What the broker keeps for an observer that falls behind: nothing may be missing.
+const ROOM: usize = 1 << 30;
+
 /// Set in the environment of the run with mosquitto.
 pub const MOSQUITTO: &str = "SANDGATE_TEST_MOSQUITTO";
 
@@ -87,16 +90,33 @@ pub struct Broker {
     pub port: u16,
     process: Option<Child>,
     _folder: Option<tempfile::TempDir>,
+    /// Ends the broker of this process when it is dropped.
+    _end: Option<std::sync::mpsc::Sender<()>>,
 }
 
 impl Broker {
-    /// The broker of this run: the one that comes with the program, or mosquitto.
+    /// The broker of this run: the one of the stand-in, or mosquitto.
     pub fn start() -> Broker {
         if std::env::var_os(MOSQUITTO).is_some() {
             return Broker::mosquitto("allow_anonymous true", &[]);
         }
-        let port = sandgate::demo::broker::start().unwrap();
-        Broker { port, process: None, _folder: None }
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+            tell.send(listener.local_addr().unwrap().port()).unwrap();
+            let broker = sandgate_standin::broker::Broker::with_room(Box::new(|_| {}), ROOM);
+            // The broker runs until its test drops it.
+            let ended = runtime.spawn_blocking(move || ended.recv().is_err());
+            runtime.block_on(async {
+                tokio::select! {
+                    () = broker.run(listener) => {}
+                    _ = ended => {}
+                }
+            });
+        });
+        Broker { port: told.recv().unwrap(), process: None, _folder: None, _end: Some(end) }
     }
 
     /// Debian's mosquitto with further lines in its configuration, in whose
@@ -114,7 +134,7 @@ impl Broker {
         let path = folder.path().join("mosquitto.conf");
         std::fs::write(&path, config).unwrap();
         let process = Command::new("mosquitto").arg("-c").arg(&path).stderr(Stdio::null()).spawn().unwrap();
-        let broker = Broker { port, process: Some(process), _folder: Some(folder) };
+        let broker = Broker { port, process: Some(process), _folder: Some(folder), _end: None };
         until("mosquitto to listen", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         broker
     }

@@ -5,8 +5,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sandgate::standin::enapter::blueprints::{Source, Sources};
-use sandgate::standin::enapter::{self, Running, Settings};
+use sandgate_standin::enapter::blueprints::{Source, Sources};
+use sandgate_standin::enapter::{self, Running, Settings};
 use serde_json::{Value as Json, json};
 
 use crate::harness::{Gateway, PATIENCE, SANDGATE, fixture, fixture_with, until};

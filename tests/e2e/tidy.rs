@@ -18,7 +18,7 @@ fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
 #[test]
 fn every_source_file_says_first_what_it_is() {
     let mut sources = Vec::new();
-    for folder in ["host/src", "sdk/rust/src", "plugins", "tests"] {
+    for folder in ["host", "sdk/rust/src", "plugins", "tests"] {
         files(&root().join(folder), ".rs", &mut sources);
     }
     assert!(sources.len() > 50);

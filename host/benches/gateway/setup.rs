@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sandgate::cloud::Cloud;
 use sandgate::cloud::enapter::Enapter;
-use sandgate::config::{Limits, LogLevel, PropertiesTopic, Rate, Span};
+use sandgate::config::{Broker, Credentials, Limits, LogLevel, PropertiesTopic, Rate, Span};
 use sandgate::device::{Configuration, DeviceHandle, News, Specification, prepare};
 use sandgate::journal::Journal;
 use sandgate::message::DeviceId;
@@ -16,6 +16,7 @@ use sandgate::outbox::{Bounds, Outbox};
 use sandgate::receipt::Receipts;
 use sandgate::router::{Outlet, Route};
 use sandgate::sandbox::{Capabilities, Compiler, Driver, Sandbox, embed_manifest};
+use sandgate::session::{Dialogue, Parts};
 use serde_json::json;
 
 pub fn root() -> PathBuf {
@@ -60,6 +61,22 @@ pub fn cloud() -> Enapter {
         channel_id: "s".into(),
         properties_topic: PropertiesTopic::Properties,
         needs_ucm: false,
+    }
+}
+
+/// A session's parts, to a broker of this machine.
+pub fn parts(port: u16, outbox: &Arc<Outbox>, cloud: Arc<dyn Cloud>, dialogue: Box<dyn Dialogue>) -> Parts {
+    Parts {
+        cloud,
+        dialogue,
+        broker: Broker { host: "127.0.0.1".into(), port, credentials: Credentials::None, tls: None },
+        outbox: Arc::clone(outbox),
+        client_id: "bench".into(),
+        qos: 1,
+        keep_alive: Duration::from_secs(60),
+        answers: false,
+        binary_data: None,
+        max_software: 0,
     }
 }
 

@@ -9,19 +9,18 @@ use std::time::{Duration, Instant};
 
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use sandgate::cloud::{Cloud, Greeting};
-use sandgate::config::{Broker, Credentials};
 use sandgate::device::{DeviceHandle, Input};
 use sandgate::message::now;
 use sandgate::outbox::Outbox;
 use sandgate::router::{Recipient, Table};
 use sandgate::sandbox::Driver;
 use sandgate::session::enapter::EnapterDialogue;
-use sandgate::session::{Complaints, Picture, Session, SessionStatus, Suspects};
+use sandgate::session::{Links, Picture, Session, SessionStatus};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::print;
-use crate::setup::{cloud, driver, median, micros, outbox, sandbox, specification, start};
+use crate::setup::{cloud, driver, median, micros, outbox, parts, sandbox, specification, start};
 
 pub struct Mosquitto(Child, pub u16);
 
@@ -71,27 +70,11 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
     let (sender, pictures) = watch::channel(Arc::new(picture));
     let (status, mut states) = watch::channel(SessionStatus::default());
     let (gateway, _) = mpsc::channel(1);
-    let broker = Broker { host: "127.0.0.1".into(), port, credentials: Credentials::None, tls: None };
     let (_, questions) = mpsc::channel(1);
-    let session = Session {
-        name: "bench".into(),
-        dialogue: Box::new(EnapterDialogue::new("bench", cloud.clone(), Arc::clone(outbox))),
-        cloud: Arc::new(cloud),
-        broker,
-        client_id: "bench".into(),
-        qos: 1,
-        keep_alive: Duration::from_secs(60),
-        outbox: Arc::clone(outbox),
-        picture: pictures,
-        gateway,
-        questions,
-        status,
-        complaints: Complaints::new("bench", Arc::default()),
-        suspects: Suspects::default(),
-        has_blamed: false,
-        trial: None,
-    };
-    tokio::spawn(session.run());
+    let dialogue = Box::new(EnapterDialogue::new("bench", cloud.clone(), Arc::clone(outbox)));
+    let parts = parts(port, outbox, Arc::new(cloud), dialogue);
+    let links = Links { picture: pictures, gateway, questions, status, refused: Arc::default() };
+    Session::new("bench", parts, links).start();
     states.wait_for(|status| status.connected).await.unwrap();
     sender
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sandgate::clock::TimeFormat;
 use sandgate::cloud::Cloud;
 use sandgate::cloud::kaa::Kaa;
-use sandgate::config::{Broker, Config, Credentials, Endpoint, Secret, Source};
+use sandgate::config::{Config, Endpoint, Secret, Source};
 use sandgate::device::Input;
 use sandgate::message::DeviceId;
 use sandgate::outbox::{Batching, Bounds, Outbox};
@@ -17,7 +17,7 @@ use sandgate::router::{Outlet, Recipient, Route, Table};
 use sandgate::sandbox::{Compiler, Driver};
 use sandgate::secrets::Secrets;
 use sandgate::session::kaa::{KaaDialogue, Manner};
-use sandgate::session::{Complaints, Facts, Picture, Session, SessionStatus, Suspects};
+use sandgate::session::{Facts, Links, Picture, Session, SessionStatus};
 use sandgate::state::StateFolder;
 use sandgate::status::resident_memory;
 use sandgate::supervisor::Supervisor;
@@ -25,7 +25,7 @@ use serde_json::{Value as Json, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::print;
-use crate::setup::{driver, guest, sandbox, specification_with, start};
+use crate::setup::{driver, guest, parts, sandbox, specification_with, start};
 
 /// A running stand-in.
 struct StandIn {
@@ -107,25 +107,10 @@ fn session(
         check_time: false,
         poll_every: Duration::from_secs(600),
     };
-    let session = Session {
-        name: "kaa".into(),
-        cloud: Arc::new(cloud()),
-        dialogue: Box::new(KaaDialogue::new("kaa", manner, Arc::clone(outbox))),
-        broker: Broker { host: "127.0.0.1".into(), port, credentials: Credentials::None, tls: None },
-        client_id: "bench".into(),
-        qos: 1,
-        keep_alive: Duration::from_secs(60),
-        outbox: Arc::clone(outbox),
-        picture: pictures,
-        gateway,
-        questions,
-        status,
-        complaints: Complaints::new("kaa", Arc::default()),
-        suspects: Suspects::default(),
-        has_blamed: false,
-        trial: None,
-    };
-    tokio::spawn(session.run());
+    let dialogue = Box::new(KaaDialogue::new("kaa", manner, Arc::clone(outbox)));
+    let parts = parts(port, outbox, Arc::new(cloud()), dialogue);
+    let links = Links { picture: pictures, gateway, questions, status, refused: Arc::default() };
+    Session::new("kaa", parts, links).start();
     (sender, states)
 }
 

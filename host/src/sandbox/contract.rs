@@ -18,7 +18,7 @@ wasmtime::component::bindgen!({
     },
     exports: { default: async },
     with: {
-        "sandgate:driver/types": crate::contract::sandgate::driver::types,
+        "sandgate:driver/types": sandgate_manifest::contract::sandgate::driver::types,
         "sandgate:driver/net.tcp-connection": crate::sandbox::net::Connection,
         "sandgate:driver/modbus.unit": crate::sandbox::modbus::Unit,
     },

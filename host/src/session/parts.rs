@@ -42,6 +42,11 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// Where the broker is.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.broker.host, self.broker.port)
+    }
+
     /// Those of a session; paths in it start at the configuration's folder.
     pub fn new(name: &str, session: &config::Session, folder: &Path) -> Result<Parts> {
         match session {

@@ -116,14 +116,14 @@ impl Supervisor {
                 }
             }
             Change::SwapDriver(id) => {
-                self.adopt(&id);
+                self.take_over_settings(&id);
                 if let Some(device) = self.config.devices.get(&id) {
                     let path = self.config.driver_path(device);
                     self.driver_file_changed(&id, &path);
                 }
             }
             Change::ConfigureDevice(id) => {
-                self.adopt(&id);
+                self.take_over_settings(&id);
                 self.configure(&id);
             }
             Change::NeedsRestart(part) => {
@@ -133,7 +133,7 @@ impl Supervisor {
     }
 
     /// Takes over a device's new settings.
-    fn adopt(&mut self, id: &str) {
+    fn take_over_settings(&mut self, id: &str) {
         if let (Some(entry), Some(device)) = (self.devices.get_mut(id), self.config.devices.get(id)) {
             entry.config = device.clone();
         }
@@ -146,14 +146,14 @@ impl Supervisor {
             let config = entry.config.clone();
             return self.start_device(id, &config);
         };
-        let Some(text) = self.wanted(id) else { return };
+        let Some(text) = self.configuration_now(id) else { return };
         let (device, report, driver) = (id.to_owned(), self.report.clone(), handle.digest());
         tokio::spawn(async move {
             let configuration = text.clone();
             if let Some(Err(reason)) = handle.ask(|reply| Input::Configure(text, reply)).await {
                 tracing::error!(device, "configuration: {reason}; the old one stays");
                 // The supervisor may be gone at the end of the program.
-                let _ = report.send(Report::Unwanted { device, driver, configuration }).await;
+                let _ = report.send(Report::ConfigurationRefused { device, driver, configuration }).await;
             }
         });
     }
@@ -168,20 +168,20 @@ impl Supervisor {
             return;
         }
         let refused = entry.refused.clone();
-        let is_news = |wanted: &String| {
-            **wanted != *status.configuration
-                && refused.as_ref().is_none_or(|(by, refused)| *by != driver || refused != wanted)
+        let is_news = |text: &String| {
+            **text != *status.configuration
+                && refused.as_ref().is_none_or(|(by, refused)| *by != driver || refused != text)
         };
-        if self.wanted(id).as_ref().is_some_and(is_news) {
+        if self.configuration_now(id).as_ref().is_some_and(is_news) {
             self.configure(id);
         }
     }
 
     /// The configuration that a running device should have, as its driver gets it.
-    pub(super) fn wanted(&mut self, id: &str) -> Option<String> {
+    pub(super) fn configuration_now(&mut self, id: &str) -> Option<String> {
         let entry = self.devices.get(id)?;
         let status = entry.handle.as_ref()?.status.borrow().clone();
-        let (wanted, left_out) = self.configuration(id, &entry.config).check(&status.driver.manifest).ok()?;
+        let (text, left_out) = self.configuration(id, &entry.config).check(&status.driver.manifest).ok()?;
         // A driver that is rolled back wants it again.
         if let Some(problem) = left_out.filter(|_| !status.watching) {
             let driver = status.driver.manifest.label();
@@ -194,6 +194,6 @@ impl Supervisor {
             // The cloud offers it again, and is told why it is refused.
             self.publish_soon();
         }
-        Some(wanted)
+        Some(text)
     }
 }

@@ -56,9 +56,9 @@ impl Supervisor {
                 Some(entry) => match entry.handle.clone() {
                     Some(handle) => {
                         // What is configured now, also if the driver refused to take it while it ran.
-                        let wanted = self.wanted(&device);
+                        let configuration = self.configuration_now(&device);
                         tokio::spawn(async move {
-                            let done = handle.ask(|reply| Input::Restart(wanted, reply)).await;
+                            let done = handle.ask(|reply| Input::Restart(configuration, reply)).await;
                             let _ = reply.send(done.ok_or("the device was stopped".to_owned()));
                         });
                     }

@@ -14,7 +14,6 @@ use serde_json::Value as Json;
 
 use crate::files;
 use crate::ledger::{Ledger, Safety};
-use crate::manifest::Manifest;
 use crate::message::{Offer, OfferKind};
 use crate::sandbox::Driver;
 use crate::scribe::Scribe;
@@ -129,7 +128,7 @@ impl Memory {
     pub(super) fn running(&mut self, device: &str, driver: &Driver) -> bool {
         self.update(device, |entry| {
             entry.running = Some(driver.digest.to_string());
-            entry.kind = Some(child_type(&driver.manifest));
+            entry.kind = Some(driver.manifest.child_type());
         })
     }
 
@@ -227,11 +226,6 @@ impl Written {
         }
         Ok(())
     }
-}
-
-/// The type of the child that a driver makes of its device.
-pub(super) fn child_type(manifest: &Manifest) -> String {
-    manifest.driver.name.replace('-', "_")
 }
 
 /// What an older version has written, as one document.

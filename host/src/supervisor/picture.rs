@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::Supervisor;
 use super::devices::{DeviceEntry, Kind};
-use super::{PICTURE_SHARE, Supervisor, TOGETHER};
 use crate::cloud::Greeting;
 use crate::device::Firmware;
 use crate::gateway;
 use crate::manifest::Manifest;
 use crate::message::DeviceId;
 use crate::router::{Recipient, Table};
-use crate::session::{Facts, Picture, Session};
+use crate::session::{Facts, Picture};
 
 impl Supervisor {
     /// Gives each session the present picture. Until the type of every child
@@ -22,7 +22,6 @@ impl Supervisor {
     /// that they are compiled.
     pub(super) fn publish(&mut self) {
         let begin = Instant::now();
-        self.publish_at = None;
         // What has changed is kept over a restart as well.
         self.memory.save();
         let is_partial = self.devices.values().any(|entry| entry.kind == Kind::Unread);
@@ -35,10 +34,10 @@ impl Supervisor {
             }
             session.picture.send_replace(Arc::new(picture));
             if let Some(waiting) = session.waiting.take() {
-                session.running = Some(tokio::spawn(watched(waiting)));
+                session.running = Some(waiting.start());
             }
         }
-        self.publish_not_before = Instant::now() + (begin.elapsed() * PICTURE_SHARE).max(TOGETHER);
+        self.pace.told(begin, Instant::now());
     }
 
     fn picture(&self, session: &str) -> Picture {
@@ -97,17 +96,5 @@ impl Supervisor {
         });
         let gateway = Facts { commands: commands(&self.manifest), ..Facts::default() };
         devices.chain([(Recipient::Gateway, gateway)]).collect()
-    }
-}
-
-/// Runs a session. A bug in this program must not end one in silence.
-async fn watched(session: Session) {
-    let (name, status) = (session.name.clone(), session.status.clone());
-    if let Err(error) = tokio::spawn(session.run()).await {
-        tracing::error!(session = name, "the session ended: {error}");
-        status.send_modify(|status| {
-            status.connected = false;
-            status.problem = Some("a bug in the gateway ended it; restart the gateway".into());
-        });
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 use tokio::io::AsyncReadExt;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::memory::Refused;
@@ -24,7 +24,7 @@ use crate::registry::Origin;
 use crate::sandbox::FirmwareStep;
 
 /// Downloads that run at a time.
-pub(super) const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 4;
 /// Bytes that a driver gets at a time.
 const PART: usize = 16 << 10;
 /// How long a device may take to switch to its new software, and how often it is asked.
@@ -33,8 +33,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Offered software, downloaded or not to be had.
-pub(super) struct Download {
+/// Offered software on its way into a device.
+pub(super) struct Installation {
     session: String,
     device: String,
     offer: Offer,
@@ -55,7 +55,7 @@ enum Step {
 }
 
 /// Software that runs and may still be rolled back.
-pub(super) struct Trial {
+struct Trial {
     session: String,
     device: String,
     offer: Offer,
@@ -64,11 +64,33 @@ pub(super) struct Trial {
     since: crate::message::Time,
 }
 
+/// All software on its way into devices.
+pub(super) struct Installations {
+    /// What waits until its device has started.
+    postponed: Vec<Installation>,
+    /// Limits how many downloads run at a time.
+    downloads: Arc<Semaphore>,
+    /// New software that may still be rolled back.
+    on_trial: Vec<Trial>,
+}
+
+impl Installations {
+    pub(super) fn new() -> Installations {
+        Installations { postponed: Vec::new(), downloads: Arc::new(Semaphore::new(AT_ONCE)), on_trial: Vec::new() }
+    }
+
+    /// What waits until its device has started; it may have.
+    pub(super) fn take_postponed(&mut self) -> Vec<Installation> {
+        std::mem::take(&mut self.postponed)
+    }
+}
+
 impl Supervisor {
-    pub(super) fn take_software(&mut self, session: &str, device: &DeviceId, offer: Offer, specification: Json) {
+    /// Takes offered software, or says why not.
+    pub(super) fn install_offered(&mut self, session: &str, device: &DeviceId, offer: Offer, specification: Json) {
         let id = device.as_str();
         // Also when it runs already: an earlier offer that is on its way is withdrawn.
-        self.newest_software.insert((session.to_owned(), id.to_owned()), offer.id.clone());
+        self.offers.set_newest_software(session, id, &offer.id);
         let running = self.devices.get(id).and_then(|entry| entry.handle.as_ref());
         let running = running.map(|handle| {
             let status = handle.status.borrow();
@@ -86,7 +108,7 @@ impl Supervisor {
                 "version {} is offered and left for later: what the device runs is not known now",
                 offer.id
             );
-            return self.forget_offer(session, id, &offer);
+            return self.offers.end(session, id, &offer);
         }
         let running = running.flatten();
         let refused = self
@@ -100,13 +122,14 @@ impl Supervisor {
             _ => None,
         };
         if let Some(result) = known {
-            self.forget_offer(session, id, &offer);
+            self.offers.end(session, id, &offer);
             return self.report_applied(session, id, &offer, result.as_ref().map(|&()| ()).map_err(String::as_str));
         }
         let Some(entry) = self.sessions.get(session) else { return };
         tracing::info!(device = id, session, "the cloud offers version {}", offer.id);
         let (folder, limit, report) = (folder(&self.config.state), entry.max_software, self.report.clone());
-        let (session, device, downloads) = (session.to_owned(), id.to_owned(), Arc::clone(&self.downloads));
+        let (session, device, downloads) =
+            (session.to_owned(), id.to_owned(), Arc::clone(&self.installations.downloads));
         tokio::spawn(async move {
             let _turn = downloads.acquire().await;
             let fetched = tokio::time::timeout(PATIENCE, fetch(&device, &specification, limit, folder)).await;
@@ -114,47 +137,47 @@ impl Supervisor {
                 Ok(file) => Step::Here(file),
                 Err(problem) => Step::Failed(problem),
             };
-            let download = Download { session, device, offer, specification, step };
+            let installation = Installation { session, device, offer, specification, step };
             // The supervisor may be gone at the end of the program.
-            let _ = report.send(Report::Downloaded(download)).await;
+            let _ = report.send(Report::Software(installation)).await;
         });
     }
 
     /// Goes on with offered software.
-    pub(super) fn downloaded(&mut self, download: Download) {
-        let Download { session, device, offer, specification, step } = download;
+    pub(super) fn go_on_installing(&mut self, installation: Installation) {
+        let Installation { session, device, offer, specification, step } = installation;
         match step {
-            Step::Here(_) if self.newest_software.get(&(session.clone(), device.clone())) != Some(&offer.id) => {
+            Step::Here(_) if !self.offers.is_newest_software(&session, &device, &offer.id) => {
                 tracing::info!(device, session, "version {} is left out: a newer one is offered", offer.id);
-                self.forget_offer(&session, &device, &offer);
+                self.offers.end(&session, &device, &offer);
             }
             Step::Here(file) => self.install(session, device, offer, specification, file),
             Step::Updated(Ok(())) => {
                 tracing::info!(device, session, "the device runs version {} of the cloud", offer.id);
-                self.forget_offer(&session, &device, &offer);
+                self.offers.end(&session, &device, &offer);
                 self.report_applied(&session, &device, &offer, Ok(()));
                 self.publish_soon();
             }
             Step::Updated(Err(reason)) => self.refuse_software(&session, &device, offer, specification, &reason),
             Step::Swapped(result) => match *result {
                 Ok(Receipt { outcome: Outcome::Accepted, new: Some(new), .. }) => {
-                    self.forget_offer(&session, &device, &offer);
+                    self.offers.end(&session, &device, &offer);
                     self.report_applied(&session, &device, &offer, Ok(()));
                     let (digest, since) = (new.digest, now());
-                    self.on_trial.push(Trial { session, device, offer, specification, digest, since });
-                    self.look_after();
+                    self.installations.on_trial.push(Trial { session, device, offer, specification, digest, since });
+                    self.every_second();
                 }
                 Ok(Receipt { outcome: Outcome::Rejected(reason) | Outcome::RolledBack(reason), .. }) | Err(reason) => {
                     self.refuse_software(&session, &device, offer, specification, &reason);
                 }
                 Ok(Receipt { outcome: Outcome::Accepted, new: None, .. }) => {
-                    self.forget_offer(&session, &device, &offer);
+                    self.offers.end(&session, &device, &offer);
                 }
             },
             Step::Failed(problem) => {
                 // The link may work the next time, so nothing is remembered.
                 tracing::warn!(device, session, "version {} of the cloud is not taken: {problem}", offer.id);
-                self.forget_offer(&session, &device, &offer);
+                self.offers.end(&session, &device, &offer);
                 self.report_applied(&session, &device, &offer, Err(&problem));
             }
         }
@@ -173,11 +196,11 @@ impl Supervisor {
         let entry = self.devices.get(&device);
         if entry.is_some_and(|entry| entry.work.is_start()) {
             let step = Step::Here(file);
-            return self.postponed.push(Download { session, device, offer, specification, step });
+            return self.installations.postponed.push(Installation { session, device, offer, specification, step });
         }
         let Some(handle) = entry.and_then(|entry| entry.handle.clone()).filter(DeviceHandle::is_alive) else {
             let step = Step::Failed("the driver of this device is not running".into());
-            return self.downloaded(Download { session, device, offer, specification, step });
+            return self.go_on_installing(Installation { session, device, offer, specification, step });
         };
         let is_driver = handle.status.borrow().firmware == Firmware::Driver;
         let swap = is_driver.then(|| {
@@ -204,13 +227,13 @@ impl Supervisor {
             // Who was stopped meanwhile has refused nothing.
             let step = if is_done || handle.is_alive() { step } else { Step::Here(file) };
             // The supervisor may be gone at the end of the program.
-            let _ = report.send(Report::Downloaded(Download { session, device, offer, specification, step })).await;
+            let _ = report.send(Report::Software(Installation { session, device, offer, specification, step })).await;
         });
     }
 
     fn refuse_software(&mut self, session: &str, device: &str, offer: Offer, specification: Json, reason: &str) {
         tracing::warn!(device, session, "version {} of the cloud is not taken: {reason}", offer.id);
-        self.forget_offer(session, device, &offer);
+        self.offers.end(session, device, &offer);
         let refused = Refused { version: offer.id.clone(), specification, reason: reason.to_owned() };
         self.memory.refuse(device, session, refused);
         self.memory.save();
@@ -220,12 +243,12 @@ impl Supervisor {
     /// Tells the cloud when new software was rolled back.
     pub(super) fn judge_trials(&mut self) {
         let mut rolled_back = Vec::new();
-        for trial in std::mem::take(&mut self.on_trial) {
+        for trial in std::mem::take(&mut self.installations.on_trial) {
             let handle = self.devices.get(&trial.device).and_then(|entry| entry.handle.clone());
             let Some(handle) = handle else { continue };
             let status = handle.status.borrow().clone();
             match status.driver.digest.to_string() == trial.digest {
-                true if status.watching => self.on_trial.push(trial),
+                true if status.watching => self.installations.on_trial.push(trial),
                 true => {}
                 false => rolled_back.push(trial),
             }

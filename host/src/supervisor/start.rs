@@ -11,7 +11,6 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 use super::devices::{DeviceEntry, Kind, Starting, Step, Work};
-use super::memory::child_type;
 use super::{Report, SessionEntry, Supervisor};
 use crate::config::{self, Config};
 use crate::device::{self, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
@@ -19,7 +18,7 @@ use crate::journal::{self, Interrupted};
 use crate::message::{CommandError, DeviceId, Uplink, size_of_request};
 use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
-use crate::session::{Complaints, Order, Parts, Picture, Session, SessionStatus, Suspects};
+use crate::session::{Links, Order, Parts, Picture, Session, SessionStatus};
 use crate::statistics::Counter;
 
 /// Questions of drivers to a cloud that may wait.
@@ -44,36 +43,24 @@ pub(super) fn session(
     let (publisher, status) = watch::channel(SessionStatus::default());
     let (question, questions) = mpsc::channel(QUESTIONS);
     let refused = Arc::new(Counter::default());
-    let address = format!("{}:{}", parts.broker.host, parts.broker.port);
-    let waiting = Session {
-        name: name.to_owned(),
-        cloud: Arc::clone(&parts.cloud),
-        dialogue: parts.dialogue,
-        broker: parts.broker,
-        client_id: parts.client_id,
-        qos: parts.qos,
-        keep_alive: parts.keep_alive,
-        outbox: Arc::clone(&parts.outbox),
+    let links = Links {
         picture: pictures,
         gateway: gateway.clone(),
         questions,
         status: publisher,
-        complaints: Complaints::new(name, Arc::clone(&refused)),
-        suspects: Suspects::default(),
-        has_blamed: false,
-        trial: None,
+        refused: Arc::clone(&refused),
     };
     Ok(SessionEntry {
-        cloud: parts.cloud,
-        outbox: parts.outbox,
-        address,
+        cloud: Arc::clone(&parts.cloud),
+        outbox: Arc::clone(&parts.outbox),
+        address: parts.address(),
         picture,
         status,
         refused,
         questions: parts.answers.then_some(question),
-        binary_data: parts.binary_data,
+        binary_data: parts.binary_data.clone(),
         max_software: parts.max_software,
-        waiting: Some(waiting),
+        waiting: Some(Session::new(name, parts, links)),
         running: None,
     })
 }
@@ -82,7 +69,7 @@ impl Supervisor {
     /// Starts a device, or starts it afresh with a changed configuration, when it
     /// is its turn. The running one, if any, is stopped when the new one is ready.
     pub(super) fn start_device(&mut self, id: &str, device: &Arc<config::Device>) {
-        let number = self.next_start();
+        let number = self.starts.next_number();
         let mut entry = self.devices.remove(id).unwrap_or_else(|| DeviceEntry::new(device));
         let is_revoked = match &entry.work {
             // Also by a start that is under way and has no effect yet.
@@ -98,31 +85,30 @@ impl Supervisor {
             self.unread_kinds.push(id.to_owned());
         }
         self.devices.insert(id.to_owned(), entry);
-        self.waiting_starts.push_back(id.to_owned());
+        self.starts.queue(id);
     }
 
-    /// Begins the start that has waited longest, in a task of its own.
-    pub(super) fn begin_start(&mut self, turn: OwnedSemaphorePermit) {
-        let Some(id) = self.waiting_starts.pop_front() else { return };
-        let Some(entry) = self.devices.get(&id) else { return };
+    /// Begins a start whose turn it is, in a task of its own.
+    pub(super) fn begin_start(&mut self, id: &str, turn: OwnedSemaphorePermit) {
+        let Some(entry) = self.devices.get(id) else { return };
         // One that was asked for twice in a row is begun once.
         let Work::Starting(starting @ Starting { step: Step::Queued, .. }) = &entry.work else { return };
         let (number, is_revoked, progress) = (starting.number, starting.is_revoked, Arc::<Progress>::default());
         let start = Start {
             number,
             latest: Arc::clone(&entry.latest),
-            spec: self.specification(&id, &entry.config, &entry.statistics),
+            spec: self.specification(id, &entry.config, &entry.statistics),
             settings: Arc::clone(&entry.config),
-            given: self.configuration(&id, &entry.config),
+            given: self.configuration(id, &entry.config),
             path: self.config.driver_path(&entry.config),
-            configured_before: self.memory.configured_digest(&id),
-            last_good: self.memory.last_good(&id),
+            configured_before: self.memory.configured_digest(id),
+            last_good: self.memory.last_good(id),
             progress: Arc::clone(&progress),
             registry: Arc::clone(&self.registry),
-            id: id.clone(),
+            id: id.to_owned(),
         };
         let (old, report) = (entry.handle.clone(), self.report.clone());
-        if let Some(Work::Starting(starting)) = self.devices.get_mut(&id).map(|entry| &mut entry.work) {
+        if let Some(Work::Starting(starting)) = self.devices.get_mut(id).map(|entry| &mut entry.work) {
             starting.step = Step::UnderWay(progress);
         }
         tokio::spawn(async move {
@@ -158,7 +144,7 @@ impl Supervisor {
                 && matches!(starting.step, Step::Short { again_at } if again_at <= now)
             {
                 starting.step = Step::Queued;
-                self.waiting_starts.push_back(id.clone());
+                self.starts.queue(id);
             }
         }
     }
@@ -166,7 +152,7 @@ impl Supervisor {
     /// Ends a device that is no longer configured. It counts as a child until
     /// its last words are said.
     pub(super) fn end_device(&mut self, id: &str) {
-        let number = self.next_start();
+        let number = self.starts.next_number();
         let Some(entry) = self.devices.get_mut(id) else { return };
         entry.latest.store(number, Ordering::Relaxed);
         entry.work = Work::Ending(number);
@@ -179,16 +165,11 @@ impl Supervisor {
         });
     }
 
-    fn next_start(&mut self) -> u64 {
-        self.last_start += 1;
-        self.last_start
-    }
-
-    /// Takes what a task has to report.
-    pub(super) fn take(&mut self, report: Report) {
+    /// Goes on with what a task has to report.
+    pub(super) fn note(&mut self, report: Report) {
         match report {
             Report::Prepared { device, number, configured, result, held } => {
-                self.hold(&device, held);
+                self.keep_commands(&device, held);
                 if let Some(configured) = configured {
                     self.memory.set_configured_digest(&device, &configured);
                 }
@@ -210,21 +191,21 @@ impl Supervisor {
                 }
             }
             Report::Overtaken { device, number, held } => {
-                self.hold(&device, held);
-                self.have_news([DeviceId::new(&device)].into());
+                self.keep_commands(&device, held);
+                self.statuses_changed([DeviceId::new(&device)].into());
                 let entry = self.devices.get(&device).filter(|entry| entry.work.is(number));
                 if let Some(config) = entry.map(|entry| Arc::clone(&entry.config)) {
                     self.start_device(&device, &config);
                 }
             }
-            Report::Unwanted { device, driver, configuration } => {
+            Report::ConfigurationRefused { device, driver, configuration } => {
                 if let Some(entry) = self.devices.get_mut(&device) {
                     entry.refused = Some((driver, configuration));
                 }
             }
             Report::ConfiguredDigest { device, digest } => self.memory.set_configured_digest(&device, &digest),
-            Report::Taken(taken) => self.taken(taken),
-            Report::Downloaded(download) => self.downloaded(download),
+            Report::Configured(outcome) => self.configured(outcome),
+            Report::Software(installation) => self.go_on_installing(installation),
         }
     }
 
@@ -285,7 +266,7 @@ impl Supervisor {
     }
 
     /// Keeps commands that the life before had not begun, ahead of later ones.
-    fn hold(&mut self, device: &str, waiting: Vec<Waiting>) {
+    fn keep_commands(&mut self, device: &str, waiting: Vec<Waiting>) {
         if let Some(entry) = self.devices.get_mut(device) {
             entry.held.splice(0..0, waiting);
         }
@@ -350,7 +331,7 @@ async fn kinds(registry: &Registry, devices: Vec<KindOf>) -> Vec<(String, Option
     for device in devices {
         if !files.contains_key(&device.path) {
             let declared = registry.manifest(&device.path).await.ok();
-            let declared = declared.map(|(digest, manifest)| (digest.to_string(), child_type(&manifest)));
+            let declared = declared.map(|(digest, manifest)| (digest.to_string(), manifest.child_type()));
             files.insert(device.path.clone(), declared);
         }
         // Another driver that was chosen beside this very file runs instead of it.

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use sandgate_driver::modbus::{ModbusError, Unit};
 use sandgate_driver::{
-    Attribute, Command, CommandError, Configuration, Context, Describe, Driver, Error, Registers, Sample, TimerId,
-    alerts, attribute, debug, export, info, publish_properties, timers, warning,
+    Attribute, Command, CommandError, Configuration, Context, Describe, Driver, Error, Found, Poller, Registers,
+    Sample, TimerId, Turn, alerts, attribute, debug, export, publish_properties, warning,
 };
 
 use config::Config;
@@ -31,38 +31,31 @@ const LINE: &str = "line";
 const PROPERTIES_EVERY: Duration = Duration::from_secs(300);
 /// How soon they are tried again when they could not be read.
 const PROPERTIES_AGAIN: Duration = Duration::from_secs(30);
-/// The host calls for it once the present call is over: `start` stays free of
-/// waiting, so that a swap takes no longer than the switch itself.
-const AT_ONCE: Duration = Duration::from_millis(1);
+/// The alert of an inverter that does not answer.
+const LOST: &str = "communication_failed";
 
 /// One inverter.
 struct Inverter {
     config: Config,
     unit: Unit,
-    poll: TimerId,
-    properties: TimerId,
-    /// A single call for the properties, before their turn.
-    properties_soon: Option<TimerId>,
+    poller: Poller,
     nameplate: Option<Nameplate>,
-    /// How the last poll ended; none before the first.
-    answers: Option<bool>,
 }
 
 impl Driver for Inverter {
     fn start(context: Context) -> Result<Self, Error> {
         let config: Config = context.configuration.read()?;
         let unit = open(&config)?;
-        let poll = begin_polling(&config)?;
-        let properties = timers::every(PROPERTIES_EVERY)?;
+        let poller = Poller::start("the inverter", config.connection.poll(), PROPERTIES_EVERY)?;
         let nameplate = context.restored.and_then(|state| Memory::unpack(&state, config.connection.unit));
-        Ok(Inverter { config, unit, poll, properties, properties_soon: None, nameplate, answers: None })
+        Ok(Inverter { config, unit, poller, nameplate })
     }
 
     fn on_timer(&mut self, timer: TimerId) -> Result<(), Error> {
-        if timer == self.properties || self.properties_soon.take_if(|soon| *soon == timer).is_some() {
-            return self.publish();
+        match self.poller.turn(timer) {
+            Turn::Poll => self.poll(),
+            Turn::Properties => self.publish(),
         }
-        self.poll()
     }
 
     fn handle_command(&mut self, command: Command) -> Result<Vec<Attribute>, CommandError> {
@@ -73,12 +66,11 @@ impl Driver for Inverter {
         // All that can fail comes first: after an error the old configuration goes on.
         let config: Config = configuration.read()?;
         let unit = open(&config)?;
-        let poll = begin_polling(&config)?;
-        timers::cancel(self.poll);
+        self.poller.restart(config.connection.poll())?;
         if config.connection.unit != self.config.connection.unit {
             self.nameplate = None;
         }
-        (self.config, self.unit, self.poll, self.answers) = (config, unit, poll, None);
+        (self.config, self.unit) = (config, unit);
         Ok(())
     }
 
@@ -125,13 +117,9 @@ impl Inverter {
     }
 
     fn found(&mut self, first: &Registers, second: &Registers, family: Family) -> Result<(), Error> {
-        let before = self.answers.replace(true);
-        if before == Some(false) {
-            info!("the inverter answers again");
-        }
-        if before != Some(true) {
+        if self.poller.found() != Found::Still {
             // After an outage it may be another inverter, or have other firmware.
-            self.properties_soon = Some(timers::after(AT_ONCE)?);
+            self.poller.properties_soon()?;
         }
         let scales = Scales { family, pv_string_voltage: self.config.inverter.pv_string_voltage };
         let attributes = readings::decode(first, second, scales)?;
@@ -143,23 +131,21 @@ impl Inverter {
         if let ModbusError::NotGranted(text) | ModbusError::InvalidArgument(text) = error {
             return Err(text.into());
         }
-        if self.answers.replace(false) != Some(false) {
-            warning!("the inverter cannot be read: {}", error.describe());
-        }
+        self.poller.lost(LOST, &error.describe());
         alerts::unknown();
         let sample = Sample::new().with("status", "conn_error");
-        Ok(sample.with("conn_alerts", vec!["communication_failed".to_owned()]).send()?)
+        Ok(sample.with("conn_alerts", vec![LOST.to_owned()]).send()?)
     }
 
     /// Reads and publishes the properties. Best effort: what cannot be read is
     /// left out and tried again.
     fn publish(&mut self) -> Result<(), Error> {
         let mut properties = vec![attribute("vendor", self.config.inverter.vendor.as_str())];
-        if self.answers == Some(true)
+        if self.poller.is_answered()
             && let Err(problem) = self.read_properties(&mut properties)
         {
             debug!("reading the properties: {}", problem.text());
-            self.properties_soon = Some(timers::after(PROPERTIES_AGAIN)?);
+            self.poller.properties_after(PROPERTIES_AGAIN)?;
         }
         Ok(publish_properties(&properties)?)
     }
@@ -197,13 +183,6 @@ fn open(config: &Config) -> Result<Unit, Error> {
         Ok(unit)
     };
     open().map_err(|error: ModbusError| error.describe().into())
-}
-
-/// Sets the timer of the poll, and a single one for a first poll now.
-fn begin_polling(config: &Config) -> Result<TimerId, Error> {
-    let poll = timers::every(config.connection.poll())?;
-    timers::after(AT_ONCE)?;
-    Ok(poll)
 }
 
 export!(Inverter);

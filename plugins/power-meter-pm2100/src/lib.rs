@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use sandgate_driver::modbus::{ModbusError, Unit};
 use sandgate_driver::{
-    Attribute, Configuration, Context, Describe, Driver, Error, Sample, TimerId, alerts, debug, export, info,
-    publish_properties, timers, warning,
+    Attribute, Configuration, Context, Describe, Driver, Error, Found, Poller, Sample, TimerId, Turn, alerts, debug,
+    export, publish_properties,
 };
 
 use config::Config;
@@ -22,31 +22,24 @@ use identity::{Identity, Memory};
 const LINE: &str = "line";
 /// How often the properties are repeated.
 const PROPERTIES_EVERY: Duration = Duration::from_secs(30);
-/// The host calls for it once the present call is over: `start` stays free of
-/// waiting, so that a swap takes no longer than the switch itself.
-const AT_ONCE: Duration = Duration::from_millis(1);
+/// The alert of a meter that does not answer.
+const LOST: &str = "communication_failed";
 
 /// One power meter.
 struct PowerMeter {
     config: Config,
     unit: Unit,
-    poll: TimerId,
-    properties: TimerId,
-    /// A single call for the properties, before their turn.
-    properties_soon: Option<TimerId>,
+    poller: Poller,
     identity: Option<Identity>,
-    /// How the last poll ended; none before the first.
-    answers: Option<bool>,
 }
 
 impl Driver for PowerMeter {
     fn start(context: Context) -> Result<Self, Error> {
         let config: Config = context.configuration.read()?;
         let unit = open(&config)?;
-        let poll = begin_polling(&config)?;
-        let properties = timers::every(PROPERTIES_EVERY)?;
+        let poller = Poller::start("the meter", config.connection.poll(), PROPERTIES_EVERY)?;
         let identity = context.restored.and_then(|state| Memory::unpack(&state, config.connection.unit));
-        let meter = PowerMeter { config, unit, poll, properties, properties_soon: None, identity, answers: None };
+        let meter = PowerMeter { config, unit, poller, identity };
         // Otherwise the first answer of the meter brings them.
         if meter.identity.is_some() {
             meter.publish()?;
@@ -55,23 +48,24 @@ impl Driver for PowerMeter {
     }
 
     fn on_timer(&mut self, timer: TimerId) -> Result<(), Error> {
-        if timer == self.properties || self.properties_soon.take_if(|soon| *soon == timer).is_some() {
-            self.identify();
-            return self.publish();
+        match self.poller.turn(timer) {
+            Turn::Poll => self.poll(),
+            Turn::Properties => {
+                self.identify();
+                self.publish()
+            }
         }
-        self.poll()
     }
 
     fn configure(&mut self, configuration: Configuration) -> Result<(), Error> {
         // All that can fail comes first: after an error the old configuration goes on.
         let config: Config = configuration.read()?;
         let unit = open(&config)?;
-        let poll = begin_polling(&config)?;
-        timers::cancel(self.poll);
+        self.poller.restart(config.connection.poll())?;
         if config.connection.unit != self.config.connection.unit {
             self.identity = None;
         }
-        (self.config, self.unit, self.poll, self.answers) = (config, unit, poll, None);
+        (self.config, self.unit) = (config, unit);
         Ok(())
     }
 
@@ -94,14 +88,13 @@ impl PowerMeter {
     }
 
     fn found(&mut self, attributes: Vec<Attribute>) -> Result<(), Error> {
-        let before = self.answers.replace(true);
-        if before == Some(false) {
-            info!("the meter answers again");
+        let found = self.poller.found();
+        if found == Found::Again {
             // It may be another one by now.
             self.identity = None;
         }
-        if before != Some(true) && self.identity.is_none() {
-            self.properties_soon = Some(timers::after(AT_ONCE)?);
+        if found != Found::Still && self.identity.is_none() {
+            self.poller.properties_soon()?;
         }
         alerts::set(&[]).map_err(|rejected| format!("{rejected:?}"))?;
         let sample = Sample::new().with("status", "ok").with("conn_alerts", Vec::<String>::new());
@@ -112,18 +105,16 @@ impl PowerMeter {
         if let ModbusError::NotGranted(text) | ModbusError::InvalidArgument(text) = error {
             return Err(text.into());
         }
-        if self.answers.replace(false) != Some(false) {
-            warning!("the meter cannot be read: {}", error.describe());
-        }
+        self.poller.lost(LOST, &error.describe());
         alerts::unknown();
         let sample = Sample::new().with("status", "conn_error");
-        Ok(sample.with("conn_alerts", vec!["communication_failed".to_owned()]).send()?)
+        Ok(sample.with("conn_alerts", vec![LOST.to_owned()]).send()?)
     }
 
     /// Asks the meter who it is, unless that is known. Best effort: the next
     /// turn of the properties tries again.
     fn identify(&mut self) {
-        if self.identity.is_some() || self.answers != Some(true) {
+        if self.identity.is_some() || !self.poller.is_answered() {
             return;
         }
         match Identity::read(&self.unit) {
@@ -139,13 +130,6 @@ impl PowerMeter {
 
 fn open(config: &Config) -> Result<Unit, Error> {
     Unit::open(LINE, config.connection.unit).map_err(|error| error.describe().into())
-}
-
-/// Sets the timer of the poll, and a single one for a first poll now.
-fn begin_polling(config: &Config) -> Result<TimerId, Error> {
-    let poll = timers::every(config.connection.poll())?;
-    timers::after(AT_ONCE)?;
-    Ok(poll)
 }
 
 export!(PowerMeter);

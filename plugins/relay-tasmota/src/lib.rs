@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use sandgate_driver::http::HttpError;
 use sandgate_driver::{
-    Attribute, Command, CommandError, Configuration, Context, Driver, Error, Sample, TimerId, alerts, debug, export,
-    info, publish_properties, result, timers, warning,
+    Attribute, Command, CommandError, Configuration, Context, Driver, Error, Found, Poller, Sample, TimerId, Turn,
+    alerts, debug, export, publish_properties, result,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,31 +31,15 @@ use relays::word;
 const PROPERTIES_EVERY: Duration = Duration::from_secs(600);
 /// How soon they are tried again when they could not be read.
 const PROPERTIES_AGAIN: Duration = Duration::from_secs(30);
-/// The host calls for it once the present call is over: `start` stays free of
-/// waiting, so that a swap takes no longer than the switch itself.
-const AT_ONCE: Duration = Duration::from_millis(1);
 
 /// One device with Tasmota.
 struct Relay {
     config: Config,
     device: Device,
-    poll: TimerId,
-    properties: TimerId,
-    /// A single call for the properties, before their turn.
-    properties_soon: Option<TimerId>,
+    poller: Poller,
     identity: Option<Identity>,
     /// Whether it has an energy chip; none until it was asked.
     has_energy: Option<bool>,
-    link: Link,
-}
-
-/// How the last poll ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
-    Untried,
-    Well,
-    /// With the alert that tells why.
-    Failing(&'static str),
 }
 
 #[derive(Deserialize)]
@@ -75,18 +59,17 @@ impl Driver for Relay {
     fn start(context: Context) -> Result<Self, Error> {
         let config: Config = context.configuration.read()?;
         let device = Device::new(&config.connection)?;
-        let poll = begin_polling(&config)?;
-        let properties = timers::every(PROPERTIES_EVERY)?;
+        let poller = Poller::start("the device", config.connection.poll(), PROPERTIES_EVERY)?;
         let memory = context.restored.and_then(|state| Memory::unpack(&state, &config.connection.url));
         let (identity, has_energy) = memory.map_or((None, None), |memory| (Some(memory.identity), memory.has_energy));
-        Ok(Relay { config, device, poll, properties, properties_soon: None, identity, has_energy, link: Link::Untried })
+        Ok(Relay { config, device, poller, identity, has_energy })
     }
 
     fn on_timer(&mut self, timer: TimerId) -> Result<(), Error> {
-        if timer == self.properties || self.properties_soon.take_if(|soon| *soon == timer).is_some() {
-            return self.publish();
+        match self.poller.turn(timer) {
+            Turn::Poll => self.poll(),
+            Turn::Properties => self.publish(),
         }
-        self.poll()
     }
 
     fn handle_command(&mut self, command: Command) -> Result<Vec<Attribute>, CommandError> {
@@ -103,12 +86,11 @@ impl Driver for Relay {
         // All that can fail comes first: after an error the old configuration goes on.
         let config: Config = configuration.read()?;
         let device = Device::new(&config.connection)?;
-        let poll = begin_polling(&config)?;
-        timers::cancel(self.poll);
+        self.poller.restart(config.connection.poll())?;
         if config.connection.url != self.config.connection.url {
             (self.identity, self.has_energy) = (None, None);
         }
-        (self.config, self.device, self.poll, self.link) = (config, device, poll, Link::Untried);
+        (self.config, self.device) = (config, device);
         Ok(())
     }
 
@@ -137,24 +119,20 @@ impl Relay {
     }
 
     fn found(&mut self, attributes: Vec<Attribute>) -> Result<(), Error> {
-        let before = std::mem::replace(&mut self.link, Link::Well);
-        if matches!(before, Link::Failing(_)) {
-            info!("the device answers again");
+        let found = self.poller.found();
+        if found == Found::Again {
             // It may have other firmware or be another one by now.
             self.identity = None;
         }
-        if before != Link::Well && self.identity.is_none() {
-            self.properties_soon = Some(timers::after(AT_ONCE)?);
+        if found != Found::Still && self.identity.is_none() {
+            self.poller.properties_soon()?;
         }
         alerts::set(&[]).map_err(|rejected| format!("{rejected:?}"))?;
         Ok(Sample::new().with_all(attributes).with("conn_alerts", Vec::<String>::new()).send()?)
     }
 
     fn lost(&mut self, failure: Failure) -> Result<(), Error> {
-        let link = Link::Failing(failure.alert());
-        if std::mem::replace(&mut self.link, link) != link {
-            warning!("the device cannot be read: {}", failure.describe());
-        }
+        self.poller.lost(failure.alert(), &failure.describe());
         alerts::unknown();
         let sample = Sample::new().with("status", "conn_error");
         sample.with("conn_alerts", vec![failure.alert().to_owned()]).send()?;
@@ -168,7 +146,7 @@ impl Relay {
     /// Reads and publishes the properties. Best effort: they are tried again,
     /// and after an outage they come by themselves.
     fn publish(&mut self) -> Result<(), Error> {
-        if self.link != Link::Well {
+        if !self.poller.is_answered() {
             return Ok(());
         }
         // A chip may have been set up in the meantime.
@@ -177,7 +155,7 @@ impl Relay {
             Ok(identity) => Ok(publish_properties(&self.identity.insert(identity).properties())?),
             Err(failure) => {
                 debug!("reading the properties: {}", failure.describe());
-                self.properties_soon = Some(timers::after(PROPERTIES_AGAIN)?);
+                self.poller.properties_after(PROPERTIES_AGAIN)?;
                 Ok(())
             }
         }
@@ -186,7 +164,7 @@ impl Relay {
     fn switch(&self, relay: Option<u8>, is_on: bool) -> Result<Vec<Attribute>, CommandError> {
         let state = self.device.switch(relay, is_on)?;
         // Telemetry shall follow at once; without the timer it follows with the next poll.
-        let _ = timers::after(AT_ONCE);
+        let _ = self.poller.poll_soon();
         result(&Answer { state: state.map(word), energy: None })
     }
 
@@ -200,13 +178,6 @@ impl Relay {
         };
         result(&Answer { state: state.map(word), energy: self.device.energy()? })
     }
-}
-
-/// Sets the timer of the poll, and a single one for a first poll now.
-fn begin_polling(config: &Config) -> Result<TimerId, Error> {
-    let poll = timers::every(config.connection.poll())?;
-    timers::after(AT_ONCE)?;
-    Ok(poll)
 }
 
 export!(Relay);

@@ -39,6 +39,7 @@ mod error;
 mod fake;
 mod firmware;
 mod log;
+mod poller;
 mod registers;
 mod sample;
 #[cfg(not(target_arch = "wasm32"))]
@@ -52,6 +53,7 @@ pub use bindings::sandgate::driver::types::{Attribute, Rejection, Value};
 pub use driver::{Adapter, Command, Configuration, Context, Driver, result};
 pub use error::{Describe, Error};
 pub use firmware::Firmware;
+pub use poller::{Found, Poller, Turn};
 pub use registers::{Registers, WordOrder};
 pub use sample::{Sample, attribute, publish_properties};
 

@@ -1,6 +1,6 @@
 //! Connecting to Kaa: TLS with a private CA, client certificates, passwords.
 
-use sandgate::standin::kaa::{Settings, Tls, User};
+use sandgate_standin::kaa::{Settings, Tls, User};
 
 use super::site::{Site, echo, wait_for_log};
 use crate::harness::fixture;

@@ -1,6 +1,6 @@
 //! Samples: batched, delivered on Kaa's answer, never lost.
 
-use sandgate::standin::kaa::endpoint::TokenState;
+use sandgate_standin::kaa::endpoint::TokenState;
 use serde_json::json;
 
 use super::site::{Site, echo, wait_for_log};

@@ -1,8 +1,8 @@
 //! Endpoints that come, go and are refused in part; what the cloud wanted
 //! meanwhile.
 
-use sandgate::standin::kaa::metadata::Access;
-use sandgate::standin::kaa::{Rules, Settings};
+use sandgate_standin::kaa::metadata::Access;
+use sandgate_standin::kaa::{Rules, Settings};
 use serde_json::json;
 
 use super::site::{Site, echo, wait_for_log};

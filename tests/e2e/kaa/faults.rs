@@ -1,7 +1,7 @@
 //! Every resource with every fault of the stand-in: late, in vain or twice,
 //! in the end it works, and nothing happens twice.
 
-use sandgate::standin::kaa::endpoint::TokenState;
+use sandgate_standin::kaa::endpoint::TokenState;
 use serde_json::json;
 
 use super::offers::offer;

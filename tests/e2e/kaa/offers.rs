@@ -1,6 +1,6 @@
 //! Configurations and software that the cloud offers.
 
-use sandgate::standin::kaa::software::Offer;
+use sandgate_standin::kaa::software::Offer;
 use serde_json::{Value as Json, json};
 
 use super::site::{APP, Site, wait_for_log};

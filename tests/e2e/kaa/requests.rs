@@ -1,6 +1,6 @@
 //! Commands, metadata and files.
 
-use sandgate::standin::kaa::endpoint::TokenState;
+use sandgate_standin::kaa::endpoint::TokenState;
 use serde_json::json;
 
 use super::site::{APP, Site, echo, get};

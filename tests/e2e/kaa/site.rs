@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sandgate::standin::kaa::commands::{Command, CommandResult};
-use sandgate::standin::kaa::endpoint::TokenState;
-use sandgate::standin::kaa::{self, Running, Settings};
+use sandgate_standin::kaa::commands::{Command, CommandResult};
+use sandgate_standin::kaa::endpoint::TokenState;
+use sandgate_standin::kaa::{self, Running, Settings};
 use serde_json::{Value as Json, json};
 
 use crate::harness::{Gateway, PATIENCE, fixture, until};

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use sandgate::standin::kaa::{self, Running, Settings};
+use sandgate_standin::kaa::{self, Running, Settings};
 use serde_json::json;
 
 use super::device::Device;

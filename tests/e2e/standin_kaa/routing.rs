@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::QoS;
-use sandgate::standin::kaa::endpoint::TokenState;
-use sandgate::standin::kaa::metadata::Access;
-use sandgate::standin::kaa::{self, Rules, Settings};
+use sandgate_standin::kaa::endpoint::TokenState;
+use sandgate_standin::kaa::metadata::Access;
+use sandgate_standin::kaa::{self, Rules, Settings};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

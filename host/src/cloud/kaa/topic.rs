@@ -125,7 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::standin::kaa::topic as standin;
+    use sandgate_standin::kaa::topic as standin;
 
     fn level() -> impl Strategy<Value = String> {
         "[a-zA-Z0-9_-]{0,12}[a-zA-Z_-]"

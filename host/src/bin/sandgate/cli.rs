@@ -1,0 +1,202 @@
+//! The command line: its types and the way to each command.
+
+mod blueprint;
+mod build;
+mod check;
+mod cloud;
+mod devices;
+mod new;
+mod preflight;
+mod remote;
+mod run;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+/// Runs device drivers in sandboxes and connects them to IoT clouds.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+// `sandgate command` is the word; the value is made once.
+#[allow(clippy::enum_variant_names, clippy::large_enum_variant)]
+enum Command {
+    /// Run a gateway.
+    Run {
+        /// The configuration file.
+        config: PathBuf,
+        /// Check the configuration and the drivers it names, and end.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Show a whole gateway with simulated devices and a local broker.
+    Demo(crate::demo::Options),
+    /// Write the skeleton of a driver.
+    New {
+        /// The folder to create; its name becomes the driver's.
+        path: PathBuf,
+        /// The language.
+        #[arg(long, value_enum, default_value_t = Language::Rust)]
+        lang: Language,
+    },
+    /// Build a driver and embed its manifest.
+    Build(build::Options),
+    /// Check a driver and show what it is and wants.
+    Check {
+        /// The component.
+        driver: PathBuf,
+    },
+    /// Write the blueprint for upload to the cloud.
+    Blueprint {
+        /// The component; or, with --parent, the gateway's configuration file.
+        file: PathBuf,
+        /// Write the gateway's own blueprint, which names its children's.
+        #[arg(long)]
+        parent: bool,
+        /// Where to write it; default is standard output.
+        #[arg(long, short)]
+        output: Option<PathBuf>,
+    },
+    /// List the devices of a running gateway.
+    Devices(Gateway),
+    /// Swap the driver of a device.
+    Swap {
+        /// The device's id.
+        device: String,
+        /// The new component; default is the device's configured file.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        gateway: Gateway,
+    },
+    /// Go back to the driver before the last swap.
+    Rollback {
+        /// The device's id.
+        device: String,
+        #[command(flatten)]
+        gateway: Gateway,
+    },
+    /// Show the receipts of swaps.
+    Swaps {
+        /// Of this device only.
+        device: Option<String>,
+        #[command(flatten)]
+        gateway: Gateway,
+    },
+    /// Start a device afresh.
+    Restart {
+        /// The device's id.
+        device: String,
+        #[command(flatten)]
+        gateway: Gateway,
+    },
+    /// Show the log.
+    Logs {
+        /// Of this device only.
+        device: Option<String>,
+        /// Go on with new lines.
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        gateway: Gateway,
+    },
+    /// Run a command on a device.
+    Command {
+        /// The device's id.
+        device: String,
+        /// The command's name.
+        name: String,
+        /// Arguments as key=value; values that are no JSON are texts.
+        #[arg(value_parser = remote::argument)]
+        arguments: Vec<remote::Argument>,
+        #[command(flatten)]
+        gateway: Gateway,
+    },
+    /// Run a local stand-in for a cloud, or ask one.
+    #[command(subcommand)]
+    Cloud(cloud::Cloud),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Compile a component; the gateway starts this by itself.
+    #[command(hide = true)]
+    CompileWorker,
+}
+
+/// Which running gateway is meant.
+#[derive(Debug, Args)]
+struct Gateway {
+    /// The state folder of the running gateway.
+    #[arg(long, env = "SANDGATE_STATE", default_value = "sandgate-state")]
+    state: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Language {
+    /// Rust, with the SDK in `vendor/`.
+    Rust,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Done,
+    /// Exit code 1; what failed has been printed.
+    Failed,
+}
+
+impl Cli {
+    /// Carries out the command and prints what it says, also an error.
+    pub async fn run(self) -> Outcome {
+        let json = self.json;
+        self.carry_out().await.unwrap_or_else(|error| {
+            match json {
+                true => crate::say::say!("{}", serde_json::json!({ "error": format!("{error:#}") })),
+                // What others wrote into it does not begin a line.
+                false => crate::say::tell!("error: {}", format!("{error:#}").replace('\n', "\n  ")),
+            }
+            Outcome::Failed
+        })
+    }
+
+    async fn carry_out(self) -> Result<Outcome> {
+        let json = self.json;
+        match self.command {
+            Command::Run { config, check } => run::run(&config, check, json).await,
+            Command::Demo(options) => crate::demo::run(options).await.map(|()| Outcome::Done),
+            Command::New { path, lang: Language::Rust } => new::rust(&path, json),
+            Command::Build(options) => build::run(&options, json),
+            Command::Check { driver } => check::run(&driver, json).await,
+            Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref(), json).await,
+            Command::Devices(gateway) => remote::devices(&gateway, json).await,
+            Command::Swap { device, file, gateway } => remote::swap(&gateway, &device, file, json).await,
+            Command::Rollback { device, gateway } => remote::roll_back(&gateway, &device, json).await,
+            Command::Swaps { device, gateway } => remote::swaps(&gateway, device.as_deref(), json).await,
+            Command::Restart { device, gateway } => remote::restart(&gateway, &device, json).await,
+            Command::Logs { device, follow, gateway } => remote::logs(&gateway, device, follow, json).await,
+            Command::Command { device, name, arguments, gateway } => {
+                remote::command(&gateway, &device, &name, arguments, json).await
+            }
+            Command::Cloud(cloud) => cloud::run(cloud, json).await,
+            Command::Completions { shell } => {
+                // Into memory first: the generator panics when nobody reads on.
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "sandgate", &mut script);
+                crate::say::say!("{}", String::from_utf8_lossy(&script).trim_end());
+                Ok(Outcome::Done)
+            }
+            Command::CompileWorker => sandgate::sandbox::compile_worker().map(|()| Outcome::Done),
+        }
+    }
+}

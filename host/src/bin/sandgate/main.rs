@@ -1,0 +1,23 @@
+//! The program: parses the command line, runs the command, maps the outcome to
+//! exit codes: 0 done, 1 failed, 2 wrong usage (from the parser).
+
+// Texts go to people by `say`, which makes them harmless.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod cli;
+mod demo;
+mod say;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Outcome};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Cli::parse().run().await {
+        Outcome::Done => ExitCode::SUCCESS,
+        Outcome::Failed => ExitCode::FAILURE,
+    }
+}
