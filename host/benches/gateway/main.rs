@@ -48,6 +48,10 @@ fn main() {
         if through_broker::mosquitto_is_here() && wanted("scale") {
             through_process::scale().await;
         }
+        // An hour: only by its name.
+        if std::env::args().any(|argument| argument == "soak") {
+            through_process::soak().await;
+        }
         if wanted("batching") {
             through_kaa::batching().await;
         }

@@ -72,6 +72,59 @@ pub async fn scale() {
     );
 }
 
+/// An hour of 1,000 devices with a swap each second, a line for each five
+/// minutes: whether anything grows. `SANDGATE_SOAK_MINUTES` sets another length.
+pub async fn soak() {
+    let minutes = std::env::var("SANDGATE_SOAK_MINUTES").map_or(60, |text| text.parse().unwrap());
+    let site = Site::new(FEW);
+    let drivers = ["bench.wasm", "other.wasm"];
+    std::fs::write(site.folder.path().join(drivers[1]), guest("bench", "1.0.1")).unwrap();
+    let mut observer = observer(site.broker.1).await;
+    site.configure(FEW, None);
+    let begin = Instant::now();
+    let mut process = site.run();
+    first_samples(&mut observer, FEW).await;
+    let (mut samples, mut swaps, mut lines) = (0_u64, 0_usize, Vec::new());
+    let mut next_line = Duration::from_secs(60);
+    while begin.elapsed() < Duration::from_secs(60 * minutes) {
+        let driver = drivers[(swaps / FEW + 1) % 2];
+        let mut swap = Command::new(env!("CARGO_BIN_EXE_sandgate"));
+        swap.args(["swap", &format!("d{}", swaps % FEW), driver, "--state", "sandgate-state"]);
+        let swap = swap.current_dir(site.folder.path()).stdin(Stdio::null()).output().unwrap();
+        assert!(swap.status.success(), "{}", String::from_utf8_lossy(&swap.stderr));
+        swaps += 1;
+        let end = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < end {
+            sample(&mut observer).await;
+            samples += 1;
+        }
+        if begin.elapsed() >= next_line {
+            let usage = Usage::of(&process.0);
+            let files = std::fs::read_dir(Path::new("/proc").join(process.0.id().to_string()).join("fd"));
+            let (memory, files) = (usage.memory as f64 / 1024.0 / 1024.0, files.unwrap().count());
+            let minute = begin.elapsed().as_secs() / 60;
+            println!(
+                "minute {minute}: {memory:.1} MiB, {} maps, {files} files, {swaps} swaps, {samples} samples",
+                usage.maps
+            );
+            lines.push(memory);
+            next_line += Duration::from_secs(300);
+        }
+    }
+    stop(&mut process);
+    // The first line stands for the start; what the swaps load once comes soon after it.
+    if let [_, early, .., last] = lines[..] {
+        let bar = ("<= 1.1", last <= early * 1.1);
+        print(
+            "memory at the end of the soak, vs after six minutes",
+            format!("{last:.1} MiB"),
+            &format!("{early:.1} MiB"),
+            Some(last / early),
+            bar,
+        );
+    }
+}
+
 struct Measured {
     /// From the start of the process to the first sample of the last device.
     start: Duration,

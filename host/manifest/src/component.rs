@@ -10,6 +10,15 @@ use crate::text;
 /// The custom section that holds `manifest.yml`.
 pub const MANIFEST_SECTION: &str = "sandgate:manifest";
 
+/// The version of the contract `sandgate:driver` that this gateway speaks. It
+/// takes drivers of all versions with the same major and minor number.
+pub const CONTRACT: &str = "0.1.1";
+
+/// An interface of the contract, as components name it.
+pub fn interface(name: &str) -> String {
+    format!("sandgate:driver/{name}@{CONTRACT}")
+}
+
 /// The interface that makes a component a driver, without its version.
 const DRIVER_INTERFACE: &str = "sandgate:driver/device-driver@";
 
@@ -99,10 +108,11 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
     }
     let Some(version) = exports.iter().find_map(|name| name.strip_prefix(DRIVER_INTERFACE)) else {
         let found = text::list(&exports);
-        bail!("not a Sandgate driver: expected the export {DRIVER_INTERFACE}0.1.1, found {found}");
+        bail!("not a Sandgate driver: expected the export {DRIVER_INTERFACE}{CONTRACT}, found {found}");
     };
-    if !matches!(version.split('.').collect::<Vec<_>>().as_slice(), ["0", "1", _]) {
-        bail!("built for sandgate:driver {version}; this gateway runs 0.1.x");
+    let compatible = CONTRACT.rsplit_once('.').map_or(CONTRACT, |(compatible, _)| compatible);
+    if version.rsplit_once('.').is_none_or(|(own, _)| own != compatible) {
+        bail!("built for sandgate:driver {version}; this gateway runs {compatible}.x");
     }
     Ok(Inspection {
         manifest: manifest.map(str::to_owned),

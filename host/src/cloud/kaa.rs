@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json, json};
 
+use self::topic::{Answer, Topic};
 use super::{Channel, Cloud, Encode, write_alerts};
 use crate::clock::{Stamp, TimeFormat};
 use crate::config::Endpoint;
@@ -90,10 +91,11 @@ impl Cloud for Kaa {
     /// may be a broker that sends to whoever subscribes.
     fn subscriptions(&self, channel: &str) -> Vec<String> {
         let Some((app_version, token)) = channel.split_once('/') else { return Vec::new() };
-        let levels = ["/+", "/+/+", "/+/+/+", "/+/+/+/+"];
-        let ends = ["status", "error"];
-        let filter = |(levels, end)| format!("kp1/{app_version}/+/{token}{levels}/{end}");
-        levels.into_iter().flat_map(|levels| ends.map(|end| (levels, end))).map(filter).collect()
+        let paths = ["+", "+/+", "+/+/+", "+/+/+/+"];
+        let filter = |path, answer| {
+            Topic { app_version, extension: "+", token, path, request: None, answer: Some(answer) }.to_string()
+        };
+        paths.into_iter().flat_map(|path| [filter(path, Answer::Status), filter(path, Answer::Error)]).collect()
     }
 }
 
@@ -105,7 +107,7 @@ pub fn channel_name(app_version: &str, token: &str) -> String {
 /// The topic without a request id; `end` is the extension and the path.
 fn topic(app_version: &str, token: &str, end: &str) -> String {
     let (extension, path) = end.split_once('/').unwrap_or((end, ""));
-    format!("kp1/{app_version}/{extension}/{token}/{path}")
+    Topic { app_version, extension, token, path, request: None, answer: None }.to_string()
 }
 
 /// The id of a command in this gateway: its number is unique for its endpoint

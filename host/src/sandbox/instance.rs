@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandgate_manifest::component::interface;
 use tokio::time::Instant;
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, TypedFunc};
@@ -101,8 +102,6 @@ struct Migration {
     restore: TypedFunc<(Vec<u8>,), (Result<(), String>,)>,
 }
 
-const MIGRATION: &str = "sandgate:driver/migration@0.1.1";
-const FIRMWARE: &str = "sandgate:driver/firmware@0.1.1";
 /// What a guest may hand over in one call. More than any import takes, so that
 /// what is too large is told as that; more than this is a trap.
 const HOSTCALL_FUEL: usize = 33 << 20;
@@ -255,7 +254,7 @@ impl Instance {
         P: wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
         R: wasmtime::component::ComponentNamedList + wasmtime::component::Lift,
     {
-        let interface = self.exports.get_export_index(&mut self.store, None, FIRMWARE)?;
+        let interface = self.exports.get_export_index(&mut self.store, None, &interface("firmware"))?;
         let function = self.exports.get_export_index(&mut self.store, Some(&interface), name)?;
         self.exports.get_typed_func(&mut self.store, function).ok()
     }
@@ -305,7 +304,7 @@ impl Migration {
         instance: &wasmtime::component::Instance,
     ) -> Option<Migration> {
         let component = pre.component();
-        let interface = component.get_export_index(None, MIGRATION)?;
+        let interface = component.get_export_index(None, &interface("migration"))?;
         let snapshot = component.get_export_index(Some(&interface), "snapshot")?;
         let restore = component.get_export_index(Some(&interface), "restore")?;
         Some(Migration {

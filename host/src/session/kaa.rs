@@ -140,8 +140,6 @@ impl KaaDialogue {
     /// Publishes a request under its number.
     fn send(&mut self, request: Request<Purpose>, payload: Bytes, id: Option<RequestId>, now: Instant) -> Outgoing {
         let deadline = now + self.manner.reply_timeout;
-        let (app_version, token) = request.channel.split_once('/').unwrap_or((&request.channel, ""));
-        let end = if request.path.is_empty() { String::new() } else { format!("/{}", request.path) };
         self.deliveries += usize::from(request.purpose.is_delivery());
         let proof = match &request.purpose {
             Purpose::Deliver(Delivery { sequences, .. }) => {
@@ -149,7 +147,7 @@ impl KaaDialogue {
             }
             _ => Proof::None,
         };
-        let topic = format!("kp1/{app_version}/{}/{token}{end}", request.extension);
+        let (extension, path, channel) = (request.extension, request.path.clone(), request.channel.clone());
         let id = match id {
             Some(id) => {
                 self.requests.begin_as(id, request, deadline);
@@ -157,7 +155,9 @@ impl KaaDialogue {
             }
             None => self.requests.begin(request, deadline),
         };
-        let publication = Publication { topic: format!("{topic}/{id}").into(), payload, joins: false, stamp: None };
+        let (app_version, token) = channel.split_once('/').unwrap_or((&channel, ""));
+        let topic = Topic { app_version, extension, token, path: &path, request: Some(id), answer: None }.to_string();
+        let publication = Publication { topic: topic.into(), payload, joins: false, stamp: None };
         Outgoing { publication, proof }
     }
 
