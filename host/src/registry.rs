@@ -274,3 +274,73 @@ async fn fingerprint(path: &Path) -> Option<Fingerprint> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::Compiler;
+
+    /// A driver as it was built once.
+    const ECHO: &[u8] = include_bytes!("../../tests/fixtures/kept/echo-0.1.0.wasm");
+
+    fn registry(folder: &Path) -> Registry {
+        Registry::new(Sandbox::new(Compiler::InProcess, None).unwrap(), Some(&folder.join("copies")))
+    }
+
+    #[tokio::test]
+    async fn one_driver_in_many_files_is_compiled_once_and_kept_as_a_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = registry(folder.path());
+        let files = ["a.wasm", "b.wasm"].map(|name| folder.path().join(name));
+        files.iter().for_each(|file| std::fs::write(file, ECHO).unwrap());
+        let progress = Progress::default();
+        let [one, other] = files.map(Origin::File);
+        let (one, other) = tokio::join!(registry.load(&one, &progress), registry.load(&other, &progress));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert!(Arc::ptr_eq(&one, &other));
+        assert_eq!(one.digest, Digest::of(ECHO));
+        let copy = Origin::Copy(one.digest.to_string());
+        assert!(Arc::ptr_eq(&one, &registry.load(&copy, &progress).await.unwrap()));
+        let path = registry.copy_path(&one.digest.to_string()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), ECHO);
+        std::fs::write(&path, [ECHO, b"x"].concat()).unwrap();
+        let error = registry.load(&copy, &progress).await.unwrap_err();
+        assert_eq!(error.to_string(), "the kept copy is damaged");
+    }
+
+    #[tokio::test]
+    async fn what_a_file_declares_is_read_without_compiling_and_what_is_no_driver_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = registry(folder.path());
+        let path = folder.path().join("a.wasm");
+        std::fs::write(&path, ECHO).unwrap();
+        let (digest, manifest) = registry.manifest(&path).await.unwrap();
+        assert_eq!((digest, manifest.driver.name.as_str()), (Digest::of(ECHO), "echo"));
+        assert!(registry.known(&digest).is_none());
+        std::fs::write(&path, "something else").unwrap();
+        assert_eq!(registry.digest(&path).await.unwrap(), Digest::of(b"something else"));
+        assert!(registry.manifest(&path).await.is_err());
+        for digest in ["../../etc/passwd", "abc", &"g".repeat(64)] {
+            assert!(registry.copy_path(digest).is_err(), "{digest}");
+        }
+    }
+
+    #[test]
+    fn only_the_newest_of_the_copies_that_nobody_needs_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = registry(folder.path());
+        let copies = folder.path().join("copies");
+        std::fs::create_dir(&copies).unwrap();
+        let begin = SystemTime::UNIX_EPOCH;
+        for number in 0..COPIES + 5 {
+            let file = std::fs::File::create(copies.join(format!("{number:064x}.wasm"))).unwrap();
+            file.set_modified(begin + Duration::from_secs(number as u64)).unwrap();
+        }
+        std::fs::write(copies.join("notes.txt"), "mine").unwrap();
+        let oldest = format!("{:064x}", 0);
+        registry.prune(|digest| digest == oldest);
+        let there = |number: usize| copies.join(format!("{number:064x}.wasm")).exists();
+        assert!(there(0) && there(COPIES + 4) && copies.join("notes.txt").exists());
+        assert!(!there(1) && !there(4) && there(5));
+    }
+}

@@ -131,3 +131,73 @@ impl Table {
         self.0.recipients.keys()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cloud::Cloud;
+    use crate::cloud::enapter::Enapter;
+    use crate::config::PropertiesTopic;
+    use crate::message::{Alerts, CommandError, Severity};
+    use crate::outbox::Bounds;
+
+    fn cloud() -> Enapter {
+        Enapter {
+            hardware_id: "S".into(),
+            channel_id: "s".into(),
+            properties_topic: PropertiesTopic::Properties,
+            needs_ucm: false,
+        }
+    }
+
+    fn route(session: &str) -> Route {
+        let bounds = Bounds { bytes: 1 << 20, age: Duration::from_secs(60), ..Bounds::default() };
+        let channel = cloud().device(&DeviceId::new("d"), None).unwrap();
+        let outbox = Arc::new(Outbox::new(bounds));
+        Route { session: session.into(), channel, outbox, questions: None, binary_data: None }
+    }
+
+    fn waiting(outlet: &Outlet) -> Vec<usize> {
+        outlet.routes.iter().map(|route| route.outbox.stats().waiting).collect()
+    }
+
+    #[test]
+    fn a_measurement_goes_to_every_session_and_an_answer_to_the_one_that_waits() {
+        let outlet = Outlet { device: DeviceId::new("d"), routes: vec![route("a"), route("b")] };
+        outlet.send(&Uplink::Telemetry { time: 0, is_own: true, attributes: &[], alerts: &Alerts::None });
+        assert_eq!(waiting(&outlet), [1, 1]);
+        let result = Err(CommandError::Busy("x".into()));
+        let answer = Uplink::CommandResult { command: "1", result: &result };
+        outlet.answer(Some("b"), &answer);
+        assert_eq!(waiting(&outlet), [1, 2]);
+        // Asked at the gateway itself, or by a session that is no longer configured.
+        outlet.answer(None, &answer);
+        outlet.answer(Some("c"), &answer);
+        assert_eq!(waiting(&outlet), [1, 2]);
+        assert!(outlet.channel("a").is_some() && outlet.channel("c").is_none());
+    }
+
+    #[test]
+    fn what_no_broker_takes_is_not_sent_at_all() {
+        let outlet = Outlet { device: DeviceId::new("d"), routes: vec![route("a")] };
+        let text = "x".repeat(MAX_PAYLOAD + 1);
+        outlet.send(&Uplink::Log { time: 0, severity: Severity::Info, text: &text, persist: false });
+        assert_eq!(waiting(&outlet), [0]);
+    }
+
+    #[test]
+    fn a_table_finds_who_is_behind_a_channel_and_the_channel_of_each() {
+        let ids = ["d", "e"].map(DeviceId::new);
+        let channels = ids.iter().map(|id| (Recipient::Device(id.clone()), cloud().device(id, None).unwrap()));
+        let gateway = cloud().gateway().map(|channel| (Recipient::Gateway, channel));
+        let table = Table::new(channels.chain(gateway));
+        assert_eq!(table.names().count(), 3);
+        for recipient in ids.iter().cloned().map(Recipient::Device).chain([Recipient::Gateway]) {
+            let channel = table.channel(&recipient).unwrap();
+            assert_eq!(table.find(&channel.name), Some(&recipient));
+        }
+        assert_eq!(table.find("nobody"), None);
+    }
+}

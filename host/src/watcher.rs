@@ -170,3 +170,74 @@ async fn settle(mut events: mpsc::Receiver<Event>, changes: mpsc::Sender<BTreeSe
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long it takes until a set of files is reported, and which.
+    async fn reported(changes: &mut mpsc::Receiver<BTreeSet<PathBuf>>) -> (Duration, Vec<PathBuf>) {
+        let begin = Instant::now();
+        let files = changes.recv().await.unwrap();
+        (begin.elapsed(), files.into_iter().collect())
+    }
+
+    fn event(path: &str, is_whole: bool) -> Event {
+        Event { path: path.into(), is_whole }
+    }
+
+    /// A watcher's inside, without any file to look at.
+    fn settling() -> (mpsc::Sender<Event>, mpsc::Receiver<BTreeSet<PathBuf>>) {
+        let (events, inside) = mpsc::channel(1024);
+        let (change, changes) = mpsc::channel(16);
+        tokio::spawn(settle(inside, change, Wanted::default()));
+        (events, changes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whole_files_are_reported_soon_and_those_that_are_written_when_they_rest() {
+        let (events, mut changes) = settling();
+        events.send(event("/a", true)).await.unwrap();
+        let (time, files) = reported(&mut changes).await;
+        assert!((SHORT_REST..2 * SHORT_REST).contains(&time), "{time:?}");
+        assert_eq!(files, [PathBuf::from("/a")]);
+        events.send(event("/a", false)).await.unwrap();
+        events.send(event("/b", true)).await.unwrap();
+        let (time, files) = reported(&mut changes).await;
+        assert!((REST..2 * REST).contains(&time), "{time:?}");
+        assert_eq!(files.len(), 2);
+        // Its writer closes it.
+        events.send(event("/a", false)).await.unwrap();
+        events.send(event("/a", true)).await.unwrap();
+        assert!(reported(&mut changes).await.0 < 2 * SHORT_REST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_never_rests_is_reported_all_the_same() {
+        let (events, mut changes) = settling();
+        let writer = tokio::spawn(async move {
+            while events.send(event("/a", false)).await.is_ok() {
+                tokio::time::sleep(REST / 2).await;
+            }
+        });
+        let (time, _) = reported(&mut changes).await;
+        assert!((LONGEST..LONGEST + REST).contains(&time), "{time:?}");
+        writer.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_system_does_not_tell_is_found_by_a_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("driver.wasm");
+        let wanted = Wanted::new(Mutex::new(BTreeMap::from([(path.clone(), fingerprint(&path))])));
+        // The sender stays, so that the watcher goes on.
+        let (_events, inside) = mpsc::channel(1);
+        let (change, mut changes) = mpsc::channel(16);
+        tokio::spawn(settle(inside, change, Arc::clone(&wanted)));
+        tokio::time::sleep(LOOK).await;
+        std::fs::write(&path, "new").unwrap();
+        let (time, files) = reported(&mut changes).await;
+        assert!(time <= LOOK + REST * 2, "{time:?}");
+        assert_eq!(files, [path]);
+    }
+}
