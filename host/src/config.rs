@@ -6,6 +6,7 @@
 mod check;
 mod communication;
 mod diff;
+mod endpoint;
 mod kaa;
 mod modbus;
 mod original;
@@ -22,7 +23,8 @@ use serde::Deserialize;
 pub use crate::units::{Rate, Secret, Size, Source, Span};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
-pub use kaa::{Batch, Endpoint, KaaSession, Timestamp};
+pub use endpoint::Endpoint;
+pub use kaa::{Batch, KaaEndpoint, KaaSession, Timestamp};
 pub use modbus::{ConfiguredUnits, ModbusAccess, ModbusGrant, WriteKind};
 pub use original::Original;
 pub use parameters::Parameters;
@@ -277,11 +279,10 @@ impl Device {
             return Err(self.wrong(&["grants", "modbus"], &text));
         }
         for (session, endpoint) in &self.endpoints {
-            for name in endpoint.plain.keys() {
-                if !manifest.blueprint.telemetry.contains_key(name) {
-                    let text = "expected telemetry that the manifest declares";
-                    return Err(self.wrong(&["endpoints", session, "plain", name], text));
-                }
+            let (key, mut names) = endpoint.measurements();
+            if let Some(name) = names.find(|name| !manifest.blueprint.telemetry.contains_key(*name)) {
+                let text = "expected telemetry that the manifest declares";
+                return Err(self.wrong(&["endpoints", session, key, name], text));
             }
         }
         self.check_configuration(manifest)
@@ -329,6 +330,17 @@ pub struct Grants {
     pub tcp: Option<Vec<Target>>,
     /// `host:port` for `http`.
     pub http: Option<Vec<Target>>,
+}
+
+impl Grants {
+    /// The patterns of addresses of a kind; none when nothing is said about it.
+    pub fn targets(&self, key: &str) -> Option<&[Target]> {
+        match key {
+            "tcp" => self.tcp.as_deref(),
+            "http" => self.http.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// What a device may consume. The manifest may ask for less or more; what
@@ -449,7 +461,7 @@ impl Config {
             }
         }
         let endpoints = self.devices.values().flat_map(|device| device.endpoints.values());
-        all.extend(endpoints.filter_map(|endpoint| endpoint.token.read(&self.folder).ok()));
+        all.extend(endpoints.filter_map(|endpoint| endpoint.token().read(&self.folder).ok()));
         all.into_iter().map(|secret| secret.0).collect()
     }
 

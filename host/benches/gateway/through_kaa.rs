@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sandgate::clock::TimeFormat;
 use sandgate::cloud::Cloud;
 use sandgate::cloud::kaa::Kaa;
-use sandgate::config::{Config, Endpoint, Secret, Source};
+use sandgate::config::{Config, Endpoint, KaaEndpoint, Secret, Source};
 use sandgate::device::Input;
 use sandgate::message::DeviceId;
 use sandgate::outbox::{Batching, Bounds, Outbox};
@@ -74,8 +74,8 @@ fn cloud() -> Kaa {
 
 fn route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
     let endpoint =
-        Endpoint { token: Source::Value(Secret(device.to_string())), app_version: None, plain: Default::default() };
-    let channel = cloud().device(device, Some(&endpoint)).unwrap();
+        KaaEndpoint { token: Source::Value(Secret(device.to_string())), app_version: None, plain: Default::default() };
+    let channel = cloud().device(device, Some(&Endpoint::Kaa(endpoint))).unwrap();
     Route { session: "kaa".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
 }
 

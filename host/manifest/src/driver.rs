@@ -33,6 +33,40 @@ pub struct Requests {
     pub http: Vec<Target>,
 }
 
+/// One kind of request, of all that there are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Requested {
+    /// Its key under `driver.requests`, and under a device's `grants`.
+    pub key: &'static str,
+    /// What it is called for people.
+    pub title: &'static str,
+    /// The import of the contract that cannot do without.
+    pub import: &'static str,
+    /// Whether something else than that import makes use of it.
+    pub is_shared: bool,
+    /// What is asked for.
+    pub items: Vec<String>,
+}
+
+impl Requests {
+    /// All kinds, with what is asked for.
+    pub fn list(&self) -> [Requested; 3] {
+        let texts = |targets: &[Target]| targets.iter().map(ToString::to_string).collect();
+        let of = |key, title, import, items| Requested { key, title, import, is_shared: key == "tcp", items };
+        [
+            of("modbus", "Modbus lines", "modbus", self.modbus.clone()),
+            // WASI sockets use it as well.
+            of("tcp", "TCP", "net", texts(&self.tcp)),
+            of("http", "HTTP", "http", texts(&self.http)),
+        ]
+    }
+
+    /// The kinds that are patterns of addresses.
+    pub fn targets(&self) -> [(&'static str, &[Target]); 2] {
+        [("tcp", &self.tcp), ("http", &self.http)]
+    }
+}
+
 /// What a driver needs at least.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

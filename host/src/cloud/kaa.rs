@@ -64,7 +64,7 @@ impl Kaa {
 
 impl Cloud for Kaa {
     fn device(&self, _: &DeviceId, endpoint: Option<&Endpoint>) -> Option<Channel> {
-        let endpoint = endpoint?;
+        let Some(Endpoint::Kaa(endpoint)) = endpoint else { return None };
         let app_version = endpoint.app_version.as_ref().unwrap_or(&self.app_version);
         Some(self.channel(app_version, endpoint.token()?, endpoint.plain.clone()))
     }

@@ -3,7 +3,7 @@
 //! Pure. Errors name line, column, key path and what was expected.
 
 use super::original::{line_and_column, offset_of};
-use super::{Bus, Config, Device, EnapterSession, KEEP_ALIVE, ModbusGrant, Session, Source, keep_alive_fits};
+use super::{Bus, Config, Device, EnapterSession, Endpoint, KEEP_ALIVE, ModbusGrant, Session, Source, keep_alive_fits};
 use crate::text;
 
 /// Checks a parsed configuration; `original` is what it was parsed from.
@@ -62,8 +62,8 @@ impl Config {
             return Err(Problem::new(&["devices", id, "session"], text));
         }
         for (name, endpoint) in &device.endpoints {
-            if !matches!(self.sessions.get(name), Some(Session::Kaa(_))) {
-                let kaa = self.sessions.iter().filter(|(_, session)| matches!(session, Session::Kaa(_)));
+            if !self.sessions.get(name).is_some_and(Endpoint::is_needed) {
+                let kaa = self.sessions.iter().filter(|(_, session)| Endpoint::is_needed(session));
                 let text = missing("Kaa session", name, kaa.map(|(name, _)| name), &format!("sessions.{name}.kaa"));
                 return Err(Problem::new(&["devices", id, "endpoints", name], text));
             }
@@ -79,7 +79,7 @@ impl Config {
             return Err(Problem::new(&["devices", id], text));
         }
         for name in self.sessions_of(device) {
-            if matches!(self.sessions.get(name), Some(Session::Kaa(_))) && !device.endpoints.contains_key(name) {
+            if self.sessions.get(name).is_some_and(Endpoint::is_needed) && !device.endpoints.contains_key(name) {
                 let text = format!("expected `endpoints.{name}` with the device's `token` in this Kaa session");
                 return Err(Problem::new(&["devices", id], text));
             }
@@ -100,7 +100,7 @@ impl Config {
         for (id, device) in &self.devices {
             for (name, endpoint) in &device.endpoints {
                 // Tokens that are kept elsewhere are compared when they are read.
-                let Source::Value(token) = &endpoint.token else { continue };
+                let Source::Value(token) = endpoint.token() else { continue };
                 if let Some(other) = seen.insert((name, &token.0), format!("device {id}")) {
                     let text = format!("expected a token of its own, found that of {other}");
                     return Err(Problem::new(&["devices", id, "endpoints", name, "token"], text));

@@ -131,7 +131,7 @@ impl Default for Timestamp {
 /// A device's address in a Kaa session.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Endpoint {
+pub struct KaaEndpoint {
     /// The endpoint's token: the text, or where it is kept. Who has it can
     /// speak for the device, so it does not appear in a log. `Config::load`
     /// makes it a `Source::Value`.
@@ -198,7 +198,7 @@ impl KaaSession {
     }
 }
 
-impl Endpoint {
+impl KaaEndpoint {
     /// The token, once it is read.
     pub fn token(&self) -> Option<&str> {
         match &self.token {

@@ -6,7 +6,7 @@ use super::*;
 use crate::clock::{Moment, TimeFormat};
 use crate::cloud::Cloud;
 use crate::cloud::kaa::Kaa;
-use crate::config::{Endpoint, Secret, Source};
+use crate::config::{Endpoint, KaaEndpoint, Secret, Source};
 use crate::message::{DeviceId, OfferKind};
 use crate::outbox::{Bounds, Class};
 
@@ -25,8 +25,9 @@ fn picture(token: &str, facts: Facts) -> Picture {
         timestamp_format: TimeFormat::Milliseconds,
     };
     let device = DeviceId::new("d");
-    let endpoint = Endpoint { token: Source::Value(Secret(token.into())), app_version: None, plain: BTreeMap::new() };
-    let channel = cloud.device(&device, Some(&endpoint)).unwrap();
+    let endpoint =
+        KaaEndpoint { token: Source::Value(Secret(token.into())), app_version: None, plain: BTreeMap::new() };
+    let channel = cloud.device(&device, Some(&Endpoint::Kaa(endpoint))).unwrap();
     let recipient = Recipient::Device(device);
     Picture {
         table: Table::new([(recipient.clone(), channel)].into_iter()),

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::json;
+use sandgate::manifest::Requested;
+use serde_json::{Map, json};
 
 use super::Outcome;
 use crate::say::say;
@@ -14,17 +15,15 @@ pub(super) async fn run(path: &Path, json: bool) -> Result<Outcome> {
     let sandbox = Sandbox::new(Compiler::InProcess, None)?;
     let driver = sandbox.load(path).await?;
     let (manifest, inspection) = (&driver.manifest, &driver.inspection);
-    let requests = &manifest.driver.requests;
-    let texts = |targets: &[sandgate::network::Target]| targets.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let (tcp, http) = (texts(&requests.tcp), texts(&requests.http));
+    let requests = manifest.driver.requests.list();
     let own = inspection.imports.iter().filter(|name| name.starts_with("sandgate:")).cloned().collect::<Vec<_>>();
     let wasi = inspection.imports.len() - own.len();
-    let unused = unused_requests(&own, requests);
+    let unused = unused_requests(&own, &requests);
     if json {
         let text = json!({
             "name": manifest.driver.name, "version": manifest.driver.version, "digest": driver.digest.to_string(),
             "wit_version": inspection.wit_version, "imports": inspection.imports, "exports": inspection.exports,
-            "requests": {"modbus": requests.modbus, "tcp": tcp, "http": http},
+            "requests": requests.iter().map(|kind| (kind.key.to_owned(), json!(kind.items))).collect::<Map<_, _>>(),
             "warnings": unused, "compile_ms": driver.compile_time.as_millis(),
         });
         say!("{text:#}");
@@ -38,9 +37,10 @@ pub(super) async fn run(path: &Path, json: bool) -> Result<Outcome> {
     say!("size       {} KiB, compiled in {} ms", size / 1024, driver.compile_time.as_millis());
     say!("contract   sandgate:driver {}", inspection.wit_version);
     say!("imports    {}, and {wasi} of WASI", list(&own));
-    say!("requests   Modbus lines: {}", list(&requests.modbus));
-    say!("           TCP: {}", list(&tcp));
-    say!("           HTTP: {}", list(&http));
+    for (number, kind) in requests.iter().enumerate() {
+        let label = if number == 0 { "requests" } else { "" };
+        say!("{label:<10} {}: {}", kind.title, list(&kind.items));
+    }
     say!(
         "declares   {} telemetry, {} properties, {} alerts, {} commands, {} configuration buckets",
         manifest.blueprint.telemetry.len(),
@@ -57,17 +57,12 @@ pub(super) async fn run(path: &Path, json: bool) -> Result<Outcome> {
 
 /// Requests that the component cannot make use of, and imports without a
 /// request, which will always be refused. Scripting runtimes import everything.
-fn unused_requests(imports: &[String], requests: &sandgate::manifest::Requests) -> Vec<String> {
-    let pairs = [
-        ("modbus", !requests.modbus.is_empty()),
-        ("http", !requests.http.is_empty()),
-        ("net", !requests.tcp.is_empty()),
-    ];
+fn unused_requests(imports: &[String], requests: &[Requested]) -> Vec<String> {
     let imported = |name: &str| imports.iter().any(|import| import.starts_with(&format!("sandgate:driver/{name}@")));
-    let check = |(name, requested): (&str, bool)| match (imported(name), requested) {
-        (true, false) => Some(format!("it imports {name} but the manifest requests none: calls will be refused")),
-        (false, true) if name != "net" => Some(format!("the manifest requests {name} but it does not import it")),
+    let check = |Requested { import, is_shared, items, .. }: &Requested| match (imported(import), items.is_empty()) {
+        (true, true) => Some(format!("it imports {import} but the manifest requests none: calls will be refused")),
+        (false, false) if !is_shared => Some(format!("the manifest requests {import} but it does not import it")),
         _ => None,
     };
-    pairs.into_iter().filter_map(check).collect()
+    requests.iter().filter_map(check).collect()
 }

@@ -181,14 +181,12 @@ fn check_device(config: &Config, device: &Device, manifest: &Manifest, findings:
         let add = missing.map(|name| format!("grants.modbus.{name} = \"{bus}\""));
         findings.tell(&key, Level::Problem, problem, add);
     }
-    for (kind, requested, granted) in
-        [("tcp", &requests.tcp, &device.grants.tcp), ("http", &requests.http, &device.grants.http)]
-    {
-        let none = Vec::new();
-        let targets = granted.as_ref().unwrap_or(&none);
+    for (kind, requested) in requests.targets() {
+        let granted = device.grants.targets(kind);
+        let targets = granted.unwrap_or_default();
         for target in requested.iter().filter(|target| !targets.iter().any(|granted| granted.overlaps(target))) {
             // An empty list says that it is meant.
-            if granted.as_ref().is_some_and(Vec::is_empty) {
+            if granted.is_some_and(<[_]>::is_empty) {
                 continue;
             }
             let text = format!(
