@@ -36,7 +36,7 @@ use crate::files;
 use crate::logs::{LogLine, LogTap};
 use crate::message::json_object;
 use crate::state::StateFolder;
-use crate::supervisor::{Arguments, Control};
+use crate::supervisor::{Arguments, Control, ControlError};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "admin.sock";
@@ -130,25 +130,30 @@ async fn is_there(place: &Place) -> bool {
     tokio::fs::symlink_metadata(&place.path).await.is_ok_and(|there| there.ino() == place.inode)
 }
 
-/// A failed request.
-struct Failure(String);
+/// A failed request, with its text.
+struct Failure(StatusCode, String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (StatusCode::CONFLICT, Json(json!({ "error": self.0 }))).into_response()
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
     }
 }
 
-impl From<String> for Failure {
-    fn from(text: String) -> Self {
-        Failure(text)
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let status = match &error {
+            ControlError::UnknownDevice(_) => StatusCode::NOT_FOUND,
+            ControlError::GatewayStops => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::CONFLICT,
+        };
+        Failure(status, error.to_string())
     }
 }
 
 type Answer = Result<Response, Failure>;
 
 async fn status(State(admin): State<Admin>) -> Answer {
-    let status = admin.control.status().await.ok_or_else(|| Failure("the gateway is stopping".into()))?;
+    let status = admin.control.status().await.ok_or(ControlError::GatewayStops)?;
     Ok(Json(status).into_response())
 }
 
@@ -193,7 +198,7 @@ fn parse<T: for<'de> Deserialize<'de> + Default>(body: &[u8]) -> Result<T, Failu
     if body.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(body).map_err(|error| Failure(format!("body: {error}")))
+    serde_json::from_slice(body).map_err(|error| Failure(StatusCode::BAD_REQUEST, format!("body: {error}")))
 }
 
 #[derive(Deserialize)]

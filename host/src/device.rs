@@ -387,7 +387,7 @@ impl Device {
         for (request, reply) in self.close() {
             let result = Err(CommandError::Busy("the device is being stopped".into()));
             let uplink = Uplink::CommandResult { command: &request.id, result: &result };
-            self.spec.capabilities.outlet.answer(request.session.as_deref(), &uplink);
+            self.spec.capabilities.outlet.answer(request.session.as_ref(), &uplink);
             if let Some(reply) = reply {
                 let _ = reply.send(result);
             }

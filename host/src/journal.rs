@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,8 @@ use serde_json::{Map, Value as Json};
 
 use crate::ledger::{Ledger, Safety};
 use crate::message::{
-    CommandError, CommandRequest, CommandResult, DeviceId, Time, attributes_of, json_object, size_of_attribute,
+    CommandError, CommandRequest, CommandResult, DeviceId, SessionName, Time, attributes_of, json_object,
+    size_of_attribute,
 };
 
 /// Commands that are remembered of each device, and bytes of their answers; what still runs is always remembered.
@@ -43,7 +44,7 @@ struct Memory {
 /// Ids are unique in their session only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
-    session: Option<Arc<str>>,
+    session: Option<SessionName>,
     id: String,
 }
 
@@ -90,7 +91,7 @@ pub struct Interrupted {
     /// Its id.
     pub command: String,
     /// The session that waits for the answer.
-    pub session: Option<Arc<str>>,
+    pub session: Option<SessionName>,
 }
 
 /// What is known about a command that arrived.
@@ -120,7 +121,7 @@ impl Journal {
             let Ok(line) = serde_json::from_value::<Line>(line) else { return false };
             let result = line.result.map(Outcome::into_result);
             let state = if line.answered { State::Answered(result) } else { State::Started };
-            let key = Key { session: line.session.as_deref().map(Arc::from), id: line.id };
+            let key = Key { session: line.session.as_deref().map(SessionName::new), id: line.id };
             inner.remember(&line.device, key, Known { time: line.time, state });
             true
         });
@@ -274,7 +275,7 @@ fn line(device: &str, key: &Key, known: &Known) -> Line {
         State::Answered(result) => (true, result.as_ref().map(Outcome::of)),
         State::Interrupted => (true, Some(Outcome::of(&Err(interrupted())))),
     };
-    let session = key.session.as_deref().map(str::to_owned);
+    let session = key.session.as_ref().map(ToString::to_string);
     Line { id: key.id.clone(), device: device.to_owned(), session, time: known.time, answered, result }
 }
 
@@ -283,7 +284,12 @@ mod tests {
     use super::*;
 
     fn command(id: &str) -> CommandRequest {
-        CommandRequest { id: id.into(), session: Some("cloud".into()), name: "ping".into(), arguments: Map::new() }
+        CommandRequest {
+            id: id.into(),
+            session: Some(SessionName::new("cloud")),
+            name: "ping".into(),
+            arguments: Map::new(),
+        }
     }
 
     #[test]
@@ -303,7 +309,7 @@ mod tests {
         std::fs::File::options().append(true).open(&path).unwrap().write_all(b"{\"id\":\"c\",\"dev").unwrap();
 
         let (journal, interrupted) = Journal::open(&path);
-        let session = Some("cloud".into());
+        let session = Some(SessionName::new("cloud"));
         assert_eq!(interrupted, [Interrupted { device: device.clone(), command: "a".into(), session }]);
         assert_eq!(journal.begin(&command("a"), &device, 5).unwrap(), Seen::Interrupted);
         // The answer may have been lost with the crash, so it can be given again.
@@ -343,7 +349,7 @@ mod tests {
         assert_eq!(journal.begin(&command("9"), &meter, 0).unwrap(), Seen::Answered(Some(large)));
         assert_eq!(journal.begin(&command("0"), &meter, 0).unwrap(), Seen::Never);
         assert_eq!(journal.begin(&command("9"), &lamp, 0).unwrap(), Seen::Never);
-        let other = CommandRequest { session: Some("other".into()), ..command("9") };
+        let other = CommandRequest { session: Some(SessionName::new("other")), ..command("9") };
         assert_eq!(journal.begin(&other, &meter, 0).unwrap(), Seen::Never);
     }
 }

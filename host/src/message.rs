@@ -3,6 +3,7 @@
 //! Values and attributes are the contract's own types, so that nothing is
 //! copied on the way from a guest to its publication.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,32 +17,54 @@ pub use sandgate_manifest::value::{
     write_json, write_json_text,
 };
 
-/// The id of a device, unique in the gateway.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceId(Arc<str>);
+/// A name in the gateway: a text that clones share.
+macro_rules! name {
+    ($(#[$documentation:meta])* $name:ident) => {
+        $(#[$documentation])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
-impl DeviceId {
-    /// Wraps an id that the configuration has checked.
-    pub fn new(id: &str) -> Self {
-        DeviceId(id.into())
-    }
+        impl $name {
+            /// Wraps a text that the configuration has checked.
+            pub fn new(text: &str) -> Self {
+                $name(text.into())
+            }
 
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        /// So that a map is asked with a text as well.
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
 }
 
-impl fmt::Display for DeviceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+name! {
+    /// The id of a device, unique in the gateway.
+    DeviceId
 }
 
-impl fmt::Debug for DeviceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+name! {
+    /// The name of a session with a cloud, unique in the gateway.
+    SessionName
 }
 
 /// Whether a text can be a device id: it becomes part of MQTT topics, and
@@ -224,7 +247,7 @@ pub struct CommandRequest {
     pub id: String,
     /// The session that it came by and that gets the answer; none for one
     /// that was given at the gateway.
-    pub session: Option<Arc<str>>,
+    pub session: Option<SessionName>,
     /// The command's name.
     pub name: String,
     /// The arguments.

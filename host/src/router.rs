@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Moment;
 use crate::cloud::Channel;
-use crate::message::{DeviceId, Uplink};
+use crate::message::{DeviceId, SessionName, Uplink};
 use crate::outbox::{Class, Outbox};
 use crate::question::Question;
 use crate::upload::BinaryData;
@@ -25,7 +25,7 @@ pub const GATEWAY: &str = "(gateway)";
 #[derive(Clone)]
 pub struct Route {
     /// The session's name.
-    pub session: Arc<str>,
+    pub session: SessionName,
     /// The device's address in the cloud.
     pub channel: Channel,
     /// Where a message waits for the session.
@@ -55,15 +55,15 @@ impl Outlet {
     }
 
     /// The device's address in a session.
-    pub fn channel(&self, session: &str) -> Option<&Channel> {
-        self.routes.iter().find(|route| &*route.session == session).map(|route| &route.channel)
+    pub fn channel(&self, session: &SessionName) -> Option<&Channel> {
+        self.routes.iter().find(|route| route.session == *session).map(|route| &route.channel)
     }
 
     /// Encodes a message for the one session that waits for it; what was asked
     /// at the gateway itself is answered there.
-    pub fn answer(&self, session: Option<&str>, uplink: &Uplink<'_>) {
+    pub fn answer(&self, session: Option<&SessionName>, uplink: &Uplink<'_>) {
         let mut routes = self.routes.iter();
-        if let Some(route) = session.and_then(|session| routes.find(|route| &*route.session == session)) {
+        if let Some(route) = session.and_then(|session| routes.find(|route| route.session == *session)) {
             send(&route.channel, &route.outbox, &self.device, Moment::now(), uplink);
         }
     }
@@ -156,7 +156,7 @@ mod tests {
         let bounds = Bounds { bytes: 1 << 20, age: Duration::from_secs(60), ..Bounds::default() };
         let channel = cloud().device(&DeviceId::new("d"), None).unwrap();
         let outbox = Arc::new(Outbox::new(bounds));
-        Route { session: session.into(), channel, outbox, questions: None, binary_data: None }
+        Route { session: SessionName::new(session), channel, outbox, questions: None, binary_data: None }
     }
 
     fn waiting(outlet: &Outlet) -> Vec<usize> {
@@ -170,13 +170,17 @@ mod tests {
         assert_eq!(waiting(&outlet), [1, 1]);
         let result = Err(CommandError::Busy("x".into()));
         let answer = Uplink::CommandResult { command: "1", result: &result };
-        outlet.answer(Some("b"), &answer);
+        outlet.answer(Some(&SessionName::new("b")), &answer);
         assert_eq!(waiting(&outlet), [1, 2]);
         // Asked at the gateway itself, or by a session that is no longer configured.
         outlet.answer(None, &answer);
-        outlet.answer(Some("c"), &answer);
+        outlet.answer(Some(&SessionName::new("c")), &answer);
         assert_eq!(waiting(&outlet), [1, 2]);
-        assert!(outlet.channel("a").is_some() && outlet.channel("c").is_none());
+        assert!(
+            [("a", true), ("c", false)]
+                .iter()
+                .all(|(name, is_there)| outlet.channel(&SessionName::new(name)).is_some() == *is_there)
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub use parts::Parts;
 pub use picture::{Facts, Order, Picture, SessionStatus};
 pub use tls::check as check_tls;
 
-use crate::message::now;
+use crate::message::{SessionName, now};
 use crate::outbox::Outbox;
 use crate::question::{NoAnswer, Question};
 use crate::statistics::Counter;
@@ -67,7 +67,7 @@ const STABLE: Duration = Duration::from_secs(30);
 
 /// One cloud's session. It outlives connections.
 pub struct Session {
-    name: String,
+    name: SessionName,
     parts: Parts,
     wishes: Wishes,
     reception: Reception,
@@ -142,12 +142,12 @@ struct Connection {
 
 impl Session {
     /// A session that has not connected yet.
-    pub fn new(name: &str, parts: Parts, links: Links) -> Session {
+    pub fn new(name: &SessionName, parts: Parts, links: Links) -> Session {
         let Links { picture, gateway, questions, status, refused } = links;
         Session {
-            name: name.to_owned(),
+            name: name.clone(),
             reception: Reception {
-                session: name.to_owned(),
+                session: name.clone(),
                 picture: picture.clone(),
                 gateway,
                 outbox: Arc::clone(&parts.outbox),
@@ -168,7 +168,7 @@ impl Session {
         let run = tokio::spawn(self.run());
         tokio::spawn(async move {
             if let Err(error) = run.await {
-                tracing::error!(session = name, "the session ended: {error}");
+                tracing::error!(session = name.as_str(), "the session ended: {error}");
                 status.send_modify(|status| {
                     status.connected = false;
                     status.problem = Some("a bug in the gateway ended it; restart the gateway".into());
@@ -200,7 +200,7 @@ impl Session {
                     "; the broker ends each connection soon: is another gateway connected with the same client id {id}?"
                 ));
             }
-            tracing::warn!(session = self.name, "{problem}; connecting again in {:.1} s", delay.as_secs_f64());
+            tracing::warn!(session = self.name.as_str(), "{problem}; connecting again in {:.1} s", delay.as_secs_f64());
             self.status.send_modify(|status| {
                 status.connected = false;
                 status.problem = Some(problem);
@@ -420,7 +420,7 @@ impl Session {
     fn nudge(&mut self, connection: &mut Connection) {
         let Some(request) = self.next_request(connection) else { return connection.writer.has_more = false };
         if let Err(error) = connection.writer.nudge(request) {
-            tracing::error!(session = self.name, "the MQTT client takes no more messages: {error}");
+            tracing::error!(session = self.name.as_str(), "the MQTT client takes no more messages: {error}");
         }
     }
 
@@ -446,7 +446,7 @@ impl Session {
         if !refused.is_empty() {
             let filters = text::list(refused.iter().map(|filter| self.parts.cloud.shown(filter)));
             tracing::error!(
-                session = self.name,
+                session = self.name.as_str(),
                 "the broker refused to subscribe to {filters}: what is sent there does not arrive; it is asked again, \
                  less and less often"
             );
@@ -481,7 +481,7 @@ impl Session {
             return;
         }
         let milliseconds = connection.since.elapsed().as_millis();
-        tracing::info!(session = self.name, "connected to {} in {milliseconds} ms", self.parts.address());
+        tracing::info!(session = self.name.as_str(), "connected to {} in {milliseconds} ms", self.parts.address());
         self.status.send_modify(|status| {
             status.connected = true;
             status.problem = None;
@@ -492,7 +492,12 @@ impl Session {
     /// Logs that a message passes, not what it says: that may be secret.
     fn tell_exchange(&self, what: &str, topic: &str, payload: &[u8]) {
         if tracing::enabled!(tracing::Level::DEBUG) {
-            tracing::debug!(session = self.name, "{what} {} bytes on {}", payload.len(), self.parts.cloud.shown(topic));
+            tracing::debug!(
+                session = self.name.as_str(),
+                "{what} {} bytes on {}",
+                payload.len(),
+                self.parts.cloud.shown(topic)
+            );
         }
     }
 

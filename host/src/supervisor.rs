@@ -35,7 +35,7 @@ use crate::config::{self, Config};
 use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::Journal;
-use crate::message::{DeviceId, Uplink, now};
+use crate::message::{DeviceId, SessionName, Uplink, now};
 use crate::network::Lookups;
 use crate::outbox::Outbox;
 use crate::question::Question;
@@ -53,7 +53,7 @@ use crate::storage::Storage;
 use crate::upload::BinaryData;
 use crate::watcher::Watcher;
 use control::Request;
-pub use control::{Arguments, Control};
+pub use control::{Arguments, Control, ControlError};
 use devices::DeviceEntry;
 use memory::Memory;
 use notices::Notices;
@@ -119,7 +119,7 @@ pub struct Supervisor {
     sockets: Sockets,
     lookups: Lookups,
     buses: BTreeMap<String, BusLine>,
-    sessions: BTreeMap<String, SessionEntry>,
+    sessions: BTreeMap<SessionName, SessionEntry>,
     devices: BTreeMap<String, DeviceEntry>,
     /// Devices whose status has changed.
     news: News,
@@ -183,7 +183,8 @@ impl Supervisor {
         let (report, reports) = mpsc::channel(64);
         let (order, orders) = mpsc::channel(ORDERS);
         let sessions = config.sessions.iter().map(|(name, session)| {
-            let entry = start::session(name, session, &config, &order);
+            let name = SessionName::new(name);
+            let entry = start::session(&name, session, &config, &order);
             Ok((name.clone(), entry.with_context(|| format!("sessions.{name}"))?))
         });
         let sessions = sessions.collect::<Result<BTreeMap<_, _>>>()?;
@@ -283,7 +284,7 @@ impl Supervisor {
         let sessions = self.sessions.iter().map(|(name, entry)| {
             let status = entry.status.borrow().clone();
             let report = SessionReport::new(status, entry.address.clone(), entry.outbox.stats(), entry.refused.get());
-            (name.clone(), report)
+            (name.to_string(), report)
         });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -320,7 +321,7 @@ impl Supervisor {
         }
     }
 
-    fn gateway_outlet(&self, name: &str, entry: &SessionEntry) -> Outlet {
+    fn gateway_outlet(&self, name: &SessionName, entry: &SessionEntry) -> Outlet {
         let route = entry.cloud.gateway().map(|channel| entry.route(name, channel));
         Outlet { device: DeviceId::new(GATEWAY), routes: route.into_iter().collect() }
     }
@@ -347,8 +348,8 @@ impl Supervisor {
     fn specification(&self, id: &str, device: &config::Device, statistics: &Arc<Statistics>) -> Specification {
         let device_id = DeviceId::new(id);
         let routes = self.config.sessions_of(device).into_iter().filter_map(|name| {
-            let entry = self.sessions.get(name)?;
-            let channel = entry.cloud.device(&device_id, device.endpoints.get(name))?;
+            let (name, entry) = self.sessions.get_key_value(name)?;
+            let channel = entry.cloud.device(&device_id, device.endpoints.get(name.as_str()))?;
             Some(entry.route(name, channel))
         });
         let buses = device.grants.modbus.iter().filter_map(|(name, grant)| {
@@ -466,9 +467,9 @@ impl Supervisor {
 
 impl SessionEntry {
     /// The way of one channel.
-    fn route(&self, name: &str, channel: crate::cloud::Channel) -> Route {
+    fn route(&self, name: &SessionName, channel: crate::cloud::Channel) -> Route {
         Route {
-            session: name.into(),
+            session: name.clone(),
             channel,
             outbox: Arc::clone(&self.outbox),
             questions: self.questions.clone(),

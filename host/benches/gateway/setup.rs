@@ -11,7 +11,7 @@ use sandgate::cloud::enapter::Enapter;
 use sandgate::config::{Broker, Credentials, Limits, LogLevel, PropertiesTopic, Rate, Span};
 use sandgate::device::{Configuration, DeviceHandle, News, Specification, prepare};
 use sandgate::journal::Journal;
-use sandgate::message::DeviceId;
+use sandgate::message::{DeviceId, SessionName};
 use sandgate::outbox::{Bounds, Outbox};
 use sandgate::receipt::Receipts;
 use sandgate::router::{Outlet, Route};
@@ -92,7 +92,13 @@ pub fn specification(id: &str, outbox: &Arc<Outbox>) -> Arc<Specification> {
 
 fn enapter_route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
     let channel = cloud().device(device, None).unwrap();
-    Route { session: "bench".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
+    Route {
+        session: SessionName::new("bench"),
+        channel,
+        outbox: Arc::clone(outbox),
+        questions: None,
+        binary_data: None,
+    }
 }
 
 pub fn specification_with(outlet: Outlet) -> Arc<Specification> {

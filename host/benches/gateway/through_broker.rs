@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use sandgate::cloud::{Cloud, Greeting};
 use sandgate::device::{DeviceHandle, Input};
-use sandgate::message::now;
+use sandgate::message::{SessionName, now};
 use sandgate::outbox::Outbox;
 use sandgate::router::{Recipient, Table};
 use sandgate::sandbox::Driver;
@@ -71,10 +71,10 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
     let (status, mut states) = watch::channel(SessionStatus::default());
     let (gateway, _) = mpsc::channel(1);
     let (_, questions) = mpsc::channel(1);
-    let dialogue = Box::new(EnapterDialogue::new("bench", cloud.clone(), Arc::clone(outbox)));
+    let dialogue = Box::new(EnapterDialogue::new(&SessionName::new("bench"), cloud.clone(), Arc::clone(outbox)));
     let parts = parts(port, outbox, Arc::new(cloud), dialogue);
     let links = Links { picture: pictures, gateway, questions, status, refused: Arc::default() };
-    Session::new("bench", parts, links).start();
+    Session::new(&SessionName::new("bench"), parts, links).start();
     states.wait_for(|status| status.connected).await.unwrap();
     sender
 }

@@ -11,7 +11,7 @@ use sandgate::cloud::Cloud;
 use sandgate::cloud::kaa::Kaa;
 use sandgate::config::{Config, Endpoint, KaaEndpoint, Secret, Source};
 use sandgate::device::Input;
-use sandgate::message::DeviceId;
+use sandgate::message::{DeviceId, SessionName};
 use sandgate::outbox::{Batching, Bounds, Outbox};
 use sandgate::router::{Outlet, Recipient, Route, Table};
 use sandgate::sandbox::{Compiler, Driver};
@@ -76,7 +76,7 @@ fn route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
     let endpoint =
         KaaEndpoint { token: Source::Value(Secret(device.to_string())), app_version: None, plain: Default::default() };
     let channel = cloud().device(device, Some(&Endpoint::Kaa(endpoint))).unwrap();
-    Route { session: "kaa".into(), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
+    Route { session: SessionName::new("kaa"), channel, outbox: Arc::clone(outbox), questions: None, binary_data: None }
 }
 
 /// Runs a session for these channels until the sender is dropped.
@@ -107,10 +107,10 @@ fn session(
         check_time: false,
         poll_every: Duration::from_secs(600),
     };
-    let dialogue = Box::new(KaaDialogue::new("kaa", manner, Arc::clone(outbox)));
+    let dialogue = Box::new(KaaDialogue::new(&SessionName::new("kaa"), manner, Arc::clone(outbox)));
     let parts = parts(port, outbox, Arc::new(cloud()), dialogue);
     let links = Links { picture: pictures, gateway, questions, status, refused: Arc::default() };
-    Session::new("kaa", parts, links).start();
+    Session::new(&SessionName::new("kaa"), parts, links).start();
     (sender, states)
 }
 

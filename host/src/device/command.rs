@@ -35,7 +35,7 @@ impl Device {
             self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
         }
         let uplink = Uplink::CommandResult { command: &id, result: &result };
-        self.spec.capabilities.outlet.answer(request.session.as_deref(), &uplink);
+        self.spec.capabilities.outlet.answer(request.session.as_ref(), &uplink);
         Some(result)
     }
 

@@ -5,7 +5,6 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sandgate_manifest::component::interface;
@@ -20,7 +19,7 @@ use super::limits::Limits;
 use super::shares::Share;
 use super::state::State;
 use super::trap;
-use crate::message::{CommandError, CommandResult};
+use crate::message::{CommandError, CommandResult, SessionName};
 use crate::shortage::is_shortage;
 use crate::text;
 
@@ -166,7 +165,7 @@ impl Instance {
     pub async fn handle_command(
         &mut self,
         command: Command,
-        session: Option<Arc<str>>,
+        session: Option<SessionName>,
     ) -> Result<CommandResult, CallError> {
         self.store.data_mut().command = Some((command.id.clone(), session));
         let result = self

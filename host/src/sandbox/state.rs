@@ -20,7 +20,7 @@ use super::trap::LastWords;
 use super::{Capabilities, http, wasi_sockets};
 use crate::config::ConfiguredUnits;
 use crate::manifest::Manifest;
-use crate::message::Severity;
+use crate::message::{SessionName, Severity};
 use crate::network::{Access, Lookups};
 use crate::router::Outlet;
 use crate::sockets::{Socket, Sockets};
@@ -41,7 +41,7 @@ pub struct State {
     pub(super) log: Arc<DeviceLog>,
     pub(super) last_words: LastWords,
     /// The command that is being handled: its id and the session it came by.
-    pub(super) command: Option<(String, Option<Arc<str>>)>,
+    pub(super) command: Option<(String, Option<SessionName>)>,
     pub(super) timers: Timers,
     pub(super) stored: Stored,
     pub(super) tcp: Arc<Access>,

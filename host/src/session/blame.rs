@@ -7,11 +7,12 @@ use tokio::time::Instant;
 
 use super::suspects::{Suspect, Suspects, Verdict};
 use crate::cloud::Cloud;
+use crate::message::SessionName;
 use crate::outbox::{Outbox, Sequence};
 
 /// See the module documentation. It outlives connections.
 pub(super) struct Blame {
-    session: String,
+    session: SessionName,
     cloud: Arc<dyn Cloud>,
     outbox: Arc<Outbox>,
     suspects: Suspects,
@@ -20,8 +21,8 @@ pub(super) struct Blame {
 }
 
 impl Blame {
-    pub(super) fn new(session: &str, cloud: Arc<dyn Cloud>, outbox: Arc<Outbox>) -> Blame {
-        Blame { session: session.to_owned(), cloud, outbox, suspects: Suspects::default(), has_blamed: false }
+    pub(super) fn new(session: &SessionName, cloud: Arc<dyn Cloud>, outbox: Arc<Outbox>) -> Blame {
+        Blame { session: session.clone(), cloud, outbox, suspects: Suspects::default(), has_blamed: false }
     }
 
     /// Whether the broker takes some messages and dislikes one. Asked once for a connection.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::message::SessionName;
 use crate::statistics::Counter;
 
 /// Messages that are told of in a minute; the others are counted only.
@@ -14,7 +15,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Complaints {
-    session: String,
+    session: SessionName,
     counter: Arc<Counter>,
     /// When this minute began, and how many were told since.
     since: Option<Instant>,
@@ -23,8 +24,8 @@ pub struct Complaints {
 
 impl Complaints {
     /// Those of a session; the counter is shared with whoever shows it.
-    pub fn new(session: &str, counter: Arc<Counter>) -> Self {
-        Complaints { session: session.to_owned(), counter, since: None, told: 0 }
+    pub fn new(session: &SessionName, counter: Arc<Counter>) -> Self {
+        Complaints { session: session.clone(), counter, since: None, told: 0 }
     }
 
     /// Counts a message, and says what is wrong with it if not too many came.
@@ -35,8 +36,11 @@ impl Complaints {
         }
         self.told += 1;
         match self.told {
-            ..TOLD => tracing::warn!(session = self.session, "refused {problem}"),
-            TOLD => tracing::warn!(session = self.session, "refused {problem}; more of this minute are counted only"),
+            ..TOLD => tracing::warn!(session = self.session.as_str(), "refused {problem}"),
+            TOLD => tracing::warn!(
+                session = self.session.as_str(),
+                "refused {problem}; more of this minute are counted only"
+            ),
             _ => {}
         }
     }

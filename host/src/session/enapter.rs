@@ -12,7 +12,7 @@ use super::dialogue::{Dialogue, Event, Outgoing, Proof};
 use crate::clock::Moment;
 use crate::cloud::Greeting;
 use crate::cloud::enapter::Enapter;
-use crate::message::{DeviceId, Publication, Time, now};
+use crate::message::{DeviceId, Publication, SessionName, Time, now};
 use crate::outbox::{Class, Outbox, Sequence};
 use crate::question::{NoAnswer, Question};
 use crate::router::{GATEWAY, Table};
@@ -26,7 +26,7 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// See the module documentation.
 pub struct EnapterDialogue {
-    session: Arc<str>,
+    session: SessionName,
     cloud: Enapter,
     outbox: Arc<Outbox>,
     table: Table,
@@ -51,9 +51,9 @@ struct Leaving {
 
 impl EnapterDialogue {
     /// A dialogue that has not begun.
-    pub fn new(session: &str, cloud: Enapter, outbox: Arc<Outbox>) -> Self {
+    pub fn new(session: &SessionName, cloud: Enapter, outbox: Arc<Outbox>) -> Self {
         EnapterDialogue {
-            session: session.into(),
+            session: session.clone(),
             cloud,
             outbox,
             table: Table::default(),
@@ -140,7 +140,7 @@ impl Dialogue for EnapterDialogue {
         let event = match self.cloud.decode(topic, payload) {
             Ok((channel, mut request)) => match self.table.find(&channel) {
                 Some(recipient) => {
-                    request.session = Some(Arc::clone(&self.session));
+                    request.session = Some(self.session.clone());
                     Event::Command { recipient: recipient.clone(), request }
                 }
                 None => match self.cloud.answer_as_ucm(&channel, &request.id) {
@@ -207,7 +207,7 @@ mod tests {
             needs_ucm: true,
         };
         let outbox = Arc::new(Outbox::new(Bounds::default()));
-        let mut dialogue = EnapterDialogue::new("s", cloud, outbox);
+        let mut dialogue = EnapterDialogue::new(&SessionName::new("s"), cloud, outbox);
         dialogue.connected(&Picture::default(), 0);
         let topics = |dialogue: &mut EnapterDialogue| -> Vec<String> {
             std::iter::from_fn(|| dialogue.announce()).map(|publication| publication.topic.to_string()).collect()
@@ -232,7 +232,7 @@ mod tests {
             needs_ucm: true,
         };
         let outbox = Arc::new(Outbox::new(Bounds { bytes: 1 << 20, ..Bounds::default() }));
-        let mut dialogue = EnapterDialogue::new("s", cloud, Arc::clone(&outbox));
+        let mut dialogue = EnapterDialogue::new(&SessionName::new("s"), cloud, Arc::clone(&outbox));
         let request = br#"{"id":"1","name":"reboot"}"#;
         let topic = "v1/to/U01/ucm/v1/command/requests";
         assert!(dialogue.receive(topic, request, Instant::now()).is_empty());
@@ -276,7 +276,7 @@ mod tests {
             let publication = Publication { topic: device.into(), payload: "".into(), joins: false, stamp: None };
             outbox.append(&DeviceId::new(device), crate::outbox::Class::Keep, crate::clock::Moment::now(), publication);
         };
-        let mut dialogue = EnapterDialogue::new("s", cloud, Arc::clone(&outbox));
+        let mut dialogue = EnapterDialogue::new(&SessionName::new("s"), cloud, Arc::clone(&outbox));
         append("a");
         append("b");
         dialogue.connected(&picture(&["a"]), 0);

@@ -24,7 +24,7 @@ use super::{Facts, Picture};
 use crate::cloud::kaa::answer::{self, Failure};
 use crate::cloud::kaa::topic::{Answer, RequestId, Topic};
 use crate::cloud::kaa::{channel_name, metadata_of};
-use crate::message::{Attribute, Publication, Time, now};
+use crate::message::{Attribute, Publication, SessionName, Time, now};
 use crate::outbox::{Outbox, Sequence};
 use crate::question::{NoAnswer, Query, Question};
 use crate::router::{Recipient, Table};
@@ -89,7 +89,7 @@ impl Purpose {
 
 /// See the module documentation.
 pub struct KaaDialogue {
-    session: Arc<str>,
+    session: SessionName,
     manner: Manner,
     outbox: Arc<Outbox>,
     table: Table,
@@ -115,9 +115,9 @@ pub struct KaaDialogue {
 
 impl KaaDialogue {
     /// A dialogue that has not begun.
-    pub fn new(session: &str, manner: Manner, outbox: Arc<Outbox>) -> Self {
+    pub fn new(session: &SessionName, manner: Manner, outbox: Arc<Outbox>) -> Self {
         KaaDialogue {
-            session: session.into(),
+            session: session.clone(),
             manner,
             outbox,
             table: Table::default(),
@@ -183,9 +183,11 @@ impl KaaDialogue {
                 // The driver may be gone.
                 let _ = reply.send(result.map_err(|failure| NoAnswer::Refused(failure.code, failure.reason)));
             }
-            (Purpose::Time, Ok(())) => compare_clocks(&self.session, payload),
+            (Purpose::Time, Ok(())) => compare_clocks(self.session.as_str(), payload),
             (Purpose::Attach { .. }, Ok(())) => drop(self.asked.remove(&resource(&channel, extension, &path))),
-            (Purpose::Time, Err(failure)) => tracing::warn!(session = &*self.session, "asking the time: {failure}"),
+            (Purpose::Time, Err(failure)) => {
+                tracing::warn!(session = self.session.as_str(), "asking the time: {failure}")
+            }
             (Purpose::Attach { payload, failures }, Err(failure)) => {
                 let purpose = Purpose::Attach { payload: payload.clone(), failures: failures + 1 };
                 self.attach_later(Request { channel, extension, path, purpose }, payload, &failure, now);
@@ -210,7 +212,7 @@ impl KaaDialogue {
             let device = self.name_of(&request.channel);
             let (extension, path) = (request.extension, &request.path);
             tracing::warn!(
-                session = &*self.session,
+                session = self.session.as_str(),
                 device,
                 "{extension}/{path}: no answer within {seconds} s; sending again"
             );

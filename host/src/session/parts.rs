@@ -14,6 +14,7 @@ use crate::cloud::Cloud;
 use crate::cloud::enapter::Enapter;
 use crate::cloud::kaa::Kaa;
 use crate::config::{self, Broker, Communication, EnapterSession, KaaSession};
+use crate::message::SessionName;
 use crate::outbox::{Batching, Bounds, Outbox};
 use crate::upload::BinaryData;
 
@@ -48,7 +49,7 @@ impl Parts {
     }
 
     /// Those of a session; paths in it start at the configuration's folder.
-    pub fn new(name: &str, session: &config::Session, folder: &Path) -> Result<Parts> {
+    pub fn new(name: &SessionName, session: &config::Session, folder: &Path) -> Result<Parts> {
         match session {
             config::Session::Enapter(session) => enapter(name, session, folder),
             config::Session::Kaa(session) => kaa(name, session, folder),
@@ -56,7 +57,7 @@ impl Parts {
     }
 }
 
-fn enapter(name: &str, session: &EnapterSession, folder: &Path) -> Result<Parts> {
+fn enapter(name: &SessionName, session: &EnapterSession, folder: &Path) -> Result<Parts> {
     let communication = Communication::load(session, folder)?;
     let cloud = Enapter {
         hardware_id: communication.hardware_id.clone(),
@@ -79,7 +80,7 @@ fn enapter(name: &str, session: &EnapterSession, folder: &Path) -> Result<Parts>
     })
 }
 
-fn kaa(name: &str, session: &KaaSession, folder: &Path) -> Result<Parts> {
+fn kaa(name: &SessionName, session: &KaaSession, folder: &Path) -> Result<Parts> {
     let cloud = Kaa {
         app_version: session.app_version.clone(),
         token: session.gateway_token(folder)?,

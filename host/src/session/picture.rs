@@ -1,14 +1,13 @@
 //! What a session sees of the gateway, and what it tells and asks it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::cloud::Greeting;
 use crate::device::DeviceHandle;
-use crate::message::{CommandRequest, DeviceId, Offer, OfferKind};
+use crate::message::{CommandRequest, DeviceId, Offer, OfferKind, SessionName};
 use crate::router::{Recipient, Table};
 
 /// What a session needs to know of the gateway; replaced as a whole.
@@ -61,7 +60,7 @@ pub enum Order {
     /// To let a device take over a configuration or software.
     Offer {
         /// The session that it came by.
-        session: Arc<str>,
+        session: SessionName,
         /// The device.
         device: DeviceId,
         /// What is offered.

@@ -9,13 +9,13 @@ use tokio::sync::{mpsc, watch};
 use super::complaints::Complaints;
 use super::picture::{Order, Picture};
 use crate::clock::Moment;
-use crate::message::{CommandError, CommandRequest, DeviceId, Offer, Uplink};
+use crate::message::{CommandError, CommandRequest, DeviceId, Offer, SessionName, Uplink};
 use crate::outbox::Outbox;
 use crate::router::{self, GATEWAY, Recipient};
 
 /// See the module documentation.
 pub(super) struct Reception {
-    pub session: String,
+    pub session: SessionName,
     /// The gateway as it is now.
     pub picture: watch::Receiver<Arc<Picture>>,
     /// Where orders for the gateway itself go.
@@ -47,7 +47,7 @@ impl Reception {
     /// What is offered and cannot be handed on now is offered again by the
     /// cloud, at the next connect at the latest.
     pub(super) fn offer(&self, device: DeviceId, offer: Offer, document: Json) {
-        let order = Order::Offer { session: self.session.as_str().into(), device, offer, document };
+        let order = Order::Offer { session: self.session.clone(), device, offer, document };
         if self.order(order).is_err() {
             let session = self.session.as_str();
             tracing::warn!(session, "the gateway is busy; an offer of the cloud is left for the next time");

@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use super::control::ControlError;
 use super::swap::{Asker, SwapOrder};
 use super::{Request, Supervisor};
 use crate::device::{DeviceHandle, Input};
@@ -9,7 +10,7 @@ use crate::gateway;
 use crate::journal::Seen;
 use crate::manifest::ArgumentError;
 use crate::message::{Attribute, CommandError, CommandRequest, CommandResult, DeviceId, Uplink, Value, now};
-use crate::receipt::Outcome;
+use crate::receipt::{Outcome, Receipt};
 use crate::registry::Origin;
 use crate::router::GATEWAY;
 use crate::text;
@@ -31,7 +32,7 @@ impl Supervisor {
                         (Some(entry), None) => {
                             let config = entry.config.clone();
                             self.start_device(&device, &config);
-                            format!("{problem}; starting its configured driver")
+                            ControlError::Refused(format!("{problem}; starting its configured driver"))
                         }
                         _ => problem,
                     };
@@ -59,7 +60,7 @@ impl Supervisor {
                         let configuration = self.configuration_now(&device);
                         tokio::spawn(async move {
                             let done = handle.ask(|reply| Input::Restart(configuration, reply)).await;
-                            let _ = reply.send(done.ok_or("the device was stopped".to_owned()));
+                            let _ = reply.send(done.ok_or(ControlError::DeviceStopped));
                         });
                     }
                     None => {
@@ -86,7 +87,7 @@ impl Supervisor {
                         Err(error) => drop(reply.send(Ok(Err(error)))),
                         Ok(()) => {
                             tokio::spawn(async move {
-                                let result = result.await.map_err(|_| "the device was stopped".to_owned());
+                                let result = result.await.map_err(|_| ControlError::DeviceStopped);
                                 let _ = reply.send(result);
                             });
                         }
@@ -97,12 +98,7 @@ impl Supervisor {
         }
     }
 
-    fn roll_back(
-        &mut self,
-        device: &str,
-        asked_by: String,
-        reply: oneshot::Sender<Result<crate::receipt::Receipt, String>>,
-    ) {
+    fn roll_back(&mut self, device: &str, asked_by: String, reply: oneshot::Sender<Result<Receipt, ControlError>>) {
         let handle = match self.running(device) {
             Err(problem) => return drop(reply.send(Err(problem))),
             Ok(handle) => handle.clone(),
@@ -119,7 +115,7 @@ impl Supervisor {
         if handle.status.borrow().watching {
             tokio::spawn(async move {
                 let receipt = handle.ask(|reply| Input::RollBack(asked_by, reply)).await.flatten();
-                let _ = reply.send(receipt.ok_or("there is no driver to go back to".to_owned()));
+                let _ = reply.send(receipt.ok_or(ControlError::NoDriverBefore));
             });
             return;
         }
@@ -128,7 +124,7 @@ impl Supervisor {
                 let asked_by = Asker::Person(format!("{asked_by} (rollback)"));
                 self.swap(device, SwapOrder { origin: Origin::Copy(receipt.old.digest), asked_by }, Some(reply));
             }
-            None => drop(reply.send(Err("there is no driver to go back to".into()))),
+            None => drop(reply.send(Err(ControlError::NoDriverBefore))),
         }
     }
 
@@ -138,26 +134,26 @@ impl Supervisor {
     }
 
     /// The handle of a device, or why there is none.
-    fn running(&self, device: &str) -> Result<&DeviceHandle, String> {
+    fn running(&self, device: &str) -> Result<&DeviceHandle, ControlError> {
         let entry = self.devices.get(device).ok_or_else(|| self.unknown(device))?;
-        entry.handle.as_ref().ok_or_else(|| {
-            let problem = entry.problem.as_deref().unwrap_or("its driver is still being loaded");
-            format!("device {device} does not run: {problem}")
+        entry.handle.as_ref().ok_or_else(|| ControlError::NotRunning {
+            device: device.to_owned(),
+            problem: entry.problem.clone().unwrap_or_else(|| "its driver is still being loaded".into()),
         })
     }
 
-    fn unknown(&self, device: &str) -> String {
+    fn unknown(&self, device: &str) -> ControlError {
         let device = text::cut(device, 100);
-        match self.devices.is_empty() {
+        ControlError::UnknownDevice(match self.devices.is_empty() {
             true => format!("no device {device:?}: none is configured"),
             false => format!("no device {device:?}; {}", text::instead(device, self.devices.keys())),
-        }
+        })
     }
 
     /// Carries out a command for the gateway itself, once.
     pub(super) fn gateway_command(&mut self, request: CommandRequest) {
         let Some(session) = request.session.clone() else { return };
-        let Some(entry) = self.sessions.get(&*session) else { return };
+        let Some(entry) = self.sessions.get(&session) else { return };
         let outlet = self.gateway_outlet(&session, entry);
         let journal = std::sync::Arc::clone(&self.journal);
         let gateway = DeviceId::new(GATEWAY);
@@ -185,7 +181,7 @@ impl Supervisor {
         let device = arguments.get("device").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
         match request.name.as_str() {
             "restart_device" | "swap_driver" if !self.devices.contains_key(&device) => {
-                respond(Err(CommandError::InvalidArgument(self.unknown(&device))), true);
+                respond(Err(CommandError::InvalidArgument(self.unknown(&device).to_string())), true);
             }
             "list_devices" => respond(Ok(gateway::list(&self.status())), true),
             "restart_device" => {
@@ -196,7 +192,7 @@ impl Supervisor {
             _ => {
                 let (reply, done) = oneshot::channel();
                 self.answer(Request::Swap { device, file: None, asked_by: CLOUD.into(), reply });
-                let receipt = |receipt: crate::receipt::Receipt| match receipt.outcome {
+                let receipt = |receipt: Receipt| match receipt.outcome {
                     Outcome::Accepted => {
                         Ok(vec![Attribute { name: "receipt".into(), value: Value::Text(receipt.to_string()) }])
                     }
@@ -208,15 +204,15 @@ impl Supervisor {
     }
 }
 
-fn starting(device: &str) -> String {
-    format!("device {device} is being started with new settings; try again when it runs")
+fn starting(device: &str) -> ControlError {
+    ControlError::Starting(device.to_owned())
 }
 
 fn outcome<T>(
-    result: Result<Result<T, String>, oneshot::error::RecvError>,
+    result: Result<Result<T, ControlError>, oneshot::error::RecvError>,
     describe: impl FnOnce(T) -> Result<Vec<Attribute>, String>,
 ) -> CommandResult {
-    match result.map(|result| result.and_then(describe)) {
+    match result.map(|result| result.map_err(|error| error.to_string()).and_then(describe)) {
         Ok(Ok(attributes)) => Ok(attributes),
         Ok(Err(problem)) => Err(CommandError::Failed(problem)),
         Err(_) => Err(CommandError::Failed("the gateway is stopping".into())),

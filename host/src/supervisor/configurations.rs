@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json};
 use super::offers::Offered;
 use super::{Report, Supervisor};
 use crate::device::{Configuration, DeviceHandle, Input, Phase};
-use crate::message::{Offer, OfferKind, Uplink};
+use crate::message::{Offer, OfferKind, SessionName, Uplink};
 use crate::session::Order;
 
 /// What became of an offered configuration.
@@ -89,12 +89,12 @@ impl Supervisor {
             Ok(()) => {
                 self.memory.apply(&device, &session, &offer, document);
                 self.memory.save();
-                tracing::info!(device, session = &*session, "configuration {} of the cloud applied", offer.id);
+                tracing::info!(device, session = session.as_str(), "configuration {} of the cloud applied", offer.id);
             }
             Err(reason) => {
                 tracing::warn!(
                     device,
-                    session = &*session,
+                    session = session.as_str(),
                     "configuration {} of the cloud refused: {reason}",
                     offer.id
                 );
@@ -107,7 +107,7 @@ impl Supervisor {
     }
 
     /// Tells one cloud what became of its offer.
-    pub(super) fn report_applied(&self, session: &str, device: &str, offer: &Offer, result: Result<(), &str>) {
+    pub(super) fn report_applied(&self, session: &SessionName, device: &str, offer: &Offer, result: Result<(), &str>) {
         let Some(entry) = self.devices.get(device) else { return };
         let outlet = self.specification(device, &entry.config, &entry.statistics).capabilities.outlet;
         outlet.answer(Some(session), &Uplink::Applied { offer, result });
@@ -140,7 +140,7 @@ impl Supervisor {
     /// cannot be.
     fn checked_with(
         &self,
-        session: &str,
+        session: &SessionName,
         id: &str,
         kind: &OfferKind,
         document: &Json,
@@ -151,7 +151,7 @@ impl Supervisor {
         if !document.is_object() {
             return Err("expected an object {\"<bucket>\": {\"<parameter>\": value}}".into());
         }
-        let is_other = |of: &str, other: &OfferKind| of != session || other != kind;
+        let is_other = |of: &str, other: &OfferKind| of != session.as_str() || other != kind;
         let mut configuration = self.laid_over(id, &entry.config, is_other).whole;
         lay_over(&mut configuration, kind, document);
         let manifest = Arc::clone(&handle.status.borrow().driver.manifest);

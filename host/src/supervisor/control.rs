@@ -15,6 +15,37 @@ pub struct Control {
     pub(super) receipts: Receipts,
 }
 
+/// Why the supervisor does not do what it is asked for. The texts are for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// There is no such device; the text says which there are.
+    #[error("{0}")]
+    UnknownDevice(String),
+    /// The device has no driver that runs.
+    #[error("device {device} does not run: {problem}")]
+    NotRunning {
+        /// The device.
+        device: String,
+        /// Why.
+        problem: String,
+    },
+    /// The device is about to begin afresh.
+    #[error("device {0} is being started with new settings; try again when it runs")]
+    Starting(String),
+    /// The device was stopped before it had answered.
+    #[error("the device was stopped")]
+    DeviceStopped,
+    /// No driver ran before the present one, or none is known.
+    #[error("there is no driver to go back to")]
+    NoDriverBefore,
+    /// The driver was refused, with the receipt's text.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing is done any more.
+    #[error("the gateway is stopping")]
+    GatewayStops,
+}
+
 /// A question or an order.
 pub(super) enum Request {
     Status(oneshot::Sender<Status>),
@@ -22,22 +53,22 @@ pub(super) enum Request {
         device: String,
         file: Option<PathBuf>,
         asked_by: String,
-        reply: oneshot::Sender<Result<Receipt, String>>,
+        reply: oneshot::Sender<Result<Receipt, ControlError>>,
     },
     RollBack {
         device: String,
         asked_by: String,
-        reply: oneshot::Sender<Result<Receipt, String>>,
+        reply: oneshot::Sender<Result<Receipt, ControlError>>,
     },
     Restart {
         device: String,
-        reply: oneshot::Sender<Result<(), String>>,
+        reply: oneshot::Sender<Result<(), ControlError>>,
     },
     Command {
         device: String,
         name: String,
         arguments: Arguments,
-        reply: oneshot::Sender<Result<CommandResult, String>>,
+        reply: oneshot::Sender<Result<CommandResult, ControlError>>,
     },
     Stop(oneshot::Sender<()>),
 }
@@ -52,25 +83,25 @@ impl Control {
     }
 
     /// Swaps a device's driver: from a file, or from its configured one.
-    pub async fn swap(&self, device: &str, file: Option<PathBuf>, asked_by: &str) -> Result<Receipt, String> {
+    pub async fn swap(&self, device: &str, file: Option<PathBuf>, asked_by: &str) -> Result<Receipt, ControlError> {
         let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
         self.ask(|reply| Request::Swap { device, file, asked_by, reply }).await.unwrap_or_else(stopping)
     }
 
     /// Goes back to the driver before the last swap.
-    pub async fn roll_back(&self, device: &str, asked_by: &str) -> Result<Receipt, String> {
+    pub async fn roll_back(&self, device: &str, asked_by: &str) -> Result<Receipt, ControlError> {
         let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
         self.ask(|reply| Request::RollBack { device, asked_by, reply }).await.unwrap_or_else(stopping)
     }
 
     /// Starts a device afresh.
-    pub async fn restart(&self, device: &str) -> Result<(), String> {
+    pub async fn restart(&self, device: &str) -> Result<(), ControlError> {
         let device = device.to_owned();
         self.ask(|reply| Request::Restart { device, reply }).await.unwrap_or_else(stopping)
     }
 
     /// Runs a command on a device, as the cloud would.
-    pub async fn command(&self, device: &str, name: &str, arguments: Arguments) -> Result<CommandResult, String> {
+    pub async fn command(&self, device: &str, name: &str, arguments: Arguments) -> Result<CommandResult, ControlError> {
         let (device, name) = (device.to_owned(), name.to_owned());
         self.ask(|reply| Request::Command { device, name, arguments, reply }).await.unwrap_or_else(stopping)
     }
@@ -92,6 +123,6 @@ impl Control {
     }
 }
 
-fn stopping<T>() -> Result<T, String> {
-    Err("the gateway is stopping".into())
+fn stopping<T>() -> Result<T, ControlError> {
+    Err(ControlError::GatewayStops)
 }

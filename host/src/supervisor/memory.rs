@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 
 use crate::files;
 use crate::ledger::{Ledger, Safety};
-use crate::message::{Offer, OfferKind};
+use crate::message::{Offer, OfferKind, SessionName};
 use crate::sandbox::Driver;
 use crate::scribe::Scribe;
 
@@ -133,8 +133,8 @@ impl Memory {
     }
 
     /// The ids of a session's configurations that a device has taken.
-    pub(super) fn applied(&self, device: &str, session: &str) -> BTreeMap<OfferKind, String> {
-        let applied = self.devices.get(device).and_then(|entry| entry.applied.get(session));
+    pub(super) fn applied(&self, device: &str, session: &SessionName) -> BTreeMap<OfferKind, String> {
+        let applied = self.devices.get(device).and_then(|entry| entry.applied.get(session.as_str()));
         applied.into_iter().flatten().map(|(name, applied)| (configuration(name), applied.id.clone())).collect()
     }
 
@@ -148,11 +148,11 @@ impl Memory {
     }
 
     /// Notes a configuration that a device has taken.
-    pub(super) fn apply(&mut self, device: &str, session: &str, offer: &Offer, document: Json) {
+    pub(super) fn apply(&mut self, device: &str, session: &SessionName, offer: &Offer, document: Json) {
         let OfferKind::Configuration(name) = &offer.kind else { return };
         let (name, applied) = (name.clone().unwrap_or_default(), Applied { id: offer.id.clone(), document });
         self.update(device, |entry| {
-            entry.applied.entry(session.to_owned()).or_default().insert(name, applied);
+            entry.applied.entry(session.to_string()).or_default().insert(name, applied);
         });
     }
 
@@ -162,14 +162,14 @@ impl Memory {
     }
 
     /// The software of a session that a device did not take.
-    pub(super) fn refused(&self, device: &str, session: &str) -> Option<&Refused> {
-        self.devices.get(device)?.refused.get(session)
+    pub(super) fn refused(&self, device: &str, session: &SessionName) -> Option<&Refused> {
+        self.devices.get(device)?.refused.get(session.as_str())
     }
 
     /// Notes software that a device did not take.
-    pub(super) fn refuse(&mut self, device: &str, session: &str, refused: Refused) {
+    pub(super) fn refuse(&mut self, device: &str, session: &SessionName, refused: Refused) {
         self.update(device, |entry| {
-            entry.refused.insert(session.to_owned(), refused);
+            entry.refused.insert(session.to_string(), refused);
         });
     }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Supervisor;
 use crate::clock::Moment;
-use crate::message::{DeviceId, Severity, Uplink};
+use crate::message::{DeviceId, SessionName, Severity, Uplink};
 use crate::outbox::Drops;
 use crate::text;
 
@@ -19,7 +19,7 @@ const QUIET: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Notices {
     /// What is still to be told, by session.
-    drops: BTreeMap<String, BTreeMap<DeviceId, Drops>>,
+    drops: BTreeMap<SessionName, BTreeMap<DeviceId, Drops>>,
     told: Option<Instant>,
     last: Moment,
 }
@@ -29,16 +29,16 @@ impl Notices {
         Notices { drops: BTreeMap::new(), told: None, last: Moment::now() }
     }
 
-    fn note(&mut self, session: &str, drops: BTreeMap<DeviceId, Drops>) {
+    fn note(&mut self, session: &SessionName, drops: BTreeMap<DeviceId, Drops>) {
         for (device, drops) in drops {
-            let sum = self.drops.entry(session.to_owned()).or_default().entry(device).or_default();
+            let sum = self.drops.entry(session.clone()).or_default().entry(device).or_default();
             sum.for_room += drops.for_room;
             sum.for_age += drops.for_age;
         }
     }
 
     /// What is to be told now, by session.
-    fn due(&mut self, now: Instant) -> Vec<(String, String)> {
+    fn due(&mut self, now: Instant) -> Vec<(SessionName, String)> {
         if self.drops.is_empty() || self.told.is_some_and(|told| now.duration_since(told) < QUIET) {
             return Vec::new();
         }
@@ -77,7 +77,7 @@ impl Supervisor {
             self.notices.note(name, entry.outbox.take_drops());
         }
         for (session, text) in self.notices.due(Instant::now()) {
-            tracing::warn!(session, "{text}");
+            tracing::warn!(%session, "{text}");
             if let Some(entry) = self.sessions.get(&session) {
                 let uplink = Uplink::Log { time: now.wall, severity: Severity::Warning, text: &text, persist: true };
                 self.gateway_outlet(&session, entry).send(&uplink);
@@ -96,20 +96,20 @@ mod tests {
         let begin = Instant::now();
         let drops = |device: &str, for_room, for_age| [(DeviceId::new(device), Drops { for_room, for_age })].into();
         assert!(notices.due(begin).is_empty());
-        notices.note("s", drops("a", 1, 0));
+        notices.note(&SessionName::new("s"), drops("a", 1, 0));
         let told = notices.due(begin);
         let expected = "messages were dropped before they could be sent: 1 for want of room (`outbox.max_size`); \
                         by device: a 1";
-        assert_eq!(told, [("s".to_owned(), expected.to_owned())]);
+        assert_eq!(told, [(SessionName::new("s"), expected.to_owned())]);
         for _ in 0..10 {
-            notices.note("s", drops("a", 1, 1));
-            notices.note("s", drops("b", 0, 3));
+            notices.note(&SessionName::new("s"), drops("a", 1, 1));
+            notices.note(&SessionName::new("s"), drops("b", 0, 3));
             assert!(notices.due(begin + QUIET / 2).is_empty());
         }
         let told = notices.due(begin + QUIET);
         let expected = "messages were dropped before they could be sent: 10 for want of room (`outbox.max_size`) \
                         and 40 because they were too old (`outbox.max_age`); by device: b 30, a 20";
-        assert_eq!(told, [("s".to_owned(), expected.to_owned())]);
+        assert_eq!(told, [(SessionName::new("s"), expected.to_owned())]);
         assert!(notices.due(begin + 3 * QUIET).is_empty());
     }
 }

@@ -2,16 +2,15 @@
 //! done with an offer is in `configurations` and in `software`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use crate::message::{Offer, OfferKind};
+use crate::message::{Offer, OfferKind, SessionName};
 
 /// An offer of a session to a device, with what is offered.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Offered {
-    pub session: Arc<str>,
+    pub session: SessionName,
     pub offer: Offer,
     /// The configuration, or the description of the software.
     pub document: Json,
@@ -21,11 +20,11 @@ pub(super) struct Offered {
 #[derive(Default)]
 pub(super) struct Offers {
     /// All on their way: session, device, what.
-    open: BTreeSet<(String, String, OfferKind, String)>,
+    open: BTreeSet<(SessionName, String, OfferKind, String)>,
     /// Configurations, by device.
     configurations: BTreeMap<String, Line>,
     /// The newest software that each session offers to each device.
-    newest_software: BTreeMap<(String, String), String>,
+    newest_software: BTreeMap<(SessionName, String), String>,
 }
 
 /// Configurations for one device. One at a time: each lies over what the one
@@ -40,12 +39,12 @@ struct Line {
 impl Offers {
     /// Notes an offer; false when it is on its way already: the same comes as an
     /// answer and as a push.
-    pub(super) fn begin(&mut self, session: &str, device: &str, offer: &Offer) -> bool {
+    pub(super) fn begin(&mut self, session: &SessionName, device: &str, offer: &Offer) -> bool {
         self.open.insert(key(session, device, offer))
     }
 
     /// Ends an offer: it is taken, refused, or left for later.
-    pub(super) fn end(&mut self, session: &str, device: &str, offer: &Offer) {
+    pub(super) fn end(&mut self, session: &SessionName, device: &str, offer: &Offer) {
         self.open.remove(&key(session, device, offer));
     }
 
@@ -87,19 +86,19 @@ impl Offers {
 
     /// Notes the software that a session offers last; older versions that are
     /// on their way are withdrawn by it.
-    pub(super) fn set_newest_software(&mut self, session: &str, device: &str, version: &str) {
-        self.newest_software.insert((session.to_owned(), device.to_owned()), version.to_owned());
+    pub(super) fn set_newest_software(&mut self, session: &SessionName, device: &str, version: &str) {
+        self.newest_software.insert((session.clone(), device.to_owned()), version.to_owned());
     }
 
     /// Whether a version is still what the session offers.
-    pub(super) fn is_newest_software(&self, session: &str, device: &str, version: &str) -> bool {
-        let newest = self.newest_software.get(&(session.to_owned(), device.to_owned()));
+    pub(super) fn is_newest_software(&self, session: &SessionName, device: &str, version: &str) -> bool {
+        let newest = self.newest_software.get(&(session.clone(), device.to_owned()));
         newest.is_some_and(|newest| newest == version)
     }
 }
 
-fn key(session: &str, device: &str, offer: &Offer) -> (String, String, OfferKind, String) {
-    (session.to_owned(), device.to_owned(), offer.kind.clone(), offer.id.clone())
+fn key(session: &SessionName, device: &str, offer: &Offer) -> (SessionName, String, OfferKind, String) {
+    (session.clone(), device.to_owned(), offer.kind.clone(), offer.id.clone())
 }
 
 #[cfg(test)]
@@ -108,17 +107,18 @@ mod tests {
 
     fn offered(id: &str) -> Offered {
         let offer = Offer { kind: OfferKind::Configuration(None), id: id.into() };
-        Offered { session: "s".into(), offer, document: Json::Null }
+        Offered { session: SessionName::new("s"), offer, document: Json::Null }
     }
 
     #[test]
     fn the_same_offer_begins_once_until_it_has_ended() {
         let (mut offers, one) = (Offers::default(), offered("1").offer);
-        assert!(offers.begin("s", "a", &one));
-        assert!(!offers.begin("s", "a", &one));
-        assert!(offers.begin("other", "a", &one) && offers.begin("s", "b", &one));
-        offers.end("s", "a", &one);
-        assert!(offers.begin("s", "a", &one));
+        let [s, other] = ["s", "other"].map(SessionName::new);
+        assert!(offers.begin(&s, "a", &one));
+        assert!(!offers.begin(&s, "a", &one));
+        assert!(offers.begin(&other, "a", &one) && offers.begin(&s, "b", &one));
+        offers.end(&s, "a", &one);
+        assert!(offers.begin(&s, "a", &one));
     }
 
     #[test]
@@ -143,10 +143,10 @@ mod tests {
 
     #[test]
     fn only_the_software_that_was_offered_last_is_taken() {
-        let mut offers = Offers::default();
-        assert!(!offers.is_newest_software("s", "a", "1.0.0"));
-        offers.set_newest_software("s", "a", "1.0.0");
-        offers.set_newest_software("s", "a", "1.1.0");
-        assert!(offers.is_newest_software("s", "a", "1.1.0") && !offers.is_newest_software("s", "a", "1.0.0"));
+        let (mut offers, s) = (Offers::default(), SessionName::new("s"));
+        assert!(!offers.is_newest_software(&s, "a", "1.0.0"));
+        offers.set_newest_software(&s, "a", "1.0.0");
+        offers.set_newest_software(&s, "a", "1.1.0");
+        assert!(offers.is_newest_software(&s, "a", "1.1.0") && !offers.is_newest_software(&s, "a", "1.0.0"));
     }
 }

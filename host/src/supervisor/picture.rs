@@ -11,7 +11,7 @@ use crate::cloud::Greeting;
 use crate::device::Firmware;
 use crate::gateway;
 use crate::manifest::Manifest;
-use crate::message::DeviceId;
+use crate::message::{DeviceId, SessionName};
 use crate::router::{Recipient, Table};
 use crate::session::{Facts, Picture};
 
@@ -25,7 +25,7 @@ impl Supervisor {
         // What has changed is kept over a restart as well.
         self.memory.save();
         let is_partial = self.devices.values().any(|entry| entry.kind == Kind::Unread);
-        let names: Vec<String> = self.sessions.keys().cloned().collect();
+        let names: Vec<SessionName> = self.sessions.keys().cloned().collect();
         for name in names {
             let picture = self.picture(&name);
             let Some(session) = self.sessions.get_mut(&name) else { continue };
@@ -40,18 +40,18 @@ impl Supervisor {
         self.pace.told(begin, Instant::now());
     }
 
-    fn picture(&self, session: &str) -> Picture {
+    fn picture(&self, session: &SessionName) -> Picture {
         let Some(entry) = self.sessions.get(session) else { return Picture::default() };
         let own: Vec<(DeviceId, &DeviceEntry)> = self
             .devices
             .iter()
-            .filter(|(_, device)| self.config.sessions_of(&device.config).contains(session))
+            .filter(|(_, device)| self.config.sessions_of(&device.config).contains(session.as_str()))
             .map(|(id, device)| (DeviceId::new(id), device))
             .collect();
         let channels = own.iter().filter_map(|(id, device)| {
             // While another one is being prepared the old one goes on, with its own address.
             let running = device.handle.as_ref().and_then(|handle| handle.spec.capabilities.outlet.channel(session));
-            let configured = || entry.cloud.device(id, device.config.endpoints.get(session));
+            let configured = || entry.cloud.device(id, device.config.endpoints.get(session.as_str()));
             Some((Recipient::Device(id.clone()), running.cloned().or_else(configured)?))
         });
         let gateway = entry.cloud.gateway().map(|channel| (Recipient::Gateway, channel));
@@ -79,7 +79,7 @@ impl Supervisor {
         own.iter().filter_map(child).collect()
     }
 
-    fn facts(&self, session: &str, own: &[(DeviceId, &DeviceEntry)]) -> HashMap<Recipient, Facts> {
+    fn facts(&self, session: &SessionName, own: &[(DeviceId, &DeviceEntry)]) -> HashMap<Recipient, Facts> {
         let commands = |manifest: &Manifest| manifest.blueprint.commands.keys().cloned().collect();
         let devices = own.iter().filter_map(|(id, device)| {
             let status = device.handle.as_ref()?.status.borrow();

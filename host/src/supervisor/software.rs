@@ -13,12 +13,13 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
+use super::control::ControlError;
 use super::memory::Refused;
 use super::swap::{Asker, SwapOrder};
 use super::{Report, Supervisor};
 use crate::device::{DeviceHandle, Firmware, Input};
 use crate::download::{self, Image};
-use crate::message::{DeviceId, Offer, now};
+use crate::message::{DeviceId, Offer, SessionName, now};
 use crate::receipt::{Outcome, Receipt};
 use crate::registry::Origin;
 use crate::sandbox::FirmwareStep;
@@ -35,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Offered software on its way into a device.
 pub(super) struct Installation {
-    session: String,
+    session: SessionName,
     device: String,
     offer: Offer,
     specification: Json,
@@ -47,7 +48,7 @@ enum Step {
     /// The file is here.
     Here(tempfile::TempPath),
     /// A swap was tried.
-    Swapped(Box<Result<Receipt, String>>),
+    Swapped(Box<Result<Receipt, ControlError>>),
     /// An update of the device behind the driver was tried.
     Updated(Result<(), String>),
     /// It is not to be had.
@@ -56,7 +57,7 @@ enum Step {
 
 /// Software that runs and may still be rolled back.
 struct Trial {
-    session: String,
+    session: SessionName,
     device: String,
     offer: Offer,
     specification: Json,
@@ -87,7 +88,13 @@ impl Installations {
 
 impl Supervisor {
     /// Takes offered software, or says why not.
-    pub(super) fn install_offered(&mut self, session: &str, device: &DeviceId, offer: Offer, specification: Json) {
+    pub(super) fn install_offered(
+        &mut self,
+        session: &SessionName,
+        device: &DeviceId,
+        offer: Offer,
+        specification: Json,
+    ) {
         let id = device.as_str();
         // Also when it runs already: an earlier offer that is on its way is withdrawn.
         self.offers.set_newest_software(session, id, &offer.id);
@@ -104,7 +111,7 @@ impl Supervisor {
         if running == Some(None) {
             tracing::info!(
                 device = id,
-                session,
+                %session,
                 "version {} is offered and left for later: what the device runs is not known now",
                 offer.id
             );
@@ -126,10 +133,9 @@ impl Supervisor {
             return self.report_applied(session, id, &offer, result.as_ref().map(|&()| ()).map_err(String::as_str));
         }
         let Some(entry) = self.sessions.get(session) else { return };
-        tracing::info!(device = id, session, "the cloud offers version {}", offer.id);
+        tracing::info!(device = id, %session, "the cloud offers version {}", offer.id);
         let (folder, limit, report) = (folder(&self.config.state), entry.max_software, self.report.clone());
-        let (session, device, downloads) =
-            (session.to_owned(), id.to_owned(), Arc::clone(&self.installations.downloads));
+        let (session, device, downloads) = (session.clone(), id.to_owned(), Arc::clone(&self.installations.downloads));
         tokio::spawn(async move {
             let _turn = downloads.acquire().await;
             let fetched = tokio::time::timeout(PATIENCE, fetch(&device, &specification, limit, folder)).await;
@@ -148,12 +154,12 @@ impl Supervisor {
         let Installation { session, device, offer, specification, step } = installation;
         match step {
             Step::Here(_) if !self.offers.is_newest_software(&session, &device, &offer.id) => {
-                tracing::info!(device, session, "version {} is left out: a newer one is offered", offer.id);
+                tracing::info!(device, %session, "version {} is left out: a newer one is offered", offer.id);
                 self.offers.end(&session, &device, &offer);
             }
             Step::Here(file) => self.install(session, device, offer, specification, file),
             Step::Updated(Ok(())) => {
-                tracing::info!(device, session, "the device runs version {} of the cloud", offer.id);
+                tracing::info!(device, %session, "the device runs version {} of the cloud", offer.id);
                 self.offers.end(&session, &device, &offer);
                 self.report_applied(&session, &device, &offer, Ok(()));
                 self.publish_soon();
@@ -167,16 +173,17 @@ impl Supervisor {
                     self.installations.on_trial.push(Trial { session, device, offer, specification, digest, since });
                     self.every_second();
                 }
-                Ok(Receipt { outcome: Outcome::Rejected(reason) | Outcome::RolledBack(reason), .. }) | Err(reason) => {
+                Ok(Receipt { outcome: Outcome::Rejected(reason) | Outcome::RolledBack(reason), .. }) => {
                     self.refuse_software(&session, &device, offer, specification, &reason);
                 }
+                Err(error) => self.refuse_software(&session, &device, offer, specification, &error.to_string()),
                 Ok(Receipt { outcome: Outcome::Accepted, new: None, .. }) => {
                     self.offers.end(&session, &device, &offer);
                 }
             },
             Step::Failed(problem) => {
                 // The link may work the next time, so nothing is remembered.
-                tracing::warn!(device, session, "version {} of the cloud is not taken: {problem}", offer.id);
+                tracing::warn!(device, %session, "version {} of the cloud is not taken: {problem}", offer.id);
                 self.offers.end(&session, &device, &offer);
                 self.report_applied(&session, &device, &offer, Err(&problem));
             }
@@ -187,7 +194,7 @@ impl Supervisor {
     /// that updates it. A device that is just being started gets it afterwards.
     fn install(
         &mut self,
-        session: String,
+        session: SessionName,
         device: String,
         offer: Offer,
         specification: Json,
@@ -206,7 +213,7 @@ impl Supervisor {
         let swap = is_driver.then(|| {
             let (reply, receipt) = oneshot::channel();
             let origin = Origin::File(file.to_path_buf());
-            let asked_by = Asker::Software { version: offer.id.clone(), session: session.clone() };
+            let asked_by = Asker::Software { version: offer.id.clone(), session: session.to_string() };
             self.swap(&device, SwapOrder { origin, asked_by }, Some(reply));
             receipt
         });
@@ -214,7 +221,7 @@ impl Supervisor {
         tokio::spawn(async move {
             let (step, is_done) = match swap {
                 Some(receipt) => {
-                    let result = receipt.await.unwrap_or(Err("the device was stopped".into()));
+                    let result = receipt.await.unwrap_or(Err(ControlError::DeviceStopped));
                     let is_done = result.is_ok();
                     (Step::Swapped(Box::new(result)), is_done)
                 }
@@ -231,8 +238,15 @@ impl Supervisor {
         });
     }
 
-    fn refuse_software(&mut self, session: &str, device: &str, offer: Offer, specification: Json, reason: &str) {
-        tracing::warn!(device, session, "version {} of the cloud is not taken: {reason}", offer.id);
+    fn refuse_software(
+        &mut self,
+        session: &SessionName,
+        device: &str,
+        offer: Offer,
+        specification: Json,
+        reason: &str,
+    ) {
+        tracing::warn!(device, %session, "version {} of the cloud is not taken: {reason}", offer.id);
         self.offers.end(session, device, &offer);
         let refused = Refused { version: offer.id.clone(), specification, reason: reason.to_owned() };
         self.memory.refuse(device, session, refused);

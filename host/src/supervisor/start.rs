@@ -15,7 +15,7 @@ use super::{Report, SessionEntry, Supervisor};
 use crate::config::{self, Config};
 use crate::device::{self, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
 use crate::journal::{self, Interrupted};
-use crate::message::{CommandError, DeviceId, Uplink, size_of_request};
+use crate::message::{CommandError, DeviceId, SessionName, Uplink, size_of_request};
 use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
 use crate::session::{Links, Order, Parts, Picture, Session, SessionStatus};
@@ -33,7 +33,7 @@ const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 
 /// Makes a session that waits for the first picture.
 pub(super) fn session(
-    name: &str,
+    name: &SessionName,
     session: &config::Session,
     config: &Config,
     gateway: &mpsc::Sender<Order>,
@@ -291,7 +291,7 @@ impl Supervisor {
                 .get(id)
                 .map(|entry| self.specification(id, &entry.config, &entry.statistics).capabilities.outlet);
             let uplink = Uplink::CommandResult { command: &command, result: &Err(error) };
-            outlet.into_iter().for_each(|outlet| outlet.answer(session.as_deref(), &uplink));
+            outlet.into_iter().for_each(|outlet| outlet.answer(session.as_ref(), &uplink));
         }
     }
 
@@ -304,13 +304,13 @@ impl Supervisor {
             let outlet = match self.config.devices.get(device.as_str()) {
                 Some(config) => self.specification(device.as_str(), config, &Arc::default()).capabilities.outlet,
                 None if device.as_str() == GATEWAY => {
-                    let entry = session.as_deref().and_then(|name| Some((name, self.sessions.get(name)?)));
+                    let entry = session.as_ref().and_then(|name| Some((name, self.sessions.get(name)?)));
                     let Some((name, entry)) = entry else { continue };
                     Arc::new(self.gateway_outlet(name, entry))
                 }
                 None => continue,
             };
-            outlet.answer(session.as_deref(), &uplink);
+            outlet.answer(session.as_ref(), &uplink);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::sync::oneshot;
 
+use super::control::ControlError;
 use super::{Report, Supervisor};
 use crate::config;
 use crate::device::{self, DeviceHandle, Input, Prepared};
@@ -50,7 +51,7 @@ impl Supervisor {
 }
 
 /// Who hears how a swap ended.
-pub(super) type SwapReply = oneshot::Sender<Result<Receipt, String>>;
+pub(super) type SwapReply = oneshot::Sender<Result<Receipt, ControlError>>;
 
 /// What is to be swapped in, and for whom.
 pub(super) struct SwapOrder {
@@ -108,21 +109,21 @@ struct Swap {
 impl Swap {
     /// Carries it out. Gives what became of it, and the digest of the configured
     /// file that counts as seen from now on; none when nothing is to be done.
-    async fn run(self) -> Option<(Result<Receipt, String>, Option<Digest>)> {
+    async fn run(self) -> Option<(Result<Receipt, ControlError>, Option<Digest>)> {
         let file = self.registry.digest(&self.configured).await.ok();
         let is_old = |digest: Digest| self.running() == digest || self.configured_before == Some(digest.to_string());
         if self.order.asked_by == Asker::File && file.is_some_and(is_old) {
             return None;
         }
         let result = match self.load().await {
-            Err(error) => Err(self.refuse(None, &format!("{error:#}"))),
+            Err(error) => Err(ControlError::Refused(self.refuse(None, &format!("{error:#}")))),
             Ok(driver) => match self.prepare(&driver).await {
-                Err(problem) => Err(self.refuse(Some(DriverName::of(&driver)), &problem)),
+                Err(problem) => Err(ControlError::Refused(self.refuse(Some(DriverName::of(&driver)), &problem))),
                 Ok(_) if self.order.asked_by == Asker::File && !self.is_wanted(&driver).await => return None,
                 Ok(prepared) => {
                     let asked_by = self.order.asked_by.to_string();
                     let ask = |reply| Input::Swap(Box::new(prepared), asked_by, reply);
-                    self.handle.ask(ask).await.ok_or("the device was stopped".to_owned())
+                    self.handle.ask(ask).await.ok_or(ControlError::DeviceStopped)
                 }
             },
         };

@@ -84,7 +84,7 @@ impl KaaDialogue {
     /// Kaa refused an attachment.
     pub(super) fn attach_later(&mut self, request: Request<Purpose>, payload: Bytes, failure: &Failure, now: Instant) {
         let Purpose::Attach { failures, .. } = request.purpose else { return };
-        let (session, device) = (&*self.session, self.name_of(&request.channel));
+        let (session, device) = (self.session.as_str(), self.name_of(&request.channel));
         let (extension, path) = (request.extension, &request.path);
         match failure.remedy(extension, path) {
             Remedy::Drop => {

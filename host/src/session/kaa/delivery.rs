@@ -145,7 +145,7 @@ impl KaaDialogue {
         now: Instant,
     ) {
         let device = delivery.device.clone();
-        let (session, name) = (&*self.session, device.as_str());
+        let (session, name) = (self.session.as_str(), device.as_str());
         let is_gone = self.table.find(channel).is_none();
         match failure.remedy(extension, path) {
             Remedy::Drop if delivery.sequences.len() > 1 => self.outbox.send_again(&delivery.sequences, true),

@@ -2,7 +2,6 @@
 //! an answer and as a push, and the same may come as both.
 
 use serde_json::json;
-use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{KaaDialogue, extension};
@@ -56,8 +55,8 @@ impl KaaDialogue {
                     continue;
                 }
             };
-            let id = command_id(&self.session, &device, kind, number);
-            let session = Some(Arc::clone(&self.session));
+            let id = command_id(self.session.as_str(), &device, kind, number);
+            let session = Some(self.session.clone());
             let request = CommandRequest { id, session, name: kind.to_owned(), arguments };
             self.commands.take(&channel, (kind.to_owned(), number), request, now);
         }

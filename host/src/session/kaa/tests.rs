@@ -7,7 +7,7 @@ use crate::clock::{Moment, TimeFormat};
 use crate::cloud::Cloud;
 use crate::cloud::kaa::Kaa;
 use crate::config::{Endpoint, KaaEndpoint, Secret, Source};
-use crate::message::{DeviceId, OfferKind};
+use crate::message::{DeviceId, OfferKind, SessionName};
 use crate::outbox::{Bounds, Class};
 
 struct Talk {
@@ -49,7 +49,7 @@ impl Talk {
         change(&mut manner);
         let bounds = Bounds { bytes: 1 << 20, age: Duration::from_secs(3600), ..Bounds::default() };
         let outbox = Arc::new(Outbox::new(bounds));
-        let dialogue = KaaDialogue::new("s", manner, Arc::clone(&outbox));
+        let dialogue = KaaDialogue::new(&SessionName::new("s"), manner, Arc::clone(&outbox));
         let mut talk = Talk { dialogue, outbox, picture: picture("t", facts), now: Instant::now() };
         talk.dialogue.connected(&talk.picture, 0);
         talk

@@ -14,6 +14,7 @@ use super::Outcome;
 use crate::say::say;
 use sandgate::config::{Bus, Config, ConfiguredUnits, Device, ModbusGrant};
 use sandgate::manifest::Manifest;
+use sandgate::message::SessionName;
 use sandgate::network::Target;
 use sandgate::registry::{Origin, Progress, Registry};
 use sandgate::sandbox::{Compiler, Driver, Sandbox};
@@ -111,7 +112,7 @@ fn check_sessions(config: &Config, findings: &mut Findings) {
     let mut identities: BTreeMap<(String, u16, String), &str> = BTreeMap::new();
     for (name, session) in &config.sessions {
         let key = format!("sessions.{name}");
-        let identity = Parts::new(name, session, &config.folder).and_then(identity);
+        let identity = Parts::new(&SessionName::new(name), session, &config.folder).and_then(identity);
         let other = identity.as_ref().ok().and_then(|identity| identities.insert(identity.clone(), name));
         let result = identity.map_err(|error| format!("{}: {error:#}", config.original.place(&["sessions", name])));
         let result = result.map_err(anyhow::Error::msg).and_then(|_| match other {
