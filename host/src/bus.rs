@@ -25,7 +25,7 @@ use schedule::{Next, Schedule, Wanted};
 
 /// How many transactions may wait for a line.
 const QUEUE: usize = 256;
-/// After so many time-outs in a row a unit is quarantined for the device that asked.
+/// Time-outs in a row after which a unit is quarantined for the device that asked.
 const PATIENCE: u32 = 3;
 const SHORTEST_QUARANTINE: Duration = Duration::from_secs(2);
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
@@ -363,7 +363,7 @@ impl Bus {
 }
 
 impl Health {
-    /// Whether it was silent for so long that people know.
+    /// Whether its silence was told to people.
     fn is_told(&self) -> bool {
         self.timeouts >= PATIENCE
     }

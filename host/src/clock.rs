@@ -14,6 +14,9 @@ pub type Time = u64;
 /// it is only inexact.
 const TOLERANCE: u64 = 2_000;
 
+/// Where the steady clock begins: this long before the machine has started.
+const BEFORE_START: u64 = 10 * 365 * 24 * 3600 * 1000;
+
 /// The present time.
 pub fn now() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -25,7 +28,8 @@ pub fn now() -> Time {
 pub struct Moment {
     /// By the wall clock.
     pub wall: Time,
-    /// Milliseconds since the machine started; it goes on while the machine sleeps.
+    /// Milliseconds since ten years before the machine started, so that what is
+    /// older has a time as well; it goes on while the machine sleeps.
     pub steady: u64,
 }
 
@@ -37,7 +41,14 @@ impl Moment {
             u64::try_from(time.tv_sec).unwrap_or_default(),
             u32::try_from(time.tv_nsec).unwrap_or_default(),
         );
-        Moment { wall: now(), steady: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) }
+        let steady = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_add(BEFORE_START);
+        Moment { wall: now(), steady }
+    }
+
+    /// The moment of an earlier start of the machine at which the wall clock
+    /// said this; as long ago as the wall clock says now.
+    pub fn as_old_as(self, wall: Time) -> Moment {
+        Moment { wall, steady: self.steady.saturating_sub(self.wall.saturating_sub(wall)) }
     }
 
     /// How long ago another moment was, whatever the wall clock says.

@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
-pub use crate::units::{Rate, Secret, Size, Source, Span};
+pub use crate::units::{Delay, Rate, Secret, Size, Source, Span};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use endpoint::Endpoint;
@@ -161,11 +161,18 @@ pub struct Outbox {
     pub max_size: Size,
     /// Telemetry and logs older than this are dropped.
     pub max_age: Span,
+    /// How long what is accepted waits until it is brought to the disk together
+    /// with others; a power cut costs no more than that. `"0ms"`: not at all.
+    pub sync_every: Delay,
 }
 
 impl Default for Outbox {
     fn default() -> Self {
-        Outbox { max_size: Size(16 << 20), max_age: Span(Duration::from_secs(7 * 24 * 3600)) }
+        Outbox {
+            max_size: Size(16 << 20),
+            max_age: Span(Duration::from_secs(7 * 24 * 3600)),
+            sync_every: Delay(Duration::from_millis(50)),
+        }
     }
 }
 

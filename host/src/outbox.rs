@@ -5,21 +5,30 @@
 //! The answers to a device's commands go before what else it has to say:
 //! someone waits for them, and there may be hours of samples.
 //!
-//! Devices append, one session takes and acknowledges. It never blocks: when
-//! it is full, the device that holds the most loses its oldest telemetry or log
-//! lines first, and that is counted.
+//! Devices append, one session takes and acknowledges. When it is full, the
+//! device that holds the most loses its oldest telemetry or log lines first, and
+//! that is counted. What is appended is written to a log (`keep_in`), so that
+//! it survives the process; when the disk fails, the outbox goes on without it.
 
+mod disk;
+mod keep;
+mod log;
 mod queue;
+mod record;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};
+use keep::Keeping;
+pub use keep::{Durability, Recovered};
 use queue::{Entry, Place, Queue};
 
 /// What may happen to a message when there is no room or no hurry.
@@ -92,7 +101,7 @@ pub struct Stats {
 }
 
 /// What was dropped of one device, by cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Drops {
     /// There was no room.
     pub for_room: u64,
@@ -100,23 +109,50 @@ pub struct Drops {
     pub for_age: u64,
 }
 
+/// An outbox as people see it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// The bytes that may wait.
+    pub max_bytes: usize,
+    /// How long ago the oldest message that waits was accepted.
+    pub oldest_s: Option<u64>,
+    /// What was dropped since the start, by device.
+    pub dropped: BTreeMap<String, Drops>,
+    /// How it is kept.
+    pub disk: Durability,
+}
+
 /// See the module documentation.
-#[derive(Debug)]
 pub struct Outbox {
-    queue: Mutex<Queue>,
+    inner: Mutex<Inner>,
     appended: Notify,
+    /// How far its log is on the disk.
+    durable: watch::Sender<u64>,
+}
+
+/// What the lock is around.
+struct Inner {
+    queue: Queue,
+    /// The way to the disk, if there is one.
+    keeping: Option<Box<Keeping>>,
 }
 
 impl Outbox {
     /// An empty outbox.
     pub fn new(bounds: Bounds) -> Self {
-        Outbox { queue: Mutex::new(Queue::new(bounds)), appended: Notify::new() }
+        let inner = Inner { queue: Queue::new(bounds), keeping: None };
+        Outbox { inner: Mutex::new(inner), appended: Notify::new(), durable: watch::Sender::new(0) }
     }
 
     /// Takes a message. `moment` is now.
     pub fn append(&self, device: &DeviceId, class: Class, moment: Moment, publication: Publication) {
         let (device, place) = (device.clone(), Place::Unsent);
-        self.lock().append(Entry { device, class, moment, place, alone: false, publication });
+        {
+            let mut inner = self.inner();
+            let sequence = inner.queue.append(Entry { device, class, moment, place, alone: false, publication });
+            inner.settle();
+            inner.keep(sequence);
+        }
         self.appended.notify_one();
     }
 
@@ -227,13 +263,56 @@ impl Outbox {
         self.appended.notified().await;
     }
 
+    /// What people want to know of it, beside the counts.
+    pub fn state(&self) -> State {
+        let (oldest, max_bytes, dropped) = {
+            let queue = self.lock();
+            (queue.oldest(), queue.bounds.bytes, queue.all_drops.clone())
+        };
+        let now = Moment::now();
+        State {
+            max_bytes,
+            oldest_s: oldest.map(|moment| now.since(moment).as_secs()),
+            dropped: dropped.into_iter().map(|(device, drops)| (device.to_string(), drops)).collect(),
+            disk: self.durability(),
+        }
+    }
+
     /// Counts since the start.
     pub fn stats(&self) -> Stats {
         self.lock().stats
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queue; what leaves it is told to the log at the end.
+    fn lock(&self) -> Locked<'_> {
+        Locked(self.inner())
+    }
+}
+
+/// See `Outbox::lock`.
+struct Locked<'a>(MutexGuard<'a, Inner>);
+
+impl Deref for Locked<'_> {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        &self.0.queue
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Queue {
+        &mut self.0.queue
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.settle();
     }
 }
 

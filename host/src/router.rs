@@ -54,6 +54,15 @@ impl Outlet {
         }
     }
 
+    /// Waits until all that was sent so far survives a power cut. An error says
+    /// in which session it does not, and why.
+    pub async fn flush(&self) -> Result<(), String> {
+        for Route { session, outbox, .. } in &self.routes {
+            outbox.flush().await.map_err(|problem| format!("session {session}: {problem}"))?;
+        }
+        Ok(())
+    }
+
     /// The device's address in a session.
     pub fn channel(&self, session: &SessionName) -> Option<&Channel> {
         self.routes.iter().find(|route| route.session == *session).map(|route| &route.channel)

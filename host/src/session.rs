@@ -54,15 +54,15 @@ use writer::Writer;
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
 /// With its jitter less than a minute, after which a way that is well again is found.
 const LONGEST_DELAY: Duration = Duration::from_secs(35);
-/// A broker that ends connections so soon after they stood, so often in a row,
-/// may have another client that is called the same.
+/// A connection that ends sooner is short. After this number of short ones in a
+/// row the broker may have another client that is called the same.
 const SHORT_LIFE: Duration = Duration::from_secs(10);
 const SHORT_LIVES: u32 = 3;
 /// How long a stop waits for DISCONNECT to be written.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Events that are taken before everything else is looked at as well.
 const STREAK: u32 = 64;
-/// A connection that lasted so long was a good one.
+/// A connection that lasts longer is a good one.
 const STABLE: Duration = Duration::from_secs(30);
 
 /// One cloud's session. It outlives connections.

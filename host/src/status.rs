@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 use crate::device::{DeviceHandle, Phase};
 use crate::manifest::Type;
 use crate::message::{DeviceId, Time, json_of};
-use crate::outbox;
+use crate::outbox::{self, Outbox};
 use crate::registry::Stage;
 use crate::session::SessionStatus;
 use crate::statistics::Statistics;
@@ -43,6 +43,12 @@ pub struct SessionReport {
     pub waiting: usize,
     /// Messages dropped for lack of room or for age.
     pub dropped: u64,
+    /// Their size in bytes.
+    #[serde(default)]
+    pub waiting_bytes: usize,
+    /// Where they wait.
+    #[serde(default)]
+    pub outbox: outbox::State,
     /// Messages that the cloud refused for good.
     pub rejected: u64,
     /// Messages from the cloud that could not be used.
@@ -51,14 +57,17 @@ pub struct SessionReport {
 
 impl SessionReport {
     /// Puts a report together.
-    pub fn new(status: SessionStatus, address: String, outbox: outbox::Stats, refused: u64) -> Self {
+    pub fn new(status: SessionStatus, address: String, outbox: &Outbox, refused: u64) -> Self {
+        let stats = outbox.stats();
         SessionReport {
             status,
             address,
-            delivered: outbox.delivered,
-            waiting: outbox.waiting,
-            dropped: outbox.dropped,
-            rejected: outbox.rejected,
+            delivered: stats.delivered,
+            waiting: stats.waiting,
+            dropped: stats.dropped,
+            waiting_bytes: stats.bytes,
+            outbox: outbox.state(),
+            rejected: stats.rejected,
             refused,
         }
     }

@@ -184,7 +184,7 @@ impl Supervisor {
         let (order, orders) = mpsc::channel(ORDERS);
         let sessions = config.sessions.iter().map(|(name, session)| {
             let name = SessionName::new(name);
-            let entry = start::session(&name, session, &config, &order);
+            let entry = start::session(&name, session, &config, state, &order);
             Ok((name.clone(), entry.with_context(|| format!("sessions.{name}"))?))
         });
         let sessions = sessions.collect::<Result<BTreeMap<_, _>>>()?;
@@ -283,7 +283,7 @@ impl Supervisor {
         });
         let sessions = self.sessions.iter().map(|(name, entry)| {
             let status = entry.status.borrow().clone();
-            let report = SessionReport::new(status, entry.address.clone(), entry.outbox.stats(), entry.refused.get());
+            let report = SessionReport::new(status, entry.address.clone(), &entry.outbox, entry.refused.get());
             (name.to_string(), report)
         });
         Status {
@@ -449,14 +449,17 @@ impl Supervisor {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(FLUSH, delivered).await.is_err() {
-            tracing::warn!("stopping with undelivered messages");
-        }
+        // What is not is kept, and said below.
+        let _ = tokio::time::timeout(FLUSH, delivered).await;
         // Without a picture to look at the sessions say goodbye and end.
-        let sessions = std::mem::take(&mut self.sessions).into_values().filter_map(|entry| entry.running);
-        let sessions: Vec<_> = sessions.collect();
+        let entries = std::mem::take(&mut self.sessions);
+        let outboxes: Vec<_> = entries.iter().map(|(name, entry)| (name.clone(), Arc::clone(&entry.outbox))).collect();
+        let sessions: Vec<_> = entries.into_values().filter_map(|entry| entry.running).collect();
         if tokio::time::timeout(FLUSH, futures::future::join_all(sessions)).await.is_err() {
             tracing::warn!("stopping though some sessions have not ended");
+        }
+        for (session, outbox) in outboxes {
+            keep_for_the_next_start(&session, outbox).await;
         }
         self.memory.save();
         if tokio::time::timeout(FLUSH, self.scribe.flush()).await.is_err() {
@@ -475,6 +478,21 @@ impl SessionEntry {
             questions: self.questions.clone(),
             binary_data: self.binary_data.clone(),
         }
+    }
+}
+
+/// Brings what a session has not delivered to the disk, and says what is left.
+async fn keep_for_the_next_start(session: &SessionName, outbox: Arc<Outbox>) {
+    let (waiting, is_kept) = (outbox.stats().waiting, outbox.durability().kept);
+    let sync = tokio::task::spawn_blocking(move || outbox.sync());
+    if tokio::time::timeout(FLUSH, sync).await.is_err() {
+        tracing::warn!(%session, "stopping though the disk is busy");
+    }
+    let messages = crate::text::count(waiting, "message");
+    match (waiting, is_kept) {
+        (0, _) => {}
+        (_, true) => tracing::info!(%session, "{messages} wait in the outbox; the next start sends them"),
+        (_, false) => tracing::error!(%session, "{messages} are lost: the outbox is not on the disk"),
     }
 }
 

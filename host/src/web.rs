@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// A cloud that says nothing for so long is gone.
+/// How long a cloud may be silent before it counts as gone.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A client that follows a few redirects, as stores of files need it.

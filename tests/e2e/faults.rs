@@ -62,7 +62,7 @@ fn all_arrive(gateway: &Gateway, observer: &Observer) {
     assert_eq!((&session["rejected"], &session["dropped"]), (&0.into(), &0.into()), "{session}");
 }
 
-/// Waits until so many connections were tried.
+/// Waits until this number of connections was tried.
 fn wait_for_losses(gateway: &Gateway, losses: usize) {
     until("connections to be lost", || (gateway.log().matches("connecting again in").count() >= losses).then_some(()));
 }

@@ -11,6 +11,7 @@ mod harness;
 mod again;
 mod broken;
 mod commands;
+mod durable;
 mod fault_proxy;
 mod faults;
 mod hostile;

@@ -25,7 +25,7 @@ async fn a_new_driver_builds_checks_and_runs_as_it_is() {
     must(Command::new(SANDGATE).args(["build", "my-sensor"]).current_dir(&folder));
     let check: Json =
         serde_json::from_slice(&sandgate(&folder, &["check", "my-sensor/my-sensor.wasm", "--json"]).stdout).unwrap();
-    assert_eq!((&check["name"], &check["wit_version"]), (&Json::from("my-sensor"), &Json::from("0.1.1")));
+    assert_eq!((&check["name"], &check["wit_version"]), (&Json::from("my-sensor"), &Json::from("0.1.2")));
     gateway.start(broker.port, "[devices.mine]\ndriver = 'my-sensor/my-sensor.wasm'\n");
     observer.find("its telemetry", |m| m.on("v1/from/S01/s--mine/v1/telemetry")?["temperature"].as_f64()).await;
     let answer = gateway.cli(&["command", "mine", "identify", "name=you"]);

@@ -222,7 +222,7 @@ impl Zoo {
         zoo
     }
 
-    /// The healthy ones have sent so many samples more.
+    /// The healthy ones have sent this number of further samples.
     fn wait_for_healthy(&self, more: u64) {
         let wanted: Vec<(String, u64)> = (0..COUNTING + READING)
             .map(|n| (format!("healthy{n}"), self.gateway.device(&format!("healthy{n}"))["samples"].as_u64()))

@@ -71,6 +71,8 @@ pub fn parts(port: u16, outbox: &Arc<Outbox>, cloud: Arc<dyn Cloud>, dialogue: B
         dialogue,
         broker: Broker { host: "127.0.0.1".into(), port, credentials: Credentials::None, tls: None },
         outbox: Arc::clone(outbox),
+        sync_every: Duration::from_millis(50),
+        identity: String::new(),
         client_id: "bench".into(),
         qos: 1,
         keep_alive: Duration::from_secs(60),

@@ -5,7 +5,7 @@
 
 wasmtime::component::bindgen!({
     path: "../../wit",
-    interfaces: "import sandgate:driver/types@0.1.1;",
+    interfaces: "import sandgate:driver/types@0.1.2;",
     additional_derives: [PartialEq],
 });
 

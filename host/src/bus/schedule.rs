@@ -14,7 +14,7 @@ use crate::message::DeviceId;
 
 /// Seconds of the line that a device may use at once.
 const BURST: f64 = 1.0;
-/// A device that asked for nothing for so long does not count any more.
+/// How long a device counts after it asked for something.
 const ACTIVE: Duration = Duration::from_secs(10);
 /// Seconds of the line that doubtful transactions may use at once, and in each second.
 const DOUBTFUL_BURST: f64 = 2.0;

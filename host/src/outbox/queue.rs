@@ -29,11 +29,15 @@ pub(super) struct Queue {
     waiting: BTreeSet<(Instant, DeviceId)>,
     /// Whose messages may go; none: everybody's.
     admitted: Option<HashSet<DeviceId>>,
-    next: Sequence,
+    pub(super) next: Sequence,
+    /// Whether it is noted which entries are gone, and which those are.
+    pub(super) is_kept: bool,
+    pub(super) gone: Vec<Sequence>,
     pub(super) stats: Stats,
-    /// What was dropped since somebody asked.
+    /// What was dropped since somebody asked, and since the start.
     pub(super) drops: BTreeMap<DeviceId, Drops>,
-    bounds: Bounds,
+    pub(super) all_drops: BTreeMap<DeviceId, Drops>,
+    pub(super) bounds: Bounds,
 }
 
 /// Entries by number. Every message is looked up some times, so the numbers
@@ -152,11 +156,17 @@ impl Queue {
         Queue { bounds, ..Queue::default() }
     }
 
-    /// Takes an entry, and makes room for it.
-    pub(super) fn append(&mut self, entry: Entry) {
+    /// Takes an entry, and makes room for it. Gives its number.
+    pub(super) fn append(&mut self, entry: Entry) -> Sequence {
         let sequence = self.next;
         self.next += 1;
         self.stats.appended += 1;
+        self.restore(sequence, entry);
+        sequence
+    }
+
+    /// Takes an entry that has a number already, higher than all that are here.
+    pub(super) fn restore(&mut self, sequence: Sequence, entry: Entry) {
         self.stats.waiting += 1;
         let cost = entry.cost();
         self.stats.bytes += cost;
@@ -267,6 +277,9 @@ impl Queue {
 
     pub(super) fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
         let entry = self.entries.remove(&sequence)?;
+        if self.is_kept {
+            self.gone.push(sequence);
+        }
         self.stats.waiting -= 1;
         self.stats.bytes -= entry.cost();
         let Some(queue) = self.devices.get_mut(&entry.device) else { return Some(entry) };
@@ -291,11 +304,21 @@ impl Queue {
         Some(entry)
     }
 
-    fn drop_entry(&mut self, sequence: Sequence, count: impl FnOnce(&mut Drops)) {
+    fn drop_entry(&mut self, sequence: Sequence, count: impl Fn(&mut Drops)) {
         if let Some(entry) = self.remove(sequence) {
             self.stats.dropped += 1;
+            count(self.all_drops.entry(entry.device.clone()).or_default());
             count(self.drops.entry(entry.device).or_default());
         }
+    }
+
+    /// When the oldest message that waits was accepted.
+    pub(super) fn oldest(&self) -> Option<Moment> {
+        let lists = self.devices.values().flat_map(|queue| {
+            let unsent = queue.lanes.iter().filter_map(|lane| lane.unsent.front());
+            unsent.chain(queue.streams.front()).copied().min()
+        });
+        lists.min().and_then(|first| Some(self.entries.get(&first)?.moment))
     }
 
     /// Drops what is too old of one device: the one that just sent something.

@@ -6,6 +6,7 @@ wasmtime::component::bindgen!({
     path: "../wit",
     world: "sandgate:driver/driver",
     imports: {
+        "sandgate:driver/telemetry.flush": async,
         "sandgate:driver/net": async | trappable,
         "sandgate:driver/http": async,
         "sandgate:driver/modbus.[static]unit.open": trappable,

@@ -55,6 +55,10 @@ impl telemetry::Host for State {
         }
         if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
     }
+
+    async fn flush(&mut self) -> Result<(), telemetry::FlushError> {
+        self.outlet.flush().await.map_err(telemetry::FlushError::Unavailable)
+    }
 }
 
 impl properties::Host for State {

@@ -1,11 +1,12 @@
 //! What is different between the clouds' sessions, made from the configuration:
 //! for the gateway, and for whoever only checks whether it can be made.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use sha2::Digest;
 
 use super::Dialogue;
 use super::enapter::EnapterDialogue;
@@ -28,6 +29,10 @@ pub struct Parts {
     pub broker: Broker,
     /// What waits to be sent.
     pub outbox: Arc<Outbox>,
+    /// How long accepted messages wait until they are brought to the disk.
+    pub sync_every: Duration,
+    /// What the topics of its messages depend on: what waits for another one is not sent.
+    pub identity: String,
     /// The MQTT client id.
     pub client_id: String,
     /// MQTT quality of service, 0 or 1.
@@ -43,6 +48,13 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// The folder of the outbox in the state folder: one for each identity.
+    pub fn outbox_folder(&self, name: &SessionName, state: &Path) -> PathBuf {
+        let digest = sha2::Sha256::digest(self.identity.as_bytes());
+        let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        state.join("outbox").join(format!("{name}-{short}"))
+    }
+
     /// Where the broker is.
     pub fn address(&self) -> String {
         format!("{}:{}", self.broker.host, self.broker.port)
@@ -65,12 +77,15 @@ fn enapter(name: &SessionName, session: &EnapterSession, folder: &Path) -> Resul
         properties_topic: session.properties_topic,
         needs_ucm: communication.needs_ucm,
     };
+    let identity = format!("enapter {} {}", cloud.hardware_id, cloud.channel_id);
     let outbox = Arc::new(Outbox::new(bounds(&session.outbox, Batching::default())));
     Ok(Parts {
         dialogue: Box::new(EnapterDialogue::new(name, cloud.clone(), Arc::clone(&outbox))),
         cloud: Arc::new(cloud),
         broker: communication.broker,
         outbox,
+        sync_every: session.outbox.sync_every.0,
+        identity,
         client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id)),
         qos: session.qos,
         keep_alive: session.keep_alive.0,
@@ -102,6 +117,8 @@ fn kaa(name: &SessionName, session: &KaaSession, folder: &Path) -> Result<Parts>
         dialogue: Box::new(KaaDialogue::new(name, manner, Arc::clone(&outbox))),
         broker: session.broker(folder)?,
         outbox,
+        sync_every: session.outbox.sync_every.0,
+        identity: format!("kaa {} {}", session.host, session.app_version),
         client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", random())),
         qos: session.qos,
         keep_alive: session.keep_alive.0,

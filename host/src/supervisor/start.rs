@@ -1,7 +1,7 @@
 //! Starting sessions and devices.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use crate::registry::{Origin, Progress, Registry};
 use crate::router::GATEWAY;
 use crate::session::{Links, Order, Parts, Picture, Session, SessionStatus};
 use crate::statistics::Counter;
+use crate::text;
 
 /// Questions of drivers to a cloud that may wait.
 const QUESTIONS: usize = 1024;
@@ -36,9 +37,11 @@ pub(super) fn session(
     name: &SessionName,
     session: &config::Session,
     config: &Config,
+    state: &Path,
     gateway: &mpsc::Sender<Order>,
 ) -> Result<SessionEntry> {
     let parts = Parts::new(name, session, &config.folder)?;
+    keep_outbox(name, &parts, state);
     let (picture, pictures) = watch::channel(Arc::new(Picture::default()));
     let (publisher, status) = watch::channel(SessionStatus::default());
     let (question, questions) = mpsc::channel(QUESTIONS);
@@ -63,6 +66,33 @@ pub(super) fn session(
         waiting: Some(Session::new(name, parts, links)),
         running: None,
     })
+}
+
+/// Keeps a session's outbox on the disk, and takes over what waits there. A
+/// gateway whose disk does not work goes on in memory.
+fn keep_outbox(name: &SessionName, parts: &Parts, state: &Path) {
+    let (session, folder) = (name.as_str(), parts.outbox_folder(name, state));
+    match parts.outbox.keep_in(&folder, parts.sync_every) {
+        Ok(recovered) => {
+            if recovered.entries > 0 {
+                let messages = text::count(recovered.entries, "message");
+                tracing::info!(session, "{messages} of before the start wait to be sent");
+            }
+            if recovered.damaged > 0 {
+                let places = text::count(recovered.damaged, "place");
+                let folder = folder.display();
+                tracing::error!(
+                    session,
+                    "{places} of the outbox could not be read; what is whole is sent, and copies of the damaged files \
+                     are kept in {folder} for a look"
+                );
+            }
+        }
+        Err(error) => {
+            let folder = folder.display();
+            tracing::error!(session, "the outbox cannot be kept in {folder}: {error}; it is in memory only");
+        }
+    }
 }
 
 impl Supervisor {

@@ -119,7 +119,7 @@ impl Broker {
         Broker::with_room(observer, QUEUE)
     }
 
-    /// Makes a broker that keeps so many bytes for each client that is slow.
+    /// Makes a broker that keeps this number of bytes for each client that is slow.
     pub fn with_room(observer: Box<Observer>, room: usize) -> Broker {
         Broker { inner: Arc::new(Inner { clients: Mutex::default(), next: AtomicU64::new(1), observer, room }) }
     }

@@ -18,7 +18,7 @@ pub mod bindings {
 pub mod firmware_bindings {
     wit_bindgen::generate!({
         path: "../../wit",
-        inline: "package sandgate:sdk; world firmware { export sandgate:driver/firmware@0.1.1; }",
+        inline: "package sandgate:sdk; world firmware { export sandgate:driver/firmware@0.1.2; }",
         world: "sandgate:sdk/firmware",
         pub_export_macro: true,
         export_macro_name: "export_firmware",
@@ -47,7 +47,7 @@ pub mod testing;
 
 pub use bindings::exports::sandgate::driver::device_driver::{CommandError, StartReason};
 pub use bindings::sandgate::driver::alerts::Alert;
-pub use bindings::sandgate::driver::telemetry::SendError;
+pub use bindings::sandgate::driver::telemetry::{FlushError, SendError};
 pub use bindings::sandgate::driver::timers::TimerId;
 pub use bindings::sandgate::driver::types::{Attribute, Rejection, Value};
 pub use driver::{Adapter, Command, Configuration, Context, Driver, result};
@@ -55,7 +55,7 @@ pub use error::{Describe, Error};
 pub use firmware::Firmware;
 pub use poller::{Found, Poller, Turn};
 pub use registers::{Registers, WordOrder};
-pub use sample::{Sample, attribute, publish_properties};
+pub use sample::{Sample, attribute, flush, publish_properties};
 
 /// HTTP requests to granted hosts.
 pub mod http {

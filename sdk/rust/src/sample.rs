@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use crate::host::{properties, telemetry};
-use crate::{Attribute, SendError, Value};
+use crate::{Attribute, FlushError, SendError, Value};
 
 /// Attributes that were measured together.
 #[derive(Debug, Default, Clone)]
@@ -41,6 +41,12 @@ impl Sample {
     pub fn send(self) -> Result<(), SendError> {
         telemetry::send(&telemetry::Sample { time: self.time, attributes: self.attributes })
     }
+}
+
+/// Waits until all that was sent so far survives a power cut of the gateway:
+/// before something is erased in the device that cannot be read again.
+pub fn flush() -> Result<(), FlushError> {
+    telemetry::flush()
 }
 
 /// Makes an attribute.

@@ -60,7 +60,7 @@ impl Site {
         self.gateway.write("gateway.toml", text.as_bytes());
     }
 
-    /// Waits until an endpoint has stored so many samples.
+    /// Waits until an endpoint has stored this number of samples.
     pub async fn wait_for_samples(&self, token: &str, number: usize) -> Vec<Json> {
         self.until(&format!("{number} samples of {token}"), || {
             let samples = self.samples(token);

@@ -6,6 +6,7 @@ mod check;
 mod cloud;
 mod devices;
 mod new;
+mod outbox;
 mod preflight;
 mod remote;
 mod run;
@@ -68,6 +69,8 @@ enum Command {
     },
     /// List the devices of a running gateway.
     Devices(Gateway),
+    /// Show what waits for the clouds, and how it is kept.
+    Outbox(Gateway),
     /// Swap the driver of a device.
     Swap {
         /// The device's id.
@@ -180,6 +183,7 @@ impl Cli {
             Command::Check { driver } => check::run(&driver, json).await,
             Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref(), json).await,
             Command::Devices(gateway) => remote::devices(&gateway, json).await,
+            Command::Outbox(gateway) => remote::outbox(&gateway, json).await,
             Command::Swap { device, file, gateway } => remote::swap(&gateway, &device, file, json).await,
             Command::Rollback { device, gateway } => remote::roll_back(&gateway, &device, json).await,
             Command::Swaps { device, gateway } => remote::swaps(&gateway, device.as_deref(), json).await,

@@ -12,14 +12,14 @@ use crate::broker::Link;
 use crate::time::Time;
 use sandgate_manifest::Manifest;
 
-/// So many samples of a device are kept; their bytes are bounded for all together.
+/// Maximum samples of a device; their bytes are bounded for all devices together.
 pub const SAMPLES: usize = 10_000;
-/// So many log lines of a device are kept, of so many bytes together.
+/// Maximum log lines of a device, and their bytes.
 const LINES: usize = 1000;
 const LINE_BYTES: usize = 64 << 10;
 /// About how many bytes of properties of a device are kept.
 const PROPERTY_BYTES: usize = 64 << 10;
-/// So many different drops of a device are said on one connection.
+/// Maximum different drops of a device that are told on one connection.
 const TOLD: usize = 100;
 
 /// One device.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::ring::Ring;
 use crate::time::Time;
 
-/// So many lines, of so many bytes together, are kept.
+/// Maximum lines, and their bytes.
 const MOST: usize = 5000;
 const MOST_BYTES: usize = 4 << 20;
 /// Longer texts are cut.

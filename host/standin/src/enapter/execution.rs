@@ -14,12 +14,12 @@ use super::rules::{self, Dropped, Said};
 use super::topic::Address;
 use crate::time::Time;
 
-/// So many commands may wait for their end.
+/// Maximum commands that wait for their end.
 pub const MOST_OPEN: usize = 100;
-/// So many ended ones are kept, of so many bytes together.
+/// Maximum ended ones, and their bytes.
 const MOST_ENDED: usize = 1000;
 const MOST_BYTES: usize = 16 << 20;
-/// So many lines of progress of one command are kept, of so many bytes together.
+/// Maximum lines of progress of one command, and their bytes.
 const LINES: usize = 200;
 const LINE_BYTES: usize = 64 << 10;
 

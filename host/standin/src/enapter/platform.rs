@@ -20,13 +20,13 @@ use crate::broker::Link;
 use crate::time::Time;
 use sandgate_manifest::Manifest;
 
-/// So many devices are kept, those that are gone included.
+/// Maximum devices, those that are gone included.
 const MOST_CHANNELS: usize = 2000;
-/// About so many bytes of telemetry are kept, of all devices together.
+/// About the maximum bytes of telemetry of all devices together.
 const HISTORY_BYTES: usize = 64 << 20;
-/// So many drops of one message get a line each.
+/// Maximum drops of one message that get a line each.
 const MOST_TOLD: usize = 20;
-/// A sample that is older by so much is called back-dated.
+/// A sample that is older than this is called back-dated.
 const BACK_DATED: Time = 5000;
 
 /// The cloud's side of everything.

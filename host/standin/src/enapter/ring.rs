@@ -17,12 +17,12 @@ pub struct Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// Makes an empty ring for at most so many items and bytes.
+    /// Makes an empty ring with these bounds.
     pub fn new(most: usize, most_bytes: usize) -> Self {
         Ring { items: VecDeque::new(), first: 0, bytes: 0, most, most_bytes }
     }
 
-    /// Adds an item of about so many bytes; the oldest make room.
+    /// Adds an item of about this size; the oldest make room.
     pub fn push(&mut self, item: T, size: usize) {
         self.items.push_back((item, size));
         self.bytes += size;
@@ -49,7 +49,7 @@ impl<T> Ring<T> {
         self.first + self.items.len() as u64
     }
 
-    /// The number from which on there are at most so many items.
+    /// The number from which on there are this many items at most.
     pub fn newest(&self, count: u64) -> u64 {
         self.end().saturating_sub(count).max(self.first)
     }

@@ -21,7 +21,7 @@ use super::samples::Sample;
 use super::service::{Destination, Dispatch, Message, Reaction, Rules, Service};
 use super::software::Offer;
 
-/// At most so many messages are held back at a time; more go out at once.
+/// Maximum messages that are held back; more go out at once.
 const MAX_LATE: usize = 10_000;
 
 /// A stand-in's state and the way to its connections; clones share it.

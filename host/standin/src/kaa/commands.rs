@@ -11,10 +11,10 @@ use serde_json::{Map, Value as Json, json};
 use super::answer::{Answer, Outcome, Refusal, standard_phrase};
 use super::{body, topic};
 
-/// An endpoint has at most so many commands; finished ones make room for new ones.
+/// Maximum commands of an endpoint; finished ones make room for new ones.
 pub const MAX_COMMANDS: usize = 1000;
 
-/// A result's payload has at most so many bytes.
+/// Maximum bytes of a result's payload.
 pub const MAX_RESULT: usize = 64 << 10;
 
 /// How long a command waits unless told otherwise: 30 days.

@@ -12,7 +12,7 @@ use super::answer::{Answer, Outcome, Refusal};
 use super::cmp::{self, Applied, History};
 use super::topic;
 
-/// An endpoint has at most so many named configurations.
+/// Maximum named configurations of an endpoint.
 pub const MAX_NAMES: usize = 100;
 
 /// What configuration ids look like; clients must not care.

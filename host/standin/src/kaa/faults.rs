@@ -1,7 +1,7 @@
 //! Knobs that make the stand-in misbehave in the ways that a real platform and a real network do.
 //!
 //! A fault is written as one word: `NAME[=VALUE][,ext=EXTENSION][,token=TOKEN][,times=N]`.
-//! The service asks which ones apply; one with `times` goes away after so many uses.
+//! The service asks which ones apply; one with `times` goes away after that number of uses.
 
 mod fault;
 
@@ -11,7 +11,7 @@ pub(super) use self::fault::no_fault;
 pub use self::fault::{ALL, Fault, Kind, names};
 use super::cmp::Unchanged;
 
-/// At most so many faults are set at a time.
+/// Maximum faults.
 pub const MAX_FAULTS: usize = 100;
 
 /// All faults that are set.

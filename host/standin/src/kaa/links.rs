@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 
 use super::routes::ConnectionId;
 
-/// At most so many connections at a time.
+/// Maximum connections.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// At most so many subscriptions for each connection.
+/// Maximum subscriptions of a connection.
 pub const MAX_SUBSCRIPTIONS: usize = 20_000;
 /// A connection that lets more messages wait is closed.
 pub const QUEUE: usize = 8192;

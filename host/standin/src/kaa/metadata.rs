@@ -10,9 +10,9 @@ use serde_json::{Map, Value as Json};
 use super::answer::{Answer, Outcome, Refusal};
 use super::body;
 
-/// An endpoint has at most so many keys …
+/// Maximum keys of an endpoint …
 pub const MAX_KEYS: usize = 1000;
-/// … and so many bytes of JSON.
+/// … and their bytes of JSON.
 pub const MAX_BYTES: usize = 32 << 10;
 
 /// What devices may not do with which keys.

@@ -26,14 +26,14 @@ use super::user::User;
 
 /// Larger packets close the connection; the core refuses smaller ones with an answer.
 pub const MAX_PACKET: u32 = 16 << 20;
-/// So many publications of QoS 1 and 2 may be unacknowledged; more wait.
+/// Maximum unacknowledged publications of QoS 1 and 2; more wait.
 const MAX_IN_FLIGHT: usize = 100;
 /// A client that lets more wait is closed.
 const MAX_WAITING: usize = 10_000;
-/// A client has so long to say CONNECT, and to read what is written to it.
+/// How long a client may take to say CONNECT, and to read what is written to it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client that is dropped on purpose gets so long to take note of its last acknowledgement: some see a
+/// How long a client that is dropped on purpose gets to take note of its last acknowledgement: some see a
 /// closed connection before what came just ahead of it.
 const PARTING: Duration = Duration::from_millis(100);
 

@@ -10,9 +10,9 @@ use serde_json::{Map, Number, Value as Json, json};
 use super::answer::Refusal;
 use super::body;
 
-/// An endpoint keeps its newest samples, so many …
+/// Maximum samples of an endpoint, the newest …
 pub const MAX_SAMPLES: usize = 10_000;
-/// … and so many bytes of them as JSON.
+/// … and their bytes of JSON.
 pub const MAX_BYTES: usize = 8 << 20;
 
 /// One stored sample.

@@ -22,9 +22,9 @@ use super::software::Catalogue;
 use super::topic::{Topic, TopicError};
 use super::uploads::Uploads;
 
-/// At most so many endpoints.
+/// Maximum endpoints.
 pub const MAX_ENDPOINTS: usize = 10_000;
-/// The samples of all endpoints together take at most so many bytes; the largest endpoint gives way.
+/// Maximum bytes of the samples of all endpoints together; the largest endpoint gives way.
 pub const MAX_SAMPLE_BYTES: usize = 256 << 20;
 
 const EXTENSIONS: [&str; 8] = ["dcx", "epmx", "cex", "cmx", "cmx_ota", "bcx", "rsx", "tsx"];

@@ -9,7 +9,7 @@ use super::answer::{Answer, Refusal};
 use super::cmp::{self, Applied, History};
 use super::configurations::Handled;
 
-/// At most so many offers are kept.
+/// Maximum offers.
 pub const MAX_OFFERS: usize = 1000;
 
 /// All offers; the newest one that fits an endpoint counts.

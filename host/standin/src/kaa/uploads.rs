@@ -13,11 +13,11 @@ use super::answer::Refusal;
 
 /// Larger blobs and files are refused.
 pub const MAX_BLOB: usize = 16 << 20;
-/// All blobs and files together take at most so many bytes.
+/// Maximum bytes of all blobs and files together.
 pub const MAX_BYTES: usize = 256 << 20;
-/// At most so many blobs and files.
+/// Maximum blobs and files.
 pub const MAX_BLOBS: usize = 10_000;
-/// At most so many tokens are valid at a time; the oldest goes first.
+/// Maximum valid tokens; the oldest goes first.
 pub const MAX_TOKENS: usize = 10_000;
 
 /// Tokens, blobs and files.

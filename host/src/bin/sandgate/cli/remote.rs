@@ -18,6 +18,9 @@ use sandgate::logs::LogLine;
 use sandgate::receipt::Receipt;
 use sandgate::text;
 
+/// How far two looks for rates are apart.
+const RATES: Duration = Duration::from_secs(1);
+
 /// How long a gateway that runs may take to tell its status.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -132,6 +135,24 @@ pub(super) async fn devices(gateway: &Gateway, json: bool) -> Result<Outcome> {
         // Of another version it may have more or less.
         super::devices::print(&serde_json::from_value(status).context("reading the status of the gateway")?);
     }
+    Ok(Outcome::Done)
+}
+
+/// `sandgate outbox`
+pub(super) async fn outbox(gateway: &Gateway, json: bool) -> Result<Outcome> {
+    let client = Client::new(gateway)?;
+    let status: Json = client.ask(Method::GET, "/v1/status", None).await?;
+    if json {
+        let sessions = status.get("sessions").cloned().unwrap_or_default();
+        say!("{sessions:#}");
+        return Ok(Outcome::Done);
+    }
+    // Rates need two looks.
+    let begin = tokio::time::Instant::now();
+    tokio::time::sleep(RATES).await;
+    let later: Json = client.ask(Method::GET, "/v1/status", None).await?;
+    let parse = |status| serde_json::from_value(status).context("reading the status of the gateway");
+    super::outbox::print(&parse(status)?, &parse(later)?, begin.elapsed());
     Ok(Outcome::Done)
 }
 

@@ -28,7 +28,7 @@ use super::super::execution::{Answer as Said, Execution, Order};
 use super::follow::{Batch, lines};
 use super::{Answer, App, Asked, Body, Failure};
 
-/// So many commands are listed at once.
+/// Commands in one page of the list.
 const PAGE: usize = 50;
 /// The longest time for a command, in seconds.
 const LONGEST: f64 = 86_400.0;

@@ -14,14 +14,14 @@ use super::super::Shared;
 use super::super::platform::Platform;
 use super::super::ring::Ring;
 
-/// So many lines are written at once; the platform waits meanwhile.
+/// Lines that are written at once; the platform waits meanwhile.
 const BATCH: usize = 200;
 
 /// Which items are asked for.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Range {
-    /// At most so many of the newest; default 100.
+    /// Maximum rows, the newest; default 100.
     limit: Option<u64>,
     /// Whether to go on with new ones.
     #[serde(default)]

@@ -23,7 +23,7 @@ use super::{Answer, App, Asked, Body, Failure};
 use crate::time::now;
 use sandgate_manifest::Type;
 
-/// So many attributes, of so many devices, are given at once: the platform
+/// Maximum attributes, and devices, that are given at once: the platform
 /// waits meanwhile.
 const ATTRIBUTES: usize = 200;
 const DEVICES: usize = 50;

@@ -1,0 +1,165 @@
+//! The folder that a log lies in: numbered files that only grow. A trait, so
+//! that tests can cut the power of a simulated disk at any moment.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::files;
+
+/// How a log's files end.
+const ENDING: &str = ".log";
+/// And those of damaged ones, which are kept for a look.
+const ASIDE: &str = ".damaged";
+
+/// See the module documentation.
+pub(super) trait Disk: Send {
+    /// An open file.
+    type File: Clone + Send;
+
+    /// The numbers of all files, in order.
+    fn list(&mut self) -> io::Result<Vec<u64>>;
+
+    /// What is in a file, at most this many bytes.
+    fn read(&mut self, number: u64, limit: usize) -> io::Result<Vec<u8>>;
+
+    /// Opens a file that is there, to sync it.
+    fn open(&mut self, number: u64) -> io::Result<Self::File>;
+
+    /// Makes a new file with room for this many bytes, which are zero.
+    fn create(&mut self, number: u64, size: u64) -> io::Result<Self::File>;
+
+    /// Writes behind what was written before. The death of the process does not
+    /// undo it, a power cut may.
+    fn append(&mut self, file: &Self::File, bytes: &[u8]) -> io::Result<()>;
+
+    /// Whether a file's name still leads to it.
+    fn is_there(&self, number: u64, file: &Self::File) -> bool;
+
+    /// Keeps what is in a file for a look, whatever becomes of the file.
+    fn keep_aside(&mut self, number: u64) -> io::Result<()>;
+
+    /// How to sync and remove, for a thread of its own.
+    fn syncer(&self) -> Box<dyn Syncer<Self::File>>;
+}
+
+/// What takes long: not to be done while others wait.
+pub(super) trait Syncer<F>: Send {
+    /// Brings all that was written to a file to the disk.
+    fn sync(&mut self, file: &F) -> io::Result<()>;
+
+    /// Brings the names of new and removed files to the disk.
+    fn sync_folder(&mut self) -> io::Result<()>;
+
+    /// Removes a file.
+    fn remove(&mut self, number: u64) -> io::Result<()>;
+}
+
+/// A folder of the file system.
+#[derive(Debug, Clone)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    /// The folder is made when a file is.
+    pub(super) fn new(path: &Path) -> Folder {
+        Folder(path.to_owned())
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{number:016}{ENDING}"))
+    }
+}
+
+impl Disk for Folder {
+    type File = Arc<File>;
+
+    fn list(&mut self) -> io::Result<Vec<u64>> {
+        let entries = match std::fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut numbers = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            numbers.extend(name.strip_suffix(ENDING).and_then(|number| number.parse::<u64>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn read(&mut self, number: u64, limit: usize) -> io::Result<Vec<u8>> {
+        let Some(file) = files::open(&self.path(number))? else { return Ok(Vec::new()) };
+        let mut bytes = Vec::new();
+        file.take(limit as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn open(&mut self, number: u64) -> io::Result<Arc<File>> {
+        let file = files::open(&self.path(number))?;
+        Ok(Arc::new(file.ok_or(io::ErrorKind::NotFound)?))
+    }
+
+    fn create(&mut self, number: u64, size: u64) -> io::Result<Arc<File>> {
+        std::fs::create_dir_all(&self.0)?;
+        let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(self.path(number))?;
+        // Room that is there is not missing later. Where the file system cannot, it is found out at a write.
+        match fallocate(&file, FallocateFlags::empty(), 0, size) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(Arc::new(file)),
+            Err(error) => {
+                let _ = std::fs::remove_file(self.path(number));
+                Err(error.into())
+            }
+        }
+    }
+
+    fn append(&mut self, file: &Arc<File>, bytes: &[u8]) -> io::Result<()> {
+        (&**file).write_all(bytes)
+    }
+
+    fn is_there(&self, number: u64, file: &Arc<File>) -> bool {
+        files::is_at(file, &self.path(number))
+    }
+
+    fn keep_aside(&mut self, number: u64) -> io::Result<()> {
+        let aside = self.0.join(format!("{number:016}{ASIDE}"));
+        match std::fs::hard_link(self.path(number), &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => result?,
+        }
+        files::remove_oldest(&self.0, KEPT_ASIDE, |name| name.ends_with(ASIDE));
+        Ok(())
+    }
+
+    fn syncer(&self) -> Box<dyn Syncer<Arc<File>>> {
+        Box::new(self.clone())
+    }
+}
+
+/// Damaged files that are kept for a look.
+const KEPT_ASIDE: usize = 5;
+
+impl Syncer<Arc<File>> for Folder {
+    fn sync(&mut self, file: &Arc<File>) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn sync_folder(&mut self) -> io::Result<()> {
+        File::open(&self.0)?.sync_all()?;
+        // The folder's own name, the first time.
+        match self.0.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> io::Result<()> {
+        match std::fs::remove_file(self.path(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

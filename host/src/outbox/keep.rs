@@ -1,0 +1,397 @@
+//! Keeps an outbox on the disk: what it accepts survives the death of the
+//! process, and soon after a power cut as well.
+//!
+//! Whoever appends writes to the log; a thread brings it to the disk in groups.
+//! When the disk fails or stalls, the outbox goes on in memory and says so once;
+//! as soon as the disk takes it, all that waits is written anew.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::Folder;
+use super::log::{FILE, Log, Work};
+use super::queue::{Entry, Place, Queue};
+use super::record::Kept;
+use super::{Inner, Outbox, Sequence};
+use crate::clock::Moment;
+
+/// How long the disk is left alone after it has failed.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A disk that takes longer for a sync stalls: nothing is written to it meanwhile.
+const STALLED: Duration = Duration::from_secs(1);
+/// The lags of this number of groups are remembered.
+const GROUPS: usize = 1000;
+
+/// An outbox's way to the disk.
+pub(super) struct Keeping {
+    log: Log<Folder>,
+    /// How long accepted entries wait for others to be synced with them; zero means not at all.
+    every: Duration,
+    /// Why nothing can be written now.
+    problem: Option<String>,
+    /// When the oldest entry that is not synced was written.
+    since: Option<Instant>,
+    /// When the thread began to sync, while it does.
+    syncing: Option<Instant>,
+    lags: VecDeque<Duration>,
+    worst: Duration,
+    signal: Arc<Signal>,
+}
+
+/// Wakes the thread.
+struct Signal {
+    is_set: AtomicBool,
+    thread: std::sync::OnceLock<Thread>,
+}
+
+impl Signal {
+    fn set(&self) {
+        if !self.is_set.swap(true, Ordering::AcqRel)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+}
+
+/// How an outbox is kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Durability {
+    /// Whether what is accepted survives the death of the process.
+    pub kept: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Bytes on the disk.
+    pub disk_bytes: u64,
+    /// Milliseconds from accepted to durable: half of the last groups took no longer.
+    pub lag_p50_ms: f64,
+    /// The same for 99 of 100 groups.
+    pub lag_p99_ms: f64,
+    /// The longest since the start.
+    pub lag_worst_ms: f64,
+}
+
+/// What became of what an earlier life of the gateway had accepted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Messages that wait again.
+    pub entries: usize,
+    /// Stretches of files that could not be read.
+    pub damaged: usize,
+}
+
+impl Outbox {
+    /// Keeps the outbox in a folder from now on, and takes over what is there.
+    pub fn keep_in(self: &Arc<Self>, folder: &Path, every: Duration) -> io::Result<Recovered> {
+        let boot = boot();
+        let (log, entries, findings) = Log::open(Folder::new(folder), boot, FILE)?;
+        let recovered = Recovered { entries: entries.len(), damaged: findings.damaged };
+        let signal = Arc::new(Signal { is_set: AtomicBool::new(false), thread: std::sync::OnceLock::new() });
+        let now = Moment::now();
+        {
+            let mut inner = self.inner();
+            inner.queue.keep_from(log.next_sequence());
+            for (sequence, (kept, of)) in entries {
+                let moment = if of == boot { kept.moment } else { now.as_old_as(kept.moment.wall) };
+                inner.queue.restore(sequence, Entry { moment, ..Entry::of(kept) });
+            }
+            inner.keeping = Some(Box::new(Keeping {
+                log,
+                every,
+                problem: None,
+                since: None,
+                syncing: None,
+                lags: VecDeque::new(),
+                worst: Duration::ZERO,
+                signal: Arc::clone(&signal),
+            }));
+            inner.settle();
+        }
+        let outbox = Arc::downgrade(self);
+        let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || keep(&outbox, every))?;
+        let _ = signal.thread.set(thread.thread().clone());
+        signal.set();
+        Ok(recovered)
+    }
+
+    /// Waits until all that was accepted so far survives a power cut. An error
+    /// says why it does not.
+    pub async fn flush(&self) -> Result<(), String> {
+        let mut durable = self.durable.subscribe();
+        let target = match &self.inner().keeping {
+            None => return Err("the outbox is in memory only".into()),
+            Some(keeping) => keeping.log.written(),
+        };
+        loop {
+            if *durable.borrow_and_update() >= target {
+                return Ok(());
+            }
+            if let Some(problem) = self.inner().keeping.as_ref().and_then(|keeping| keeping.problem.clone()) {
+                return Err(problem);
+            }
+            // The sender lives as long as the outbox.
+            let _ = durable.changed().await;
+        }
+    }
+
+    /// How it is kept.
+    pub fn durability(&self) -> Durability {
+        let inner = self.inner();
+        let Some(keeping) = &inner.keeping else { return Durability::default() };
+        let mut lags: Vec<Duration> = keeping.lags.iter().copied().collect();
+        lags.sort_unstable();
+        let at = |part: usize| lags.get((lags.len() * part / 100).min(lags.len().saturating_sub(1)));
+        let ms = |lag: Option<&Duration>| lag.map_or(0.0, |lag| (lag.as_secs_f64() * 10_000.0).round() / 10.0);
+        Durability {
+            kept: keeping.problem.is_none(),
+            problem: keeping.problem.clone(),
+            disk_bytes: keeping.log.bytes(),
+            lag_p50_ms: ms(at(50)),
+            lag_p99_ms: ms(at(99)),
+            lag_worst_ms: ms(Some(&keeping.worst)),
+        }
+    }
+
+    /// Brings all to the disk, for a stop; blocks as long as the disk does.
+    pub fn sync(&self) {
+        let (work, mut syncer) = {
+            let mut inner = self.inner();
+            let Some(keeping) = &mut inner.keeping else { return };
+            if keeping.problem.is_some() || keeping.log.write_removals().is_err() {
+                return;
+            }
+            (keeping.log.work(), keeping.log.syncer())
+        };
+        if let Some(work) = work
+            && work.carry_out(&mut *syncer).is_ok()
+            && let Some(keeping) = &mut self.inner().keeping
+        {
+            keeping.done(&work);
+        }
+    }
+}
+
+impl Inner {
+    /// Writes an entry to the log.
+    pub(super) fn keep(&mut self, sequence: Sequence) {
+        let Inner { queue, keeping } = self;
+        let Some(keeping) = keeping else { return };
+        // It may have been dropped at once.
+        let Some(entry) = queue.entries.get(&sequence) else { return };
+        if keeping.problem.is_some() || keeping.is_stalled() {
+            return;
+        }
+        if let Err(error) = keeping.log.append(sequence, &entry.kept()) {
+            return keeping.fail(&error);
+        }
+        keeping.since.get_or_insert_with(Instant::now);
+        if keeping.every.is_zero() {
+            self.sync_now();
+        } else {
+            keeping.signal.set();
+        }
+    }
+
+    /// Tells the log what has left the queue.
+    pub(super) fn settle(&mut self) {
+        let Some(keeping) = &mut self.keeping else { return };
+        if self.queue.gone.is_empty() {
+            return;
+        }
+        for sequence in self.queue.gone.drain(..) {
+            if keeping.problem.is_none()
+                && let Err(error) = keeping.log.remove(sequence)
+            {
+                keeping.fail(&error);
+            }
+        }
+        keeping.signal.set();
+    }
+
+    fn sync_now(&mut self) {
+        let Some(keeping) = &mut self.keeping else { return };
+        let Some(work) = keeping.log.work() else { return };
+        match work.carry_out(&mut *keeping.log.syncer()) {
+            Ok(()) => keeping.done(&work),
+            Err(error) => keeping.fail(&error),
+        }
+    }
+
+    /// Writes what waits and is not in the log, or all of it.
+    fn write_anew(&mut self, all: bool) -> io::Result<()> {
+        let Inner { queue, keeping } = self;
+        let Some(keeping) = keeping else { return Ok(()) };
+        let is_missing = |sequence: &Sequence| all || !keeping.log.holds(*sequence);
+        let mut missing: Vec<Sequence> = queue.entries.keys().copied().filter(is_missing).collect();
+        missing.sort_unstable();
+        for sequence in missing {
+            if let Some(entry) = queue.entries.get(&sequence) {
+                keeping.log.append(sequence, &entry.kept())?;
+            }
+        }
+        keeping.log.write_removals()
+    }
+
+    /// Writes again what holds back the oldest file.
+    fn make_room(&mut self) -> io::Result<()> {
+        let Inner { queue, keeping } = self;
+        let Some(keeping) = keeping else { return Ok(()) };
+        let Some(number) = keeping.log.to_make_free() else { return Ok(()) };
+        let mut held: Vec<Sequence> =
+            queue.entries.keys().copied().filter(|sequence| keeping.log.is_in(*sequence, number)).collect();
+        held.sort_unstable();
+        for sequence in held {
+            if let Some(entry) = queue.entries.get(&sequence) {
+                keeping.log.append(sequence, &entry.kept())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Keeping {
+    fn is_stalled(&self) -> bool {
+        self.syncing.is_some_and(|since| since.elapsed() > STALLED)
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        if self.problem.is_none() {
+            tracing::error!("the outbox cannot be written to the disk: {error}; it goes on in memory and tries again");
+        }
+        self.problem = Some(format!("the disk: {error}"));
+        self.log.begin_anew();
+        self.signal.set();
+    }
+
+    fn done(&mut self, work: &Work<Arc<std::fs::File>>) {
+        self.log.done(work);
+        if let Some(since) = self.since.take() {
+            let lag = since.elapsed();
+            self.worst = self.worst.max(lag);
+            if self.lags.len() >= GROUPS {
+                self.lags.pop_front();
+            }
+            self.lags.push_back(lag);
+        }
+    }
+}
+
+/// Brings groups of entries to the disk until the outbox is gone.
+fn keep(outbox: &Weak<Outbox>, every: Duration) {
+    loop {
+        let Some(signal) =
+            outbox.upgrade().and_then(|outbox| Some(Arc::clone(&outbox.inner().keeping.as_ref()?.signal)))
+        else {
+            return;
+        };
+        if !signal.is_set.load(Ordering::Acquire) {
+            // Now and then it is looked whether the outbox still is.
+            std::thread::park_timeout(Duration::from_secs(5));
+            continue;
+        }
+        // Others come along.
+        std::thread::sleep(every);
+        signal.is_set.store(false, Ordering::Release);
+        let Some(outbox) = outbox.upgrade() else { return };
+        if !step(&outbox) {
+            drop(outbox);
+            std::thread::sleep(AGAIN);
+            signal.set();
+        }
+    }
+}
+
+/// One group; false when the disk is to be left alone for a while.
+fn step(outbox: &Outbox) -> bool {
+    let (work, mut syncer) = {
+        let mut inner = outbox.inner();
+        if let Some(keeping) = &mut inner.keeping
+            && !keeping.log.is_there()
+        {
+            keeping.fail(&io::Error::new(io::ErrorKind::NotFound, "its file is gone"));
+        }
+        let was_failing = inner.keeping.as_ref().is_some_and(|keeping| keeping.problem.is_some());
+        let written = match was_failing {
+            true => inner.write_anew(true),
+            false => inner.make_room(),
+        };
+        let Some(keeping) = &mut inner.keeping else { return true };
+        let written = written.and_then(|()| keeping.log.write_removals());
+        if let Err(error) = written {
+            keeping.fail(&error);
+            return false;
+        }
+        let Some(work) = keeping.log.work() else { return true };
+        keeping.syncing = Some(Instant::now());
+        (work, keeping.log.syncer())
+    };
+    let result = work.carry_out(&mut *syncer);
+    let synced = {
+        let mut inner = outbox.inner();
+        let Some(keeping) = &mut inner.keeping else { return true };
+        let was_stalled = keeping.is_stalled();
+        keeping.syncing = None;
+        if let Err(error) = result {
+            // What was not synced may be lost, whatever a later sync says: it is written anew.
+            keeping.fail(&error);
+            return false;
+        }
+        keeping.done(&work);
+        if keeping.problem.take().is_some() {
+            tracing::info!("the outbox is on the disk again");
+        }
+        let synced = keeping.log.synced();
+        // What was accepted while the disk stalled.
+        if was_stalled && let Err(error) = inner.write_anew(false) {
+            if let Some(keeping) = &mut inner.keeping {
+                keeping.fail(&error);
+            }
+            return false;
+        }
+        synced
+    };
+    outbox.durable.send_replace(synced);
+    true
+}
+
+impl Entry {
+    /// An entry that was kept.
+    fn of(kept: Kept) -> Entry {
+        let Kept { device, class, moment, alone, publication } = kept;
+        Entry { device, class, moment, place: Place::Unsent, alone, publication }
+    }
+
+    /// What is kept of it.
+    fn kept(&self) -> Kept {
+        Kept {
+            device: self.device.clone(),
+            class: self.class,
+            moment: self.moment,
+            alone: self.alone,
+            publication: self.publication.clone(),
+        }
+    }
+}
+
+impl Queue {
+    /// Begins to number entries here, and to note which are gone.
+    fn keep_from(&mut self, next: Sequence) {
+        self.next = self.next.max(next);
+        self.is_kept = true;
+    }
+}
+
+/// A number that stands for the machine's last start.
+fn boot() -> u64 {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    u64::from_str_radix(&digits, 16).unwrap_or_default()
+}

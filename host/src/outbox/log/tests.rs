@@ -1,0 +1,361 @@
+//! The log on a simulated disk whose power is cut, and whose process is killed,
+//! at any moment: what must be there is there, whatever is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use fastrand::Rng;
+
+use super::*;
+use crate::clock::Moment;
+use crate::message::{DeviceId, Publication};
+use crate::outbox::Class;
+
+/// Small, so that much happens between few entries.
+const SMALL: usize = 16 << 10;
+/// A power cut tears writes between two of these.
+const SECTOR: usize = 512;
+
+/// A disk in memory; clones share it.
+#[derive(Clone, Default)]
+struct Simulated(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<u64, FileState>,
+    /// What the folder knows for sure.
+    known: BTreeSet<u64>,
+    /// Writes and makings of files that go well before one fails.
+    fails_after: Option<u32>,
+    sync_fails: bool,
+}
+
+#[derive(Clone, Default)]
+struct FileState {
+    /// What is in the page cache.
+    bytes: Vec<u8>,
+    /// What is on the disk.
+    synced: Vec<u8>,
+    end: usize,
+    /// The names of removed files come back until the folder is synced.
+    is_removed: bool,
+}
+
+impl Simulated {
+    fn fail(&self) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        match &mut state.fails_after {
+            Some(0) => Err(io::ErrorKind::StorageFull.into()),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The process dies: nothing that was written is lost.
+    fn kill(&self) {
+        let mut state = self.0.lock().unwrap();
+        state.files.retain(|_, file| !file.is_removed);
+        (state.fails_after, state.sync_fails) = (None, false);
+    }
+
+    /// The power goes: each sector that was not synced is there or not, each
+    /// name that the folder did not know for sure too.
+    fn cut(&self, random: &mut Rng) {
+        let mut state = self.0.lock().unwrap();
+        let known = state.known.clone();
+        state.files.retain(|number, file| match (known.contains(number), file.is_removed) {
+            (true, false) => true,
+            (true, true) | (false, false) => random.bool(),
+            (false, true) => false,
+        });
+        for file in state.files.values_mut() {
+            file.is_removed = false;
+            let sectors = file.bytes.len().div_ceil(SECTOR);
+            for sector in 0..sectors {
+                let range = sector * SECTOR..((sector + 1) * SECTOR).min(file.bytes.len());
+                if random.bool() {
+                    let synced = file.synced[range.clone()].to_vec();
+                    file.bytes[range].copy_from_slice(&synced);
+                }
+            }
+            file.synced.clone_from(&file.bytes);
+        }
+        state.known = state.files.keys().copied().collect();
+        (state.fails_after, state.sync_fails) = (None, false);
+    }
+}
+
+impl Disk for Simulated {
+    type File = u64;
+
+    fn list(&mut self) -> io::Result<Vec<u64>> {
+        Ok(self.0.lock().unwrap().files.keys().copied().collect())
+    }
+
+    fn read(&mut self, number: u64, limit: usize) -> io::Result<Vec<u8>> {
+        let state = self.0.lock().unwrap();
+        let file = state.files.get(&number).ok_or(io::ErrorKind::NotFound)?;
+        Ok(file.bytes[..file.bytes.len().min(limit)].to_vec())
+    }
+
+    fn open(&mut self, number: u64) -> io::Result<u64> {
+        Ok(number)
+    }
+
+    fn create(&mut self, number: u64, size: u64) -> io::Result<u64> {
+        self.fail()?;
+        let zeros = vec![0; size as usize];
+        let file = FileState { bytes: zeros.clone(), synced: zeros, end: 0, is_removed: false };
+        assert!(self.0.lock().unwrap().files.insert(number, file).is_none(), "no file is made twice");
+        Ok(number)
+    }
+
+    fn append(&mut self, file: &u64, bytes: &[u8]) -> io::Result<()> {
+        let failed = self.fail();
+        let mut state = self.0.lock().unwrap();
+        let file = state.files.get_mut(file).unwrap();
+        // A write that fails may have written a part.
+        let bytes = if failed.is_err() { &bytes[..bytes.len() / 2] } else { bytes };
+        file.bytes[file.end..file.end + bytes.len()].copy_from_slice(bytes);
+        file.end += bytes.len();
+        failed
+    }
+
+    fn is_there(&self, number: u64, _: &u64) -> bool {
+        self.0.lock().unwrap().files.contains_key(&number)
+    }
+
+    fn keep_aside(&mut self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn syncer(&self) -> Box<dyn Syncer<u64>> {
+        Box::new(self.clone())
+    }
+}
+
+impl Syncer<u64> for Simulated {
+    fn sync(&mut self, file: &u64) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        if state.sync_fails {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        if let Some(file) = state.files.get_mut(file) {
+            file.synced.clone_from(&file.bytes);
+        }
+        Ok(())
+    }
+
+    fn sync_folder(&mut self) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.files.retain(|_, file| !file.is_removed);
+        state.known = state.files.keys().copied().collect();
+        Ok(())
+    }
+
+    fn remove(&mut self, number: u64) -> io::Result<()> {
+        if let Some(file) = self.0.lock().unwrap().files.get_mut(&number) {
+            file.is_removed = true;
+        }
+        Ok(())
+    }
+}
+
+fn entry(sequence: Sequence, size: usize) -> Kept {
+    let payload = format!("{sequence}:").into_bytes().into_iter().chain(std::iter::repeat_n(b'x', size));
+    let publication = Publication {
+        topic: "v1/from/S/d/v1/telemetry".into(),
+        payload: payload.collect::<Vec<u8>>().into(),
+        joins: sequence % 2 == 0,
+        stamp: None,
+    };
+    let class = [Class::Stream, Class::Keep, Class::Answer][sequence as usize % 3];
+    let moment = Moment { wall: sequence, steady: sequence };
+    Kept { device: DeviceId::new(&format!("d{}", sequence % 5)), class, moment, alone: sequence % 7 == 0, publication }
+}
+
+/// A log in use, with what must be true of it.
+struct Model {
+    disk: Simulated,
+    log: Log<Simulated>,
+    /// What waits: the entry, and how far the log was written with it.
+    waiting: BTreeMap<Sequence, (Kept, u64)>,
+    /// Entries that are gone: a power cut may bring them back, a kill only some.
+    gone: BTreeSet<Sequence>,
+    next: Sequence,
+    work: Option<Work<u64>>,
+}
+
+impl Model {
+    fn open(disk: Simulated) -> (Model, BTreeMap<Sequence, Kept>) {
+        let (log, entries, _) = Log::open(disk.clone(), 1, SMALL).unwrap();
+        let next = log.next_sequence();
+        let entries: BTreeMap<_, _> = entries.into_iter().map(|(sequence, (kept, _))| (sequence, kept)).collect();
+        let written = log.written();
+        let waiting = entries.iter().map(|(sequence, kept)| (*sequence, (kept.clone(), written))).collect();
+        (Model { disk, log, waiting, gone: BTreeSet::new(), next, work: None }, entries)
+    }
+
+    /// After an error all that waits is written anew, as the outbox does it.
+    fn recover(&mut self) {
+        self.disk.0.lock().unwrap().fails_after = None;
+        self.disk.0.lock().unwrap().sync_fails = false;
+        self.work = None;
+        self.log.begin_anew();
+        for (sequence, (kept, written)) in &mut self.waiting {
+            self.log.append(*sequence, kept).unwrap();
+            *written = self.log.written();
+        }
+    }
+
+    fn step(&mut self, random: &mut Rng) {
+        match random.u32(..100) {
+            0..45 => {
+                // Large ones now and then, so that files fill up.
+                let size = if random.u32(..20) == 0 { random.usize(..20_000) } else { random.usize(..300) };
+                let (sequence, kept) = (self.next, entry(self.next, size));
+                self.next += 1;
+                match self.log.append(sequence, &kept) {
+                    Ok(()) => drop(self.waiting.insert(sequence, (kept, self.log.written()))),
+                    Err(_) => self.recover(),
+                }
+            }
+            45..85 => {
+                // The oldest mostly, as a session acknowledges.
+                let place = if random.u32(..4) == 0 { random.usize(..self.waiting.len().max(1)) } else { 0 };
+                let Some(sequence) = self.waiting.keys().nth(place).copied() else { return };
+                self.waiting.remove(&sequence);
+                self.gone.insert(sequence);
+                if self.log.remove(sequence).is_err() {
+                    self.recover();
+                }
+            }
+            85..92 => {
+                if self.work.is_none() {
+                    self.work = self.log.work();
+                }
+            }
+            92..98 => {
+                let Some(work) = self.work.take() else { return };
+                match work.carry_out(&mut *self.log.syncer()) {
+                    Ok(()) => self.log.done(&work),
+                    Err(_) => self.recover(),
+                }
+            }
+            98 => {
+                while let Some(number) = self.log.to_make_free() {
+                    let all: Vec<_> =
+                        self.waiting.iter().filter(|(sequence, _)| self.log.is_in(**sequence, number)).collect();
+                    let all: Vec<_> = all.into_iter().map(|(sequence, (kept, _))| (*sequence, kept.clone())).collect();
+                    if all.is_empty() {
+                        break;
+                    }
+                    for (sequence, kept) in all {
+                        if self.log.append(sequence, &kept).is_err() {
+                            return self.recover();
+                        }
+                    }
+                }
+            }
+            _ => {
+                let mut state = self.disk.0.lock().unwrap();
+                match random.bool() {
+                    true => state.fails_after = Some(random.u32(..20)),
+                    false => state.sync_fails = true,
+                }
+            }
+        }
+    }
+}
+
+/// One life after another on one disk, each with a death at a random moment.
+fn lives(seed: u64, deaths: u32) {
+    let mut random = Rng::with_seed(seed);
+    let disk = Simulated::default();
+    let (mut model, _) = Model::open(disk.clone());
+    for death in 0..deaths {
+        for _ in 0..random.u32(..60) {
+            model.step(&mut random);
+        }
+        let (synced, is_cut) = (model.log.synced(), random.bool());
+        let Model { waiting, gone, log, .. } = model;
+        drop(log);
+        if is_cut {
+            disk.cut(&mut random)
+        } else {
+            disk.kill()
+        }
+        let place = format!("seed {seed}, death {death}, {}", if is_cut { "power cut" } else { "kill" });
+        let (next, found) = Model::open(disk.clone());
+        model = next;
+        for (sequence, (kept, written)) in &waiting {
+            let must_be = !is_cut || *written <= synced;
+            assert!(!must_be || found.contains_key(sequence), "{place}: entry {sequence} is lost");
+            assert!(found.get(sequence).is_none_or(|found| found == kept), "{place}: entry {sequence} is another");
+        }
+        // A later power cut may bring back what an earlier life was told of.
+        model.gone = gone.iter().copied().filter(|sequence| !found.contains_key(sequence)).collect();
+        let back = found.keys().filter(|sequence| !waiting.contains_key(sequence)).count();
+        assert!(found.keys().all(|sequence| waiting.contains_key(sequence) || gone.contains(sequence)), "{place}");
+        assert!(is_cut || back <= MAX_PENDING, "{place}: {back} entries came back");
+    }
+}
+
+#[test]
+fn what_was_accepted_survives_kills_and_what_is_durable_survives_power_cuts() {
+    // 100,000 deaths; SANDGATE_DEATHS sets another number, SANDGATE_SEED begins elsewhere.
+    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (deaths, seed) = (number("SANDGATE_DEATHS", 100_000), number("SANDGATE_SEED", 0));
+    let per_disk = 50;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                (0..deaths / per_disk)
+                    .filter(|disk| disk % threads == thread)
+                    .for_each(|disk| lives(seed + disk, per_disk as u32));
+            });
+        }
+    });
+}
+
+#[test]
+fn files_go_when_all_is_gone_and_what_a_few_hold_back_is_written_again() {
+    let disk = Simulated::default();
+    let (mut log, _, _) = Log::open(disk.clone(), 1, FILE).unwrap();
+    let files = || disk.0.lock().unwrap().files.len();
+    let sync = |log: &mut Log<Simulated>| {
+        while let Some(work) = log.work() {
+            let is_idle = work.remove.is_empty();
+            work.carry_out(&mut *log.syncer()).unwrap();
+            log.done(&work);
+            if is_idle {
+                break;
+            }
+        }
+    };
+    for sequence in 0..100_000 {
+        log.append(sequence, &entry(sequence, 100)).unwrap();
+        // One of a thousand stays.
+        if sequence % 1000 != 0 {
+            log.remove(sequence).unwrap();
+        }
+        if sequence % 100 == 0 {
+            sync(&mut log);
+        }
+    }
+    assert!(files() > 4, "the few hold back all: {}", files());
+    while let Some(number) = log.to_make_free() {
+        for sequence in (0..100_000).filter(|sequence| log.is_in(*sequence, number)).collect::<Vec<_>>() {
+            log.append(sequence, &entry(sequence, 100)).unwrap();
+        }
+        sync(&mut log);
+    }
+    sync(&mut log);
+    assert!(log.bytes() <= (SPARE * FILE) as u64 + 2 * log.live, "{}", log.bytes());
+    let (_, found, findings) = Log::open(disk.clone(), 1, FILE).unwrap();
+    assert_eq!((found.len(), findings), (100, Findings::default()));
+}
