@@ -64,6 +64,9 @@ struct Usage {
     freed_at: u64,
 }
 
+/// The entries that wait, each with the start of the machine in which it was accepted.
+pub(super) type Waiting = BTreeMap<Sequence, (Kept, u64)>;
+
 /// What a log had to say when it was opened.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
@@ -85,11 +88,7 @@ pub(super) struct Work<F> {
 impl<D: Disk> Log<D> {
     /// Opens what is there, and gives the entries that wait, in order, each with
     /// the start of the machine in which it was accepted.
-    pub(super) fn open(
-        mut disk: D,
-        boot: u64,
-        file_size: usize,
-    ) -> io::Result<(Self, BTreeMap<Sequence, (Kept, u64)>, Findings)> {
+    pub(super) fn open(mut disk: D, boot: u64, file_size: usize) -> io::Result<(Self, Waiting, Findings)> {
         let numbers = disk.list()?;
         let (mut entries, mut findings) = (BTreeMap::new(), Findings::default());
         let mut log = Log {
@@ -128,7 +127,7 @@ impl<D: Disk> Log<D> {
         Ok((log, entries, findings))
     }
 
-    fn read(&mut self, number: u64, entries: &mut BTreeMap<Sequence, (Kept, u64)>, findings: &mut Findings) {
+    fn read(&mut self, number: u64, entries: &mut Waiting, findings: &mut Findings) {
         let mut damaged = 0;
         let mut size = 0;
         // A larger one was not written here.
@@ -335,7 +334,7 @@ impl<D: Disk> Log<D> {
             .iter()
             .take_while(|(number, usage)| usage.live == 0 && usage.freed_at <= self.synced && Some(**number) != active);
         let remove: Vec<u64> = free.map(|(number, _)| *number).collect();
-        remove.iter().for_each(|number| drop(self.files.remove(number)));
+        self.files.retain(|number, _| !remove.contains(number));
         let folder = (self.known < self.made).then_some(self.made);
         let work = Work { files, folder, upto: self.written, remove };
         let is_some = !work.files.is_empty() || work.folder.is_some() || !work.remove.is_empty();

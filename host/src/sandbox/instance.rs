@@ -303,7 +303,7 @@ impl Migration {
         instance: &wasmtime::component::Instance,
     ) -> Option<Migration> {
         let component = pre.component();
-        let interface = component.get_export_index(None, &interface("migration"))?;
+        let interface = component.get_export_index(None, interface("migration"))?;
         let snapshot = component.get_export_index(Some(&interface), "snapshot")?;
         let restore = component.get_export_index(Some(&interface), "restore")?;
         Some(Migration {

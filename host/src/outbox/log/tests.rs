@@ -169,12 +169,18 @@ fn entry(sequence: Sequence, size: usize) -> Kept {
     let publication = Publication {
         topic: "v1/from/S/d/v1/telemetry".into(),
         payload: payload.collect::<Vec<u8>>().into(),
-        joins: sequence % 2 == 0,
+        joins: sequence.is_multiple_of(2),
         stamp: None,
     };
     let class = [Class::Stream, Class::Keep, Class::Answer][sequence as usize % 3];
     let moment = Moment { wall: sequence, steady: sequence };
-    Kept { device: DeviceId::new(&format!("d{}", sequence % 5)), class, moment, alone: sequence % 7 == 0, publication }
+    Kept {
+        device: DeviceId::new(&format!("d{}", sequence % 5)),
+        class,
+        moment,
+        alone: sequence.is_multiple_of(7),
+        publication,
+    }
 }
 
 /// A log in use, with what must be true of it.
