@@ -64,7 +64,7 @@ pub(super) trait Syncer<F>: Send {
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    /// The folder is made when a file is.
+    /// The folder, and the one that it lies in, are made when a file is.
     pub(super) fn new(path: &Path) -> Folder {
         Folder(path.to_owned())
     }
@@ -104,7 +104,13 @@ impl Disk for Folder {
     }
 
     fn create(&mut self, number: u64, size: u64) -> io::Result<Arc<File>> {
-        std::fs::create_dir_all(&self.0)?;
+        // Not the state folder itself: one that is gone is made again by who marks it.
+        for folder in [self.0.parent(), Some(self.0.as_path())].into_iter().flatten() {
+            match std::fs::create_dir(folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
         let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(self.path(number))?;
         // Room that is there is not missing later. Where the file system cannot, it is found out at a write.
         match fallocate(&file, FallocateFlags::empty(), 0, size) {
