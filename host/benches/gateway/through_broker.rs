@@ -64,9 +64,11 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
         let channel = cloud.device(&device, None).unwrap();
         (Recipient::Device(device), channel)
     });
+    // What is not announced as a child may not speak.
+    let children = handles.iter().map(|handle| (handle.spec.id.clone(), "bench".to_owned())).collect();
+    let greeting = Greeting { children, ..Greeting::default() };
     let devices: HashMap<_, _> = handles.iter().map(|handle| (handle.spec.id.clone(), (*handle).clone())).collect();
-    let picture =
-        Picture { table: Table::new(channels), greeting: Greeting::default(), devices, facts: HashMap::new() };
+    let picture = Picture { table: Table::new(channels), greeting, devices, facts: HashMap::new() };
     let (sender, pictures) = watch::channel(Arc::new(picture));
     let (status, mut states) = watch::channel(SessionStatus::default());
     let (gateway, _) = mpsc::channel(1);
