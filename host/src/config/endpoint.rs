@@ -25,10 +25,7 @@ impl<'de> Deserialize<'de> for Endpoint {
 impl Endpoint {
     /// Whether the sessions of a cloud need one of each device.
     pub fn is_needed(session: &Session) -> bool {
-        match session {
-            Session::Enapter(_) => false,
-            Session::Kaa(_) => true,
-        }
+        matches!(session, Session::Kaa(_))
     }
 
     /// What is wrong with it: the key and what was expected.
