@@ -26,6 +26,8 @@ use crate::clock::Moment;
 const AGAIN: Duration = Duration::from_secs(1);
 /// A disk that takes longer for a sync stalls: nothing is written to it meanwhile.
 const STALLED: Duration = Duration::from_secs(1);
+/// Entries that are written again while others wait.
+const SLICE: usize = 256;
 /// The lags of this number of groups are remembered.
 const GROUPS: usize = 1000;
 
@@ -34,7 +36,10 @@ pub(super) struct Keeping {
     log: Log<Folder>,
     /// How long accepted entries wait for others to be synced with them; zero means not at all.
     every: Duration,
-    /// Why nothing can be written now.
+    /// Whether what is appended is written. Not after an error, until all that
+    /// waits is written again.
+    is_writing: bool,
+    /// Why what was accepted may be lost; none again after a sync went well.
     problem: Option<String>,
     /// When the oldest entry that is not synced was written.
     since: Option<Instant>,
@@ -106,6 +111,7 @@ impl Outbox {
             inner.keeping = Some(Box::new(Keeping {
                 log,
                 every,
+                is_writing: true,
                 problem: None,
                 since: None,
                 syncing: None,
@@ -165,7 +171,7 @@ impl Outbox {
         let (work, mut syncer) = {
             let mut inner = self.inner();
             let Some(keeping) = &mut inner.keeping else { return };
-            if keeping.problem.is_some() || keeping.log.write_removals().is_err() {
+            if !keeping.is_writing || keeping.log.write_removals().is_err() {
                 return;
             }
             (keeping.log.work(), keeping.log.syncer())
@@ -186,7 +192,7 @@ impl Inner {
         let Some(keeping) = keeping else { return };
         // It may have been dropped at once.
         let Some(entry) = queue.entries.get(&sequence) else { return };
-        if keeping.problem.is_some() || keeping.is_stalled() {
+        if !keeping.is_writing || keeping.is_stalled() {
             return;
         }
         if let Err(error) = keeping.log.append(sequence, &entry.kept()) {
@@ -207,8 +213,9 @@ impl Inner {
             return;
         }
         for sequence in self.queue.gone.drain(..) {
-            if keeping.problem.is_none()
-                && let Err(error) = keeping.log.remove(sequence)
+            if keeping.log.remove(sequence)
+                && keeping.is_writing
+                && let Err(error) = keeping.log.write_removals()
             {
                 keeping.fail(&error);
             }
@@ -225,32 +232,32 @@ impl Inner {
         }
     }
 
-    /// Writes what waits and is not in the log, or all of it.
-    fn write_anew(&mut self, all: bool) -> io::Result<()> {
-        let Inner { queue, keeping } = self;
-        let Some(keeping) = keeping else { return Ok(()) };
-        let is_missing = |sequence: &Sequence| all || !keeping.log.holds(*sequence);
-        let mut missing: Vec<Sequence> = queue.entries.keys().copied().filter(is_missing).collect();
+    /// What waits and is not in the log, in order.
+    fn missing(&self) -> Vec<Sequence> {
+        let Some(keeping) = &self.keeping else { return Vec::new() };
+        let keys = self.queue.entries.keys().copied();
+        let mut missing: Vec<Sequence> = keys.filter(|sequence| !keeping.log.holds(*sequence)).collect();
         missing.sort_unstable();
-        for sequence in missing {
-            if let Some(entry) = queue.entries.get(&sequence) {
-                keeping.log.append(sequence, &entry.kept())?;
-            }
-        }
-        keeping.log.write_removals()
+        missing
     }
 
-    /// Writes again what holds back the oldest file.
-    fn make_room(&mut self) -> io::Result<()> {
+    /// What holds back the oldest file, in order, if that is to go.
+    fn held_back(&self) -> Vec<Sequence> {
+        let Some(keeping) = &self.keeping else { return Vec::new() };
+        let Some(number) = keeping.log.to_make_free() else { return Vec::new() };
+        let keys = self.queue.entries.keys().copied();
+        let mut held: Vec<Sequence> = keys.filter(|sequence| keeping.log.is_in(*sequence, number)).collect();
+        held.sort_unstable();
+        held
+    }
+
+    /// Writes entries that still wait.
+    fn write(&mut self, sequences: &[Sequence]) -> io::Result<()> {
         let Inner { queue, keeping } = self;
         let Some(keeping) = keeping else { return Ok(()) };
-        let Some(number) = keeping.log.to_make_free() else { return Ok(()) };
-        let mut held: Vec<Sequence> =
-            queue.entries.keys().copied().filter(|sequence| keeping.log.is_in(*sequence, number)).collect();
-        held.sort_unstable();
-        for sequence in held {
-            if let Some(entry) = queue.entries.get(&sequence) {
-                keeping.log.append(sequence, &entry.kept())?;
+        for sequence in sequences {
+            if let Some(entry) = queue.entries.get(sequence) {
+                keeping.log.append(*sequence, &entry.kept())?;
             }
         }
         Ok(())
@@ -267,6 +274,7 @@ impl Keeping {
             tracing::error!("the outbox cannot be written to the disk: {error}; it goes on in memory and tries again");
         }
         self.problem = Some(format!("the disk: {error}"));
+        self.is_writing = false;
         self.log.begin_anew();
         self.signal.set();
     }
@@ -309,23 +317,44 @@ fn keep(outbox: &Weak<Outbox>, every: Duration) {
     }
 }
 
+/// Writes entries a few at a time, so that others get the lock in between.
+fn write(outbox: &Outbox, sequences: &[Sequence]) -> io::Result<()> {
+    sequences.chunks(SLICE).try_for_each(|slice| outbox.inner().write(slice))
+}
+
+/// Writes what is not in the log after an error, or holds back an old file.
+fn catch_up(outbox: &Outbox) -> io::Result<()> {
+    let (is_writing, held) = {
+        let inner = outbox.inner();
+        (inner.keeping.as_ref().is_none_or(|keeping| keeping.is_writing), inner.held_back())
+    };
+    if is_writing {
+        return write(outbox, &held);
+    }
+    let missing = outbox.inner().missing();
+    write(outbox, &missing)?;
+    // What has come meanwhile; from here on each is written as it comes.
+    let mut inner = outbox.inner();
+    let missing = inner.missing();
+    inner.write(&missing)?;
+    if let Some(keeping) = &mut inner.keeping {
+        keeping.is_writing = true;
+    }
+    Ok(())
+}
+
 /// One group; false when the disk is to be left alone for a while.
 fn step(outbox: &Outbox) -> bool {
+    if let Some(keeping) = &mut outbox.inner().keeping
+        && !keeping.log.is_there()
+    {
+        keeping.fail(&io::Error::new(io::ErrorKind::NotFound, "its file is gone"));
+    }
+    let caught_up = catch_up(outbox);
     let (work, mut syncer) = {
         let mut inner = outbox.inner();
-        if let Some(keeping) = &mut inner.keeping
-            && !keeping.log.is_there()
-        {
-            keeping.fail(&io::Error::new(io::ErrorKind::NotFound, "its file is gone"));
-        }
-        let was_failing = inner.keeping.as_ref().is_some_and(|keeping| keeping.problem.is_some());
-        let written = match was_failing {
-            true => inner.write_anew(true),
-            false => inner.make_room(),
-        };
         let Some(keeping) = &mut inner.keeping else { return true };
-        let written = written.and_then(|()| keeping.log.write_removals());
-        if let Err(error) = written {
+        if let Err(error) = caught_up.and_then(|()| keeping.log.write_removals()) {
             keeping.fail(&error);
             return false;
         }
@@ -350,7 +379,8 @@ fn step(outbox: &Outbox) -> bool {
         }
         let synced = keeping.log.synced();
         // What was accepted while the disk stalled.
-        if was_stalled && let Err(error) = inner.write_anew(false) {
+        let missing = if was_stalled { inner.missing() } else { Vec::new() };
+        if let Err(error) = inner.write(&missing) {
             if let Some(keeping) = &mut inner.keeping {
                 keeping.fail(&error);
             }

@@ -37,6 +37,8 @@ pub(super) struct Log<D: Disk> {
     pending: Vec<Sequence>,
     buffer: Vec<u8>,
     next_file: u64,
+    /// Entries in older files are not sure to be there: the disk has failed since.
+    anew_from: u64,
     /// Files with something that is not synced.
     unsynced: Vec<D::File>,
     /// How many files were made, and up to which one the folder knows them.
@@ -102,6 +104,7 @@ impl<D: Disk> Log<D> {
             pending: Vec::new(),
             buffer: Vec::new(),
             next_file: numbers.last().map_or(0, |last| last + 1),
+            anew_from: 0,
             unsynced: Vec::new(),
             made: 0,
             known: 0,
@@ -171,11 +174,6 @@ impl<D: Disk> Log<D> {
         self.highest.map_or(0, |highest| highest + 1)
     }
 
-    /// Whether an entry is in the log.
-    pub(super) fn holds(&self, sequence: Sequence) -> bool {
-        self.places.contains_key(&sequence)
-    }
-
     /// Writes an entry. When this returns well, it survives the death of the process.
     pub(super) fn append(&mut self, sequence: Sequence, entry: &Kept) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -214,13 +212,14 @@ impl<D: Disk> Log<D> {
         }
     }
 
-    /// Notes that an entry is gone. The log hears of it with the next write, or
-    /// when there are many.
-    pub(super) fn remove(&mut self, sequence: Sequence) -> io::Result<()> {
-        let Some((number, size)) = self.places.remove(&sequence) else { return Ok(()) };
-        self.leave(number, size);
-        self.pending.push(sequence);
-        if self.pending.len() >= MAX_PENDING { self.write_removals() } else { Ok(()) }
+    /// Notes that an entry is gone. The log hears of it with the next write;
+    /// true when there are so many that one is due.
+    pub(super) fn remove(&mut self, sequence: Sequence) -> bool {
+        if let Some((number, size)) = self.places.remove(&sequence) {
+            self.leave(number, size);
+            self.pending.push(sequence);
+        }
+        self.pending.len() >= MAX_PENDING
     }
 
     /// Writes what is gone.
@@ -312,9 +311,16 @@ impl<D: Disk> Log<D> {
         self.active.as_ref().is_none_or(|active| self.disk.is_there(active.number, &active.file))
     }
 
-    /// After an error: the next write begins a file of its own.
+    /// After an error: the next write begins a file of its own, and what waits is
+    /// to be written again.
     pub(super) fn begin_anew(&mut self) {
         self.active = None;
+        self.anew_from = self.next_file;
+    }
+
+    /// Whether an entry was written, and since `begin_anew`.
+    pub(super) fn holds(&self, sequence: Sequence) -> bool {
+        self.places.get(&sequence).is_some_and(|(number, _)| *number >= self.anew_from)
     }
 
     /// What is to be done on the disk now, by a thread of its own; none when

@@ -212,7 +212,9 @@ impl Model {
         self.work = None;
         self.log.begin_anew();
         for (sequence, (kept, written)) in &mut self.waiting {
+            assert!(!self.log.holds(*sequence));
             self.log.append(*sequence, kept).unwrap();
+            assert!(self.log.holds(*sequence));
             *written = self.log.written();
         }
     }
@@ -235,7 +237,7 @@ impl Model {
                 let Some(sequence) = self.waiting.keys().nth(place).copied() else { return };
                 self.waiting.remove(&sequence);
                 self.gone.insert(sequence);
-                if self.log.remove(sequence).is_err() {
+                if self.log.remove(sequence) && self.log.write_removals().is_err() {
                     self.recover();
                 }
             }
@@ -347,7 +349,9 @@ fn files_go_when_all_is_gone_and_what_a_few_hold_back_is_written_again() {
         log.append(sequence, &entry(sequence, 100)).unwrap();
         // One of a thousand stays.
         if sequence % 1000 != 0 {
-            log.remove(sequence).unwrap();
+            if log.remove(sequence) {
+                log.write_removals().unwrap();
+            }
         }
         if sequence % 100 == 0 {
             sync(&mut log);
