@@ -50,7 +50,7 @@ async fn commands_are_answered_once_with_progress_and_typed_errors() {
             "fly",
             json!({}),
             "unsupported",
-            "no command \"fly\"; expected one of \"alert\", \"count\", \"echo\", \"refuse\", \"store\"",
+            "no command \"fly\"; expected one of \"alert\", \"count\", \"echo\", \"flush\", \"refuse\", \"store\"",
         ),
         ("refuse", json!({}), "busy", "not today"),
     ] {
