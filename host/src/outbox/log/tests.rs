@@ -348,10 +348,8 @@ fn files_go_when_all_is_gone_and_what_a_few_hold_back_is_written_again() {
     for sequence in 0..100_000 {
         log.append(sequence, &entry(sequence, 100)).unwrap();
         // One of a thousand stays.
-        if sequence % 1000 != 0 {
-            if log.remove(sequence) {
-                log.write_removals().unwrap();
-            }
+        if sequence % 1000 != 0 && log.remove(sequence) {
+            log.write_removals().unwrap();
         }
         if sequence % 100 == 0 {
             sync(&mut log);
