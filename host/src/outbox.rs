@@ -126,8 +126,8 @@ pub struct State {
 pub struct Outbox {
     inner: Mutex<Inner>,
     appended: Notify,
-    /// How far its log is on the disk.
-    durable: watch::Sender<u64>,
+    /// Changes when the thread that syncs its log has done something, or could not.
+    synced: watch::Sender<()>,
 }
 
 /// What the lock is around.
@@ -141,7 +141,7 @@ impl Outbox {
     /// An empty outbox.
     pub fn new(bounds: Bounds) -> Self {
         let inner = Inner { queue: Queue::new(bounds), keeping: None };
-        Outbox { inner: Mutex::new(inner), appended: Notify::new(), durable: watch::Sender::new(0) }
+        Outbox { inner: Mutex::new(inner), appended: Notify::new(), synced: watch::Sender::new(()) }
     }
 
     /// Takes a message. `moment` is now.

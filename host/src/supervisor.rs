@@ -483,16 +483,16 @@ impl SessionEntry {
 
 /// Brings what a session has not delivered to the disk, and says what is left.
 async fn keep_for_the_next_start(session: &SessionName, outbox: Arc<Outbox>) {
-    let (waiting, is_kept) = (outbox.stats().waiting, outbox.durability().kept);
-    let sync = tokio::task::spawn_blocking(move || outbox.sync());
-    if tokio::time::timeout(FLUSH, sync).await.is_err() {
-        tracing::warn!(%session, "stopping though the disk is busy");
-    }
+    let waiting = outbox.stats().waiting;
+    let flushed = tokio::time::timeout(FLUSH, outbox.flush()).await;
     let messages = crate::text::count(waiting, "message");
-    match (waiting, is_kept) {
-        (0, _) => {}
-        (_, true) => tracing::info!(%session, "{messages} wait in the outbox; the next start sends them"),
-        (_, false) => tracing::error!(%session, "{messages} are lost: the outbox is not on the disk"),
+    match flushed {
+        _ if waiting == 0 => {}
+        Ok(Ok(())) => tracing::info!(%session, "{messages} wait in the outbox; the next start sends them"),
+        Ok(Err(problem)) => tracing::error!(%session, "{messages} may be lost: {problem}"),
+        Err(_) => {
+            tracing::warn!(%session, "{messages} wait in the outbox, and the disk is busy: a power cut now loses some")
+        }
     }
 }
 

@@ -39,13 +39,18 @@ fn assert_whole(life: &[i64], accepted: i64) {
     assert!(life.len() as i64 >= accepted, "{} of {accepted} samples came", life.len());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_accepted_before_a_kill_in_an_outage_is_sent_by_the_next_life() {
+/// A broker behind a cable that is out, and a gateway that nobody has started.
+async fn unplugged() -> (Broker, Observer, Proxy, Gateway) {
     let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let proxy = Proxy::to(broker.port).await;
     proxy.unplug();
-    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
+    (broker, observer, proxy, Gateway::prepare(&[("echo.wasm", fixture("echo"))]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_accepted_before_a_kill_in_an_outage_is_sent_by_the_next_life() {
+    let (_broker, observer, proxy, mut gateway) = unplugged().await;
     gateway.start(proxy.port, DEVICES);
     let mut accepted = Vec::new();
     for _ in 0..3 {
@@ -109,11 +114,7 @@ async fn a_kill_while_connected_loses_nothing_and_repeats_little() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_without_a_broker_keeps_what_waits_and_says_so() {
-    let broker = Broker::start();
-    let observer = Observer::connect(broker.port).await;
-    let proxy = Proxy::to(broker.port).await;
-    proxy.unplug();
-    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
+    let (_broker, observer, proxy, mut gateway) = unplugged().await;
     gateway.start(proxy.port, DEVICES);
     gateway.wait_for_samples("echo1", 20);
     let accepted = samples(&gateway);
@@ -124,6 +125,22 @@ async fn a_stop_without_a_broker_keeps_what_waits_and_says_so() {
     gateway.wait_for_log("of before the start wait to be sent");
     until("the second life", || (lives(&observer.all()).len() == 2).then_some(()));
     assert_whole(&lives(&observer.all())[0], accepted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_connected_repeats_nothing_in_the_next_life() {
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
+    gateway.start(broker.port, DEVICES);
+    for _ in 0..2 {
+        gateway.wait_for_samples("echo1", 30);
+        gateway.terminate();
+        gateway.restart();
+    }
+    gateway.wait_for_samples("echo1", 10);
+    until("the third life", || (lives(&observer.all()).len() == 3).then_some(()));
+    lives(&observer.all()).iter().for_each(|life| assert_whole(life, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,8 @@ pub(super) struct Keeping {
     since: Option<Instant>,
     /// When the thread began to sync, while it does.
     syncing: Option<Instant>,
+    /// Whether something was accepted and not written: the disk stalled.
+    is_behind: bool,
     lags: VecDeque<Duration>,
     worst: Duration,
     signal: Arc<Signal>,
@@ -115,6 +117,7 @@ impl Outbox {
                 problem: None,
                 since: None,
                 syncing: None,
+                is_behind: false,
                 lags: VecDeque::new(),
                 worst: Duration::ZERO,
                 signal: Arc::clone(&signal),
@@ -131,20 +134,29 @@ impl Outbox {
     /// Waits until all that was accepted so far survives a power cut. An error
     /// says why it does not.
     pub async fn flush(&self) -> Result<(), String> {
-        let mut durable = self.durable.subscribe();
-        let target = match &self.inner().keeping {
-            None => return Err("the outbox is in memory only".into()),
-            Some(keeping) => keeping.log.written(),
-        };
+        let (mut synced, mut target) = (self.synced.subscribe(), None);
         loop {
-            if *durable.borrow_and_update() >= target {
-                return Ok(());
-            }
-            if let Some(problem) = self.inner().keeping.as_ref().and_then(|keeping| keeping.problem.clone()) {
-                return Err(problem);
+            {
+                let mut inner = self.inner();
+                let Some(keeping) = &mut inner.keeping else { return Err("the outbox is in memory only".into()) };
+                if let Some(problem) = &keeping.problem {
+                    return Err(problem.clone());
+                }
+                // What is gone counts as well: after a stop it is not sent again.
+                if let Err(error) = keeping.log.write_removals() {
+                    keeping.fail(&error);
+                    continue;
+                }
+                if !keeping.is_behind {
+                    let target = *target.get_or_insert(keeping.log.written());
+                    if keeping.log.synced() >= target {
+                        return Ok(());
+                    }
+                }
+                keeping.signal.set();
             }
             // The sender lives as long as the outbox.
-            let _ = durable.changed().await;
+            let _ = synced.changed().await;
         }
     }
 
@@ -165,24 +177,6 @@ impl Outbox {
             lag_worst_ms: ms(Some(&keeping.worst)),
         }
     }
-
-    /// Brings all to the disk, for a stop; blocks as long as the disk does.
-    pub fn sync(&self) {
-        let (work, mut syncer) = {
-            let mut inner = self.inner();
-            let Some(keeping) = &mut inner.keeping else { return };
-            if !keeping.is_writing || keeping.log.write_removals().is_err() {
-                return;
-            }
-            (keeping.log.work(), keeping.log.syncer())
-        };
-        if let Some(work) = work
-            && work.carry_out(&mut *syncer).is_ok()
-            && let Some(keeping) = &mut self.inner().keeping
-        {
-            keeping.done(&work);
-        }
-    }
 }
 
 impl Inner {
@@ -193,6 +187,7 @@ impl Inner {
         // It may have been dropped at once.
         let Some(entry) = queue.entries.get(&sequence) else { return };
         if !keeping.is_writing || keeping.is_stalled() {
+            keeping.is_behind = true;
             return;
         }
         if let Err(error) = keeping.log.append(sequence, &entry.kept()) {
@@ -228,7 +223,10 @@ impl Inner {
         let Some(work) = keeping.log.work() else { return };
         match work.carry_out(&mut *keeping.log.syncer()) {
             Ok(()) => keeping.done(&work),
-            Err(error) => keeping.fail(&error),
+            Err(error) => {
+                keeping.log.failed(&work);
+                keeping.fail(&error);
+            }
         }
     }
 
@@ -338,13 +336,20 @@ fn catch_up(outbox: &Outbox) -> io::Result<()> {
     let missing = inner.missing();
     inner.write(&missing)?;
     if let Some(keeping) = &mut inner.keeping {
-        keeping.is_writing = true;
+        (keeping.is_writing, keeping.is_behind) = (true, false);
     }
     Ok(())
 }
 
-/// One group; false when the disk is to be left alone for a while.
+/// One group, or why not: false when the disk is to be left alone for a while.
 fn step(outbox: &Outbox) -> bool {
+    let is_well = try_step(outbox);
+    // Whoever waits looks again, also at what went wrong.
+    outbox.synced.send_replace(());
+    is_well
+}
+
+fn try_step(outbox: &Outbox) -> bool {
     if let Some(keeping) = &mut outbox.inner().keeping
         && !keeping.log.is_there()
     {
@@ -363,33 +368,31 @@ fn step(outbox: &Outbox) -> bool {
         (work, keeping.log.syncer())
     };
     let result = work.carry_out(&mut *syncer);
-    let synced = {
-        let mut inner = outbox.inner();
-        let Some(keeping) = &mut inner.keeping else { return true };
-        let was_stalled = keeping.is_stalled();
-        keeping.syncing = None;
-        if let Err(error) = result {
-            // What was not synced may be lost, whatever a later sync says: it is written anew.
-            keeping.fail(&error);
-            return false;
-        }
-        keeping.done(&work);
-        if keeping.problem.take().is_some() {
-            tracing::info!("the outbox is on the disk again");
-        }
-        let synced = keeping.log.synced();
-        // What was accepted while the disk stalled.
-        let missing = if was_stalled { inner.missing() } else { Vec::new() };
-        if let Err(error) = inner.write(&missing) {
-            if let Some(keeping) = &mut inner.keeping {
-                keeping.fail(&error);
-            }
-            return false;
-        }
-        synced
-    };
-    outbox.durable.send_replace(synced);
-    true
+    let mut inner = outbox.inner();
+    let Some(keeping) = &mut inner.keeping else { return true };
+    keeping.syncing = None;
+    if let Err(error) = result {
+        // What was not synced may be lost, whatever a later sync says: it is written anew.
+        keeping.log.failed(&work);
+        keeping.fail(&error);
+        return false;
+    }
+    keeping.done(&work);
+    if keeping.problem.take().is_some() {
+        tracing::info!("the outbox is on the disk again");
+    }
+    if !std::mem::take(&mut keeping.is_behind) {
+        return true;
+    }
+    // What was accepted while the disk stalled.
+    let missing = inner.missing();
+    let written = inner.write(&missing);
+    let Some(keeping) = &mut inner.keeping else { return true };
+    keeping.signal.set();
+    if let Err(error) = &written {
+        keeping.fail(error);
+    }
+    written.is_ok()
 }
 
 impl Entry {

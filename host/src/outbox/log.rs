@@ -39,8 +39,8 @@ pub(super) struct Log<D: Disk> {
     next_file: u64,
     /// Entries in older files are not sure to be there: the disk has failed since.
     anew_from: u64,
-    /// Files with something that is not synced.
-    unsynced: Vec<D::File>,
+    /// Files with something that is not synced, by number.
+    unsynced: BTreeMap<u64, D::File>,
     /// How many files were made, and up to which one the folder knows them.
     made: u64,
     known: u64,
@@ -80,7 +80,9 @@ pub(super) struct Findings {
 
 /// What is to be brought to the disk.
 pub(super) struct Work<F> {
-    files: Vec<F>,
+    files: BTreeMap<u64, F>,
+    /// The one of them that is written on meanwhile.
+    active: Option<u64>,
     /// Up to which new file the folder is to know them, if it does not.
     folder: Option<u64>,
     upto: u64,
@@ -105,7 +107,7 @@ impl<D: Disk> Log<D> {
             buffer: Vec::new(),
             next_file: numbers.last().map_or(0, |last| last + 1),
             anew_from: 0,
-            unsynced: Vec::new(),
+            unsynced: BTreeMap::new(),
             made: 0,
             known: 0,
             highest: None,
@@ -123,7 +125,7 @@ impl<D: Disk> Log<D> {
         }
         // What the process before has written may not be on the disk yet.
         for number in log.files.keys() {
-            log.unsynced.push(log.disk.open(*number)?);
+            log.unsynced.insert(*number, log.disk.open(*number)?);
         }
         log.made = log.unsynced.len() as u64;
         log.written = log.made;
@@ -272,7 +274,7 @@ impl<D: Disk> Log<D> {
         record::write_header(&mut header, self.boot);
         self.disk.append(&file, &header)?;
         self.written += HEADER as u64;
-        self.unsynced.push(file.clone());
+        self.unsynced.insert(number, file.clone());
         self.active = Some(Active { number, file, size: HEADER });
         Ok(())
     }
@@ -312,9 +314,10 @@ impl<D: Disk> Log<D> {
     }
 
     /// After an error: the next write begins a file of its own, and what waits is
-    /// to be written again.
+    /// to be written again. Then nothing depends on the files before.
     pub(super) fn begin_anew(&mut self) {
         self.active = None;
+        self.unsynced.clear();
         self.anew_from = self.next_file;
     }
 
@@ -326,14 +329,7 @@ impl<D: Disk> Log<D> {
     /// What is to be done on the disk now, by a thread of its own; none when
     /// there is nothing.
     pub(super) fn work(&mut self) -> Option<Work<D::File>> {
-        let mut files = std::mem::take(&mut self.unsynced);
-        if self.synced == self.written {
-            files.clear();
-        }
-        if let Some(active) = &self.active {
-            // It is written on, and so has something to sync the next time as well.
-            self.unsynced.push(active.file.clone());
-        }
+        let files = if self.synced == self.written { BTreeMap::new() } else { self.unsynced.clone() };
         let active = self.active.as_ref().map(|active| active.number);
         let free = self
             .files
@@ -342,7 +338,7 @@ impl<D: Disk> Log<D> {
         let remove: Vec<u64> = free.map(|(number, _)| *number).collect();
         self.files.retain(|number, _| !remove.contains(number));
         let folder = (self.known < self.made).then_some(self.made);
-        let work = Work { files, folder, upto: self.written, remove };
+        let work = Work { files, active, folder, upto: self.written, remove };
         let is_some = !work.files.is_empty() || work.folder.is_some() || !work.remove.is_empty();
         is_some.then_some(work)
     }
@@ -351,6 +347,13 @@ impl<D: Disk> Log<D> {
     pub(super) fn done(&mut self, work: &Work<D::File>) {
         self.synced = self.synced.max(work.upto);
         self.known = self.known.max(work.folder.unwrap_or_default());
+        // One that was written on meanwhile has more to sync.
+        self.unsynced.retain(|number, _| work.active == Some(*number) || !work.files.contains_key(number));
+    }
+
+    /// Work failed: files that were to go may still be there, and go before later ones.
+    pub(super) fn failed(&mut self, work: &Work<D::File>) {
+        self.files.extend(work.remove.iter().map(|number| (*number, Usage::default())));
     }
 
     /// How to do work.
@@ -363,7 +366,7 @@ impl<F> Work<F> {
     /// Does it. What a file holds is on the disk before its name is, and a file
     /// is gone before the next one goes: a power cut finds either.
     pub(super) fn carry_out(&self, syncer: &mut dyn Syncer<F>) -> io::Result<()> {
-        for file in &self.files {
+        for file in self.files.values() {
             syncer.sync(file)?;
         }
         if self.folder.is_some() {

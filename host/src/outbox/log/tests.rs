@@ -250,7 +250,10 @@ impl Model {
                 let Some(work) = self.work.take() else { return };
                 match work.carry_out(&mut *self.log.syncer()) {
                     Ok(()) => self.log.done(&work),
-                    Err(_) => self.recover(),
+                    Err(_) => {
+                        self.log.failed(&work);
+                        self.recover();
+                    }
                 }
             }
             98 => {
