@@ -17,6 +17,9 @@ const TOLERANCE: u64 = 2_000;
 /// Where the steady clock begins: this long before the machine has started.
 const BEFORE_START: u64 = 10 * 365 * 24 * 3600 * 1000;
 
+/// A wall clock that says less, the year 2020, was not set.
+const EARLIEST: Time = 1_577_836_800_000;
+
 /// The present time.
 pub fn now() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -46,9 +49,11 @@ impl Moment {
     }
 
     /// The moment of an earlier start of the machine at which the wall clock
-    /// said this; as long ago as the wall clock says now.
+    /// said this; as long ago as the wall clock says now. A clock that was not
+    /// set yet tells nothing: that counts as now.
     pub fn as_old_as(self, wall: Time) -> Moment {
-        Moment { wall, steady: self.steady.saturating_sub(self.wall.saturating_sub(wall)) }
+        let age = if wall < EARLIEST { 0 } else { self.wall.saturating_sub(wall) };
+        Moment { wall, steady: self.steady.saturating_sub(age) }
     }
 
     /// How long ago another moment was, whatever the wall clock says.

@@ -162,7 +162,7 @@ pub struct Outbox {
     /// Telemetry and logs older than this are dropped.
     pub max_age: Span,
     /// How long what is accepted waits until it is brought to the disk together
-    /// with others; a power cut costs no more than that. `"0ms"`: not at all.
+    /// with others; a power cut costs no more than that.
     pub sync_every: Delay,
 }
 

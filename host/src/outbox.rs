@@ -173,6 +173,11 @@ impl Outbox {
         self.lock().count(device)
     }
 
+    /// The devices that have messages here.
+    pub fn devices(&self) -> Vec<DeviceId> {
+        self.lock().devices.keys().cloned().collect()
+    }
+
     /// Drops the messages of a device that is gone, and says how many those were.
     pub fn discard(&self, device: &DeviceId) -> usize {
         self.lock().discard(device)

@@ -14,7 +14,7 @@ use serde::de::{self, Deserialize, Deserializer};
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Longer delays are mistakes.
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
 /// A length of time such as "500ms", "5s" or "2h"; never zero, at most ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,7 +30,7 @@ fn with_unit<'de, D: Deserializer<'de>>(deserializer: D, expected: &str) -> Resu
 }
 
 const SPAN: &str = "a time above zero with a unit such as \"5s\" or \"500ms\"";
-const DELAY: &str = "a delay of at most a minute such as \"50ms\", or \"0s\" for none";
+const DELAY: &str = "a delay above zero and of at most ten seconds such as \"50ms\"";
 const SIZE: &str = "a size above zero with a unit such as \"64KiB\" or \"16MiB\"";
 const RATE: &str = "a rate above zero such as \"50/s\", \"10/min\" or \"100/h\"";
 
@@ -47,7 +47,7 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// A delay such as "50ms", or none: "0s".
+/// A delay such as "50ms": above zero, at most ten seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Delay(pub Duration);
 
@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for Delay {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = with_unit(deserializer, DELAY)?;
         match humantime::parse_duration(&text) {
-            Ok(time) if time <= LONGEST_DELAY => Ok(Delay(time)),
+            Ok(time) if !time.is_zero() && time <= LONGEST_DELAY => Ok(Delay(time)),
             _ => Err(de::Error::custom(format!("expected {DELAY}, found {text:?}"))),
         }
     }

@@ -24,8 +24,9 @@ pub(super) trait Disk: Send {
     /// The numbers of all files, in order.
     fn list(&mut self) -> io::Result<Vec<u64>>;
 
-    /// What is in a file, at most this many bytes.
-    fn read(&mut self, number: u64, limit: usize) -> io::Result<Vec<u8>>;
+    /// What is in a file, at most this many bytes, as far as it can be read, and
+    /// whether that is all.
+    fn read(&mut self, number: u64, limit: usize) -> (Vec<u8>, bool);
 
     /// Opens a file that is there, to sync it.
     fn open(&mut self, number: u64) -> io::Result<Self::File>;
@@ -91,11 +92,13 @@ impl Disk for Folder {
         Ok(numbers)
     }
 
-    fn read(&mut self, number: u64, limit: usize) -> io::Result<Vec<u8>> {
-        let Some(file) = files::open(&self.path(number))? else { return Ok(Vec::new()) };
+    fn read(&mut self, number: u64, limit: usize) -> (Vec<u8>, bool) {
         let mut bytes = Vec::new();
-        file.take(limit as u64).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        let read = match files::open(&self.path(number)) {
+            Ok(Some(file)) => file.take(limit as u64).read_to_end(&mut bytes).is_ok(),
+            Ok(None) | Err(_) => false,
+        };
+        (bytes, read)
     }
 
     fn open(&mut self, number: u64) -> io::Result<Arc<File>> {

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,9 @@ use super::record::Kept;
 use super::{Inner, Outbox, Sequence};
 use crate::clock::Moment;
 
-/// How long the disk is left alone after it has failed.
+/// How long the disk is left alone after it has failed, at first and at most.
 const AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_AGAIN: Duration = Duration::from_secs(30);
 /// A disk that takes longer for a sync stalls: nothing is written to it meanwhile.
 const STALLED: Duration = Duration::from_secs(1);
 /// Entries that are written again while others wait.
@@ -34,8 +35,6 @@ const GROUPS: usize = 1000;
 /// An outbox's way to the disk.
 pub(super) struct Keeping {
     log: Log<Folder>,
-    /// How long accepted entries wait for others to be synced with them; zero means not at all.
-    every: Duration,
     /// Whether what is appended is written. Not after an error, until all that
     /// waits is written again.
     is_writing: bool,
@@ -53,9 +52,12 @@ pub(super) struct Keeping {
 }
 
 /// Wakes the thread.
+#[derive(Default)]
 struct Signal {
     is_set: AtomicBool,
-    thread: std::sync::OnceLock<Thread>,
+    /// Whether somebody waits, so that the thread does not wait for others to come along.
+    is_urgent: AtomicBool,
+    thread: OnceLock<Thread>,
 }
 
 impl Signal {
@@ -63,6 +65,14 @@ impl Signal {
         if !self.is_set.swap(true, Ordering::AcqRel)
             && let Some(thread) = self.thread.get()
         {
+            thread.unpark();
+        }
+    }
+
+    fn hurry(&self) {
+        self.is_urgent.store(true, Ordering::Release);
+        self.set();
+        if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
     }
@@ -101,7 +111,7 @@ impl Outbox {
         let boot = boot();
         let (log, entries, findings) = Log::open(Folder::new(folder), boot, FILE)?;
         let recovered = Recovered { entries: entries.len(), damaged: findings.damaged };
-        let signal = Arc::new(Signal { is_set: AtomicBool::new(false), thread: std::sync::OnceLock::new() });
+        let signal = Arc::<Signal>::default();
         let now = Moment::now();
         {
             let mut inner = self.inner();
@@ -110,9 +120,9 @@ impl Outbox {
                 let moment = if of == boot { kept.moment } else { now.as_old_as(kept.moment.wall) };
                 inner.queue.restore(sequence, Entry { moment, ..Entry::of(kept) });
             }
+            inner.queue.drop_all_old(now);
             inner.keeping = Some(Box::new(Keeping {
                 log,
-                every,
                 is_writing: true,
                 problem: None,
                 since: None,
@@ -123,6 +133,13 @@ impl Outbox {
                 signal: Arc::clone(&signal),
             }));
             inner.settle();
+            // What was read of a file that has more in it.
+            let missing = inner.missing();
+            if let Err(error) = inner.write(&missing)
+                && let Some(keeping) = &mut inner.keeping
+            {
+                keeping.write_failed(&error);
+            }
         }
         let outbox = Arc::downgrade(self);
         let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || keep(&outbox, every))?;
@@ -142,18 +159,19 @@ impl Outbox {
                 if let Some(problem) = &keeping.problem {
                     return Err(problem.clone());
                 }
-                // What is gone counts as well: after a stop it is not sent again.
-                if let Err(error) = keeping.log.write_removals() {
-                    keeping.fail(&error);
-                    continue;
-                }
-                if !keeping.is_behind {
-                    let target = *target.get_or_insert(keeping.log.written());
-                    if keeping.log.synced() >= target {
+                if keeping.is_writing && !keeping.is_stalled() {
+                    // What is gone counts as well: after a stop it is not sent again.
+                    if let Err(error) = keeping.log.write_removals() {
+                        keeping.write_failed(&error);
+                        continue;
+                    }
+                    let is_all = !keeping.is_behind;
+                    let target = is_all.then(|| *target.get_or_insert(keeping.log.written()));
+                    if target.is_some_and(|target| keeping.log.synced() >= target) {
                         return Ok(());
                     }
                 }
-                keeping.signal.set();
+                keeping.signal.hurry();
             }
             // The sender lives as long as the outbox.
             let _ = synced.changed().await;
@@ -188,17 +206,14 @@ impl Inner {
         let Some(entry) = queue.entries.get(&sequence) else { return };
         if !keeping.is_writing || keeping.is_stalled() {
             keeping.is_behind = true;
+            keeping.since.get_or_insert_with(Instant::now);
             return;
         }
         if let Err(error) = keeping.log.append(sequence, &entry.kept()) {
-            return keeping.fail(&error);
+            return keeping.write_failed(&error);
         }
         keeping.since.get_or_insert_with(Instant::now);
-        if keeping.every.is_zero() {
-            self.sync_now();
-        } else {
-            keeping.signal.set();
-        }
+        keeping.signal.set();
     }
 
     /// Tells the log what has left the queue.
@@ -210,24 +225,13 @@ impl Inner {
         for sequence in self.queue.gone.drain(..) {
             if keeping.log.remove(sequence)
                 && keeping.is_writing
+                && !keeping.is_stalled()
                 && let Err(error) = keeping.log.write_removals()
             {
-                keeping.fail(&error);
+                keeping.write_failed(&error);
             }
         }
         keeping.signal.set();
-    }
-
-    fn sync_now(&mut self) {
-        let Some(keeping) = &mut self.keeping else { return };
-        let Some(work) = keeping.log.work() else { return };
-        match work.carry_out(&mut *keeping.log.syncer()) {
-            Ok(()) => keeping.done(&work),
-            Err(error) => {
-                keeping.log.failed(&work);
-                keeping.fail(&error);
-            }
-        }
     }
 
     /// What waits and is not in the log, in order.
@@ -263,23 +267,38 @@ impl Inner {
 }
 
 impl Keeping {
+    /// Whether all is written as it comes; says so when it was not.
+    fn is_well(&mut self) -> bool {
+        if self.is_writing && self.problem.take().is_some() {
+            tracing::info!("the outbox is on the disk again");
+        }
+        self.is_writing
+    }
+
     fn is_stalled(&self) -> bool {
         self.syncing.is_some_and(|since| since.elapsed() > STALLED)
     }
 
-    fn fail(&mut self, error: &io::Error) {
+    /// Nothing is appended until what is missing in the log is written.
+    fn write_failed(&mut self, error: &io::Error) {
         if self.problem.is_none() {
             tracing::error!("the outbox cannot be written to the disk: {error}; it goes on in memory and tries again");
         }
         self.problem = Some(format!("the disk: {error}"));
         self.is_writing = false;
-        self.log.begin_anew();
         self.signal.set();
     }
 
-    fn done(&mut self, work: &Work<Arc<std::fs::File>>) {
+    /// The same, and what was written may be lost, whatever a later sync says.
+    fn sync_failed(&mut self, error: &io::Error) {
+        self.write_failed(error);
+        self.log.begin_anew();
+    }
+
+    /// Work was done that had begun with the oldest entry accepted then.
+    fn done(&mut self, work: &Work<Arc<std::fs::File>>, since: Option<Instant>) {
         self.log.done(work);
-        if let Some(since) = self.since.take() {
+        if let Some(since) = since {
             let lag = since.elapsed();
             self.worst = self.worst.max(lag);
             if self.lags.len() >= GROUPS {
@@ -292,6 +311,7 @@ impl Keeping {
 
 /// Brings groups of entries to the disk until the outbox is gone.
 fn keep(outbox: &Weak<Outbox>, every: Duration) {
+    let mut pause = AGAIN;
     loop {
         let Some(signal) =
             outbox.upgrade().and_then(|outbox| Some(Arc::clone(&outbox.inner().keeping.as_ref()?.signal)))
@@ -304,12 +324,19 @@ fn keep(outbox: &Weak<Outbox>, every: Duration) {
             continue;
         }
         // Others come along.
-        std::thread::sleep(every);
+        let end = Instant::now() + every;
+        while Instant::now() < end && !signal.is_urgent.swap(false, Ordering::AcqRel) {
+            std::thread::park_timeout(end.saturating_duration_since(Instant::now()));
+        }
         signal.is_set.store(false, Ordering::Release);
         let Some(outbox) = outbox.upgrade() else { return };
-        if !step(&outbox) {
+        if step(&outbox) {
+            pause = AGAIN;
+        } else {
             drop(outbox);
-            std::thread::sleep(AGAIN);
+            // Each try may write all that waits.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_AGAIN);
             signal.set();
         }
     }
@@ -320,13 +347,11 @@ fn write(outbox: &Outbox, sequences: &[Sequence]) -> io::Result<()> {
     sequences.chunks(SLICE).try_for_each(|slice| outbox.inner().write(slice))
 }
 
-/// Writes what is not in the log after an error, or holds back an old file.
+/// Writes what is not in the log after an error, or holds back old files.
 fn catch_up(outbox: &Outbox) -> io::Result<()> {
-    let (is_writing, held) = {
-        let inner = outbox.inner();
-        (inner.keeping.as_ref().is_none_or(|keeping| keeping.is_writing), inner.held_back())
-    };
+    let is_writing = outbox.inner().keeping.as_ref().is_none_or(|keeping| keeping.is_writing);
     if is_writing {
+        let held = outbox.inner().held_back();
         return write(outbox, &held);
     }
     let missing = outbox.inner().missing();
@@ -341,7 +366,7 @@ fn catch_up(outbox: &Outbox) -> io::Result<()> {
     Ok(())
 }
 
-/// One group, or why not: false when the disk is to be left alone for a while.
+/// One group; false when the disk is to be left alone for a while.
 fn step(outbox: &Outbox) -> bool {
     let is_well = try_step(outbox);
     // Whoever waits looks again, also at what went wrong.
@@ -353,36 +378,31 @@ fn try_step(outbox: &Outbox) -> bool {
     if let Some(keeping) = &mut outbox.inner().keeping
         && !keeping.log.is_there()
     {
-        keeping.fail(&io::Error::new(io::ErrorKind::NotFound, "its file is gone"));
+        keeping.sync_failed(&io::Error::new(io::ErrorKind::NotFound, "its file is gone"));
     }
     let caught_up = catch_up(outbox);
-    let (work, mut syncer) = {
+    let (work, since, mut syncer) = {
         let mut inner = outbox.inner();
         let Some(keeping) = &mut inner.keeping else { return true };
+        // On a full disk files are removed all the same: that makes room.
         if let Err(error) = caught_up.and_then(|()| keeping.log.write_removals()) {
-            keeping.fail(&error);
-            return false;
+            keeping.write_failed(&error);
         }
-        let Some(work) = keeping.log.work() else { return true };
+        let Some(work) = keeping.log.work() else { return keeping.is_well() };
         keeping.syncing = Some(Instant::now());
-        (work, keeping.log.syncer())
+        (work, keeping.since.take(), keeping.log.syncer())
     };
     let result = work.carry_out(&mut *syncer);
     let mut inner = outbox.inner();
     let Some(keeping) = &mut inner.keeping else { return true };
     keeping.syncing = None;
     if let Err(error) = result {
-        // What was not synced may be lost, whatever a later sync says: it is written anew.
-        keeping.log.failed(&work);
-        keeping.fail(&error);
+        keeping.sync_failed(&error);
         return false;
     }
-    keeping.done(&work);
-    if keeping.problem.take().is_some() {
-        tracing::info!("the outbox is on the disk again");
-    }
-    if !std::mem::take(&mut keeping.is_behind) {
-        return true;
+    keeping.done(&work, since);
+    if !keeping.is_well() || !std::mem::take(&mut keeping.is_behind) {
+        return keeping.is_writing;
     }
     // What was accepted while the disk stalled.
     let missing = inner.missing();
@@ -390,7 +410,7 @@ fn try_step(outbox: &Outbox) -> bool {
     let Some(keeping) = &mut inner.keeping else { return true };
     keeping.signal.set();
     if let Err(error) = &written {
-        keeping.fail(error);
+        keeping.write_failed(error);
     }
     written.is_ok()
 }

@@ -124,51 +124,46 @@ impl<D: Disk> Log<D> {
             }
         }
         // What the process before has written may not be on the disk yet.
-        for number in log.files.keys() {
-            log.unsynced.insert(*number, log.disk.open(*number)?);
-        }
         log.made = log.unsynced.len() as u64;
         log.written = log.made;
         Ok((log, entries, findings))
     }
 
     fn read(&mut self, number: u64, entries: &mut Waiting, findings: &mut Findings) {
-        let mut damaged = 0;
-        let mut size = 0;
         // A larger one was not written here.
-        match self.disk.read(number, 2 * self.file_size + record::MAX_BODY) {
-            Ok(bytes) => {
-                let boot = record::read_header(&bytes);
-                // A file that was made just before the power went has nothing in it.
-                let is_empty = bytes.iter().all(|byte| *byte == 0);
-                damaged += usize::from(boot.is_none() && !is_empty);
-                let reading = record::read(&bytes, |record| match record {
-                    Record::Entry(sequence, kept) => {
-                        self.highest = self.highest.max(Some(sequence));
-                        let size = u32::try_from(kept.publication.payload.len()).unwrap_or(u32::MAX);
-                        self.places.insert(sequence, (number, size));
-                        entries.insert(sequence, (kept, boot.unwrap_or_default()));
-                    }
-                    Record::Removal(gone) => {
-                        for sequence in gone {
-                            self.highest = self.highest.max(Some(sequence));
-                            self.places.remove(&sequence);
-                            entries.remove(&sequence);
-                        }
-                    }
-                });
-                damaged += reading.damaged;
-                size = reading.bytes as u64;
+        let (bytes, is_whole) = self.disk.read(number, 2 * self.file_size + record::MAX_BODY);
+        let boot = record::read_header(&bytes);
+        // A file that was made just before the power went has nothing in it.
+        let is_empty = bytes.iter().all(|byte| *byte == 0);
+        let reading = record::read(&bytes, |record, size| match record {
+            Record::Entry(sequence, kept) => {
+                self.highest = self.highest.max(Some(sequence));
+                self.places.insert(sequence, (number, u32::try_from(size).unwrap_or(u32::MAX)));
+                entries.insert(sequence, (kept, boot.unwrap_or_default()));
             }
-            Err(_) => damaged += 1,
-        }
+            Record::Removal(gone) => {
+                for sequence in gone {
+                    self.highest = self.highest.max(Some(sequence));
+                    self.places.remove(&sequence);
+                    entries.remove(&sequence);
+                }
+            }
+        });
+        let damaged = reading.damaged + usize::from(boot.is_none() && !is_empty) + usize::from(!is_whole);
         if damaged > 0 {
             findings.damaged += damaged;
             findings.files.push(number);
             // Without it there is less to look at, and nothing else is lost.
             let _ = self.disk.keep_aside(number);
         }
-        self.files.insert(number, Usage { bytes: size, ..Usage::default() });
+        match self.disk.open(number) {
+            Ok(file) if is_whole => {
+                self.unsynced.insert(number, file);
+                self.files.insert(number, Usage { bytes: reading.bytes as u64, ..Usage::default() });
+            }
+            // There may be more in it. It stays, and what was read of it is written again.
+            _ => self.places.retain(|_, (place, _)| *place != number),
+        }
     }
 
     /// A number that no entry of the log has.
@@ -313,8 +308,9 @@ impl<D: Disk> Log<D> {
         self.active.as_ref().is_none_or(|active| self.disk.is_there(active.number, &active.file))
     }
 
-    /// After an error: the next write begins a file of its own, and what waits is
-    /// to be written again. Then nothing depends on the files before.
+    /// After a sync that failed: what it should have brought to the disk may be
+    /// lost, whatever a later one says. The next write begins a file of its own,
+    /// and what waits is to be written again; nothing depends on the files before.
     pub(super) fn begin_anew(&mut self) {
         self.active = None;
         self.unsynced.clear();
@@ -329,6 +325,9 @@ impl<D: Disk> Log<D> {
     /// What is to be done on the disk now, by a thread of its own; none when
     /// there is nothing.
     pub(super) fn work(&mut self) -> Option<Work<D::File>> {
+        if self.unsynced.is_empty() && self.known == self.made {
+            self.synced = self.written;
+        }
         let files = if self.synced == self.written { BTreeMap::new() } else { self.unsynced.clone() };
         let active = self.active.as_ref().map(|active| active.number);
         let free = self
@@ -336,7 +335,6 @@ impl<D: Disk> Log<D> {
             .iter()
             .take_while(|(number, usage)| usage.live == 0 && usage.freed_at <= self.synced && Some(**number) != active);
         let remove: Vec<u64> = free.map(|(number, _)| *number).collect();
-        self.files.retain(|number, _| !remove.contains(number));
         let folder = (self.known < self.made).then_some(self.made);
         let work = Work { files, active, folder, upto: self.written, remove };
         let is_some = !work.files.is_empty() || work.folder.is_some() || !work.remove.is_empty();
@@ -349,11 +347,7 @@ impl<D: Disk> Log<D> {
         self.known = self.known.max(work.folder.unwrap_or_default());
         // One that was written on meanwhile has more to sync.
         self.unsynced.retain(|number, _| work.active == Some(*number) || !work.files.contains_key(number));
-    }
-
-    /// Work failed: files that were to go may still be there, and go before later ones.
-    pub(super) fn failed(&mut self, work: &Work<D::File>) {
-        self.files.extend(work.remove.iter().map(|number| (*number, Usage::default())));
+        self.files.retain(|number, _| !work.remove.contains(number));
     }
 
     /// How to do work.

@@ -330,6 +330,12 @@ impl Queue {
         }
     }
 
+    /// Drops what is too old of all devices.
+    pub(super) fn drop_all_old(&mut self, now: Moment) {
+        let devices: Vec<DeviceId> = self.devices.keys().cloned().collect();
+        devices.iter().for_each(|device| self.drop_old(device, now));
+    }
+
     fn is_old(&self, sequence: Sequence, now: Moment) -> bool {
         self.entries.get(&sequence).is_some_and(|entry| now.since(entry.moment) > self.bounds.age)
     }

@@ -130,8 +130,8 @@ pub(super) struct Reading {
     pub bytes: usize,
 }
 
-/// Reads the records behind a header; what is damaged is passed over.
-pub(super) fn read(bytes: &[u8], mut take: impl FnMut(Record)) -> Reading {
+/// Gives the records behind a header, each with its size; what is damaged is passed over.
+pub(super) fn read(bytes: &[u8], mut take: impl FnMut(Record, usize)) -> Reading {
     let mut reading = Reading { damaged: 0, bytes: HEADER };
     let (mut place, mut is_lost) = (HEADER, false);
     while place < bytes.len() {
@@ -141,7 +141,7 @@ pub(super) fn read(bytes: &[u8], mut take: impl FnMut(Record)) -> Reading {
             continue;
         };
         reading.damaged += usize::from(std::mem::take(&mut is_lost));
-        take(record);
+        take(record, size);
         place += size;
         reading.bytes = place;
     }
@@ -212,7 +212,7 @@ mod tests {
 
     fn records(bytes: &[u8]) -> (Vec<Record>, Reading) {
         let mut all = Vec::new();
-        let reading = read(bytes, |record| all.push(record));
+        let reading = read(bytes, |record, _| all.push(record));
         (all, reading)
     }
 

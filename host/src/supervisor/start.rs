@@ -42,6 +42,9 @@ pub(super) fn session(
 ) -> Result<SessionEntry> {
     let parts = Parts::new(name, session, &config.folder)?;
     keep_outbox(name, &parts, state);
+    if matches!(session, config::Session::Enapter(_)) {
+        discard_of_others(name, &parts, config);
+    }
     let (picture, pictures) = watch::channel(Arc::new(Picture::default()));
     let (publisher, status) = watch::channel(SessionStatus::default());
     let (question, questions) = mpsc::channel(QUESTIONS);
@@ -92,6 +95,19 @@ fn keep_outbox(name: &SessionName, parts: &Parts, state: &Path) {
             let folder = folder.display();
             tracing::error!(session, "the outbox cannot be kept in {folder}: {error}; it is in memory only");
         }
+    }
+}
+
+/// Drops what waits of devices that the configuration has no longer: Enapter
+/// takes messages of announced children only, so it would wait for ever.
+fn discard_of_others(name: &SessionName, parts: &Parts, config: &Config) {
+    let is_here = |device: &DeviceId| {
+        let configured = config.devices.get(device.as_str());
+        device.as_str() == GATEWAY || configured.is_some_and(|own| config.sessions_of(own).contains(name.as_str()))
+    };
+    for device in parts.outbox.devices().into_iter().filter(|device| !is_here(device)) {
+        let messages = text::count(parts.outbox.discard(&device), "message");
+        tracing::warn!(%device, session = name.as_str(), "dropped {messages}: the device is no longer configured here");
     }
 }
 

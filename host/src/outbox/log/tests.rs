@@ -39,6 +39,8 @@ struct FileState {
     end: usize,
     /// The names of removed files come back until the folder is synced.
     is_removed: bool,
+    /// A sync has failed: what was written is lost, and later syncs say that all is well.
+    is_broken: bool,
 }
 
 impl Simulated {
@@ -95,10 +97,10 @@ impl Disk for Simulated {
         Ok(self.0.lock().unwrap().files.keys().copied().collect())
     }
 
-    fn read(&mut self, number: u64, limit: usize) -> io::Result<Vec<u8>> {
+    fn read(&mut self, number: u64, limit: usize) -> (Vec<u8>, bool) {
         let state = self.0.lock().unwrap();
-        let file = state.files.get(&number).ok_or(io::ErrorKind::NotFound)?;
-        Ok(file.bytes[..file.bytes.len().min(limit)].to_vec())
+        let bytes = state.files.get(&number).map(|file| file.bytes[..file.bytes.len().min(limit)].to_vec());
+        (bytes.clone().unwrap_or_default(), bytes.is_some())
     }
 
     fn open(&mut self, number: u64) -> io::Result<u64> {
@@ -108,7 +110,7 @@ impl Disk for Simulated {
     fn create(&mut self, number: u64, size: u64) -> io::Result<u64> {
         self.fail()?;
         let zeros = vec![0; size as usize];
-        let file = FileState { bytes: zeros.clone(), synced: zeros, end: 0, is_removed: false };
+        let file = FileState { bytes: zeros.clone(), synced: zeros, ..FileState::default() };
         assert!(self.0.lock().unwrap().files.insert(number, file).is_none(), "no file is made twice");
         Ok(number)
     }
@@ -141,9 +143,10 @@ impl Syncer<u64> for Simulated {
     fn sync(&mut self, file: &u64) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         if state.sync_fails {
+            state.files.get_mut(file).into_iter().for_each(|file| file.is_broken = true);
             return Err(io::Error::from_raw_os_error(5));
         }
-        if let Some(file) = state.files.get_mut(file) {
+        if let Some(file) = state.files.get_mut(file).filter(|file| !file.is_broken) {
             file.synced.clone_from(&file.bytes);
         }
         Ok(())
@@ -189,8 +192,9 @@ struct Model {
     log: Log<Simulated>,
     /// What waits: the entry, and how far the log was written with it.
     waiting: BTreeMap<Sequence, (Kept, u64)>,
-    /// Entries that are gone: a power cut may bring them back, a kill only some.
-    gone: BTreeSet<Sequence>,
+    /// Entries that are gone, and how far the log was written when it knew; none
+    /// when it does not, or when that may have been lost.
+    gone: BTreeMap<Sequence, Option<u64>>,
     next: Sequence,
     work: Option<Work<u64>>,
 }
@@ -202,20 +206,26 @@ impl Model {
         let entries: BTreeMap<_, _> = entries.into_iter().map(|(sequence, (kept, _))| (sequence, kept)).collect();
         let written = log.written();
         let waiting = entries.iter().map(|(sequence, kept)| (*sequence, (kept.clone(), written))).collect();
-        (Model { disk, log, waiting, gone: BTreeSet::new(), next, work: None }, entries)
+        (Model { disk, log, waiting, gone: BTreeMap::new(), next, work: None }, entries)
     }
 
-    /// After an error all that waits is written anew, as the outbox does it.
-    fn recover(&mut self) {
+    /// After a write that failed, what is not in the log is written again; after
+    /// a sync all is. The outbox does it so.
+    fn recover(&mut self, is_sync: bool) {
         self.disk.0.lock().unwrap().fails_after = None;
         self.disk.0.lock().unwrap().sync_fails = false;
-        self.work = None;
-        self.log.begin_anew();
+        if is_sync {
+            self.work = None;
+            self.log.begin_anew();
+            // Who is gone may be forgotten, and come back.
+            self.gone.values_mut().for_each(|known| *known = None);
+        }
         for (sequence, (kept, written)) in &mut self.waiting {
-            assert!(!self.log.holds(*sequence));
-            self.log.append(*sequence, kept).unwrap();
-            assert!(self.log.holds(*sequence));
-            *written = self.log.written();
+            assert!(!(is_sync && self.log.holds(*sequence)));
+            if !self.log.holds(*sequence) {
+                self.log.append(*sequence, kept).unwrap();
+                *written = self.log.written();
+            }
         }
     }
 
@@ -228,7 +238,10 @@ impl Model {
                 self.next += 1;
                 match self.log.append(sequence, &kept) {
                     Ok(()) => drop(self.waiting.insert(sequence, (kept, self.log.written()))),
-                    Err(_) => self.recover(),
+                    Err(_) => {
+                        self.waiting.insert(sequence, (kept, 0));
+                        self.recover(false);
+                    }
                 }
             }
             45..85 => {
@@ -236,9 +249,9 @@ impl Model {
                 let place = if random.u32(..4) == 0 { random.usize(..self.waiting.len().max(1)) } else { 0 };
                 let Some(sequence) = self.waiting.keys().nth(place).copied() else { return };
                 self.waiting.remove(&sequence);
-                self.gone.insert(sequence);
+                self.gone.insert(sequence, None);
                 if self.log.remove(sequence) && self.log.write_removals().is_err() {
-                    self.recover();
+                    self.recover(false);
                 }
             }
             85..92 => {
@@ -250,10 +263,7 @@ impl Model {
                 let Some(work) = self.work.take() else { return };
                 match work.carry_out(&mut *self.log.syncer()) {
                     Ok(()) => self.log.done(&work),
-                    Err(_) => {
-                        self.log.failed(&work);
-                        self.recover();
-                    }
+                    Err(_) => self.recover(true),
                 }
             }
             98 => {
@@ -266,7 +276,7 @@ impl Model {
                     }
                     for (sequence, kept) in all {
                         if self.log.append(sequence, &kept).is_err() {
-                            return self.recover();
+                            return self.recover(false);
                         }
                     }
                 }
@@ -290,9 +300,13 @@ fn lives(seed: u64, deaths: u32) {
     for death in 0..deaths {
         for _ in 0..random.u32(..60) {
             model.step(&mut random);
+            let Model { log, gone, .. } = &mut model;
+            let told = gone.iter_mut().filter(|(sequence, _)| !log.pending.contains(sequence));
+            told.for_each(|(_, known)| *known = known.or(Some(log.written())));
         }
         let (synced, is_cut) = (model.log.synced(), random.bool());
         let Model { waiting, gone, log, .. } = model;
+        let pending: BTreeSet<Sequence> = log.pending.iter().copied().collect();
         drop(log);
         if is_cut {
             disk.cut(&mut random)
@@ -307,11 +321,14 @@ fn lives(seed: u64, deaths: u32) {
             assert!(!must_be || found.contains_key(sequence), "{place}: entry {sequence} is lost");
             assert!(found.get(sequence).is_none_or(|found| found == kept), "{place}: entry {sequence} is another");
         }
+        for back in found.keys().filter(|sequence| !waiting.contains_key(sequence)) {
+            let known = gone.get(back).unwrap_or_else(|| panic!("{place}: entry {back} comes from nowhere"));
+            let may_be = if is_cut { known.is_none_or(|known| known > synced) } else { pending.contains(back) };
+            assert!(may_be, "{place}: entry {back} is back");
+        }
         // A later power cut may bring back what an earlier life was told of.
-        model.gone = gone.iter().copied().filter(|sequence| !found.contains_key(sequence)).collect();
-        let back = found.keys().filter(|sequence| !waiting.contains_key(sequence)).count();
-        assert!(found.keys().all(|sequence| waiting.contains_key(sequence) || gone.contains(sequence)), "{place}");
-        assert!(is_cut || back <= MAX_PENDING, "{place}: {back} entries came back");
+        let forgotten = gone.into_keys().filter(|sequence| !found.contains_key(sequence));
+        model.gone = forgotten.map(|sequence| (sequence, None)).collect();
     }
 }
 
