@@ -509,6 +509,8 @@ impl Session {
                 Meaning::Command { recipient, request } => self.reception.command(&recipient, request),
                 Meaning::Offered { device, offer, document } => self.reception.offer(device, offer, document),
                 Meaning::Answered { sequences, device, topic } => {
+                    // It makes room for a message that waits, also where no PUBACK comes.
+                    connection.writer.has_more = true;
                     let kind = self.blame.kind(&topic);
                     self.passed(connection, Some(Suspect { sequences, device, topic, kind }));
                 }

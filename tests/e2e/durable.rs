@@ -39,13 +39,19 @@ fn assert_whole(life: &[i64], accepted: i64) {
     assert!(life.len() as i64 >= accepted, "{} of {accepted} samples came", life.len());
 }
 
-/// A broker behind a cable that is out, and a gateway that nobody has started.
-async fn unplugged() -> (Broker, Observer, Proxy, Gateway) {
+/// A broker behind a cable, and a gateway that nobody has started.
+async fn plugged() -> (Broker, Observer, Proxy, Gateway) {
     let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
     let proxy = Proxy::to(broker.port).await;
-    proxy.unplug();
     (broker, observer, proxy, Gateway::prepare(&[("echo.wasm", fixture("echo"))]))
+}
+
+/// A broker behind a cable that is out, and a gateway that nobody has started.
+async fn unplugged() -> (Broker, Observer, Proxy, Gateway) {
+    let all = plugged().await;
+    all.2.unplug();
+    all
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,15 +84,17 @@ async fn what_was_accepted_before_a_kill_in_an_outage_is_sent_by_the_next_life()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_while_connected_loses_nothing_and_repeats_little() {
-    let broker = Broker::start();
-    let observer = Observer::connect(broker.port).await;
-    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
-    gateway.start(broker.port, &DEVICES.replace("= 20", "= 2"));
+    let (_broker, observer, proxy, mut gateway) = plugged().await;
+    gateway.start(proxy.port, &DEVICES.replace("= 20", "= 2"));
     let mut accepted = Vec::new();
     for _ in 0..5 {
         gateway.wait_for_samples("echo1", 200);
+        // Something has no proof when it is killed.
+        proxy.unplug();
+        gateway.wait_for_samples("echo1", samples(&gateway) as u64 + 50);
         accepted.push(samples(&gateway));
         gateway.kill();
+        proxy.plug();
         gateway.restart();
     }
     gateway.wait_for_samples("echo1", 10);
@@ -129,10 +137,8 @@ async fn a_stop_without_a_broker_keeps_what_waits_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_connected_repeats_nothing_in_the_next_life() {
-    let broker = Broker::start();
-    let observer = Observer::connect(broker.port).await;
-    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
-    gateway.start(broker.port, DEVICES);
+    let (_broker, observer, proxy, mut gateway) = plugged().await;
+    gateway.start(proxy.port, DEVICES);
     for _ in 0..2 {
         gateway.wait_for_samples("echo1", 30);
         gateway.terminate();
@@ -141,14 +147,13 @@ async fn a_stop_while_connected_repeats_nothing_in_the_next_life() {
     gateway.wait_for_samples("echo1", 10);
     until("the third life", || (lives(&observer.all()).len() == 3).then_some(()));
     lives(&observer.all()).iter().for_each(|life| assert_whole(life, 0));
+    assert_eq!(gateway.json(&["outbox"])["main"]["outbox"]["disk"]["kept"], json!(true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_can_wait_until_what_it_sent_survives_a_power_cut() {
-    let broker = Broker::start();
-    let observer = Observer::connect(broker.port).await;
-    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
-    gateway.start(broker.port, DEVICES);
+    let (_broker, observer, proxy, mut gateway) = plugged().await;
+    gateway.start(proxy.port, DEVICES);
     observer.find("the first sample", |m| m.on(CHANNEL)).await;
     let answer = observer.command("s--echo1", json!({"id": "f1", "name": "flush"})).await;
     assert_eq!(answer["state"], json!("completed"), "{answer}");

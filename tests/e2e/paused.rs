@@ -150,14 +150,21 @@ async fn the_supervisor_starts_swaps_rolls_back_and_says_what_it_cannot_do() {
         let status = control.status().await.unwrap();
         status.devices.iter().any(|report| report.id == device && report.phase == phase)
     };
-    while !(is("a", Phase::Running).await && is("b", Phase::Failed).await) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let wait = async |device: &str, phase: Phase| {
+        let reached = async {
+            while !is(device, phase).await {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        // Of a clock that jumps while nothing happens.
+        let a_week = Duration::from_secs(7 * 24 * 3600);
+        tokio::time::timeout(a_week, reached).await.unwrap_or_else(|_| panic!("{device} is never {}", phase.name()));
+    };
+    wait("a", Phase::Running).await;
+    wait("b", Phase::Failed).await;
     // Its file comes later.
     std::fs::write(folder.path().join("missing.wasm"), fixture("echo")).unwrap();
-    while !is("b", Phase::Running).await {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait("b", Phase::Running).await;
     let newer = folder.path().join("newer.wasm");
     std::fs::write(&newer, fixture_with("echo", "version: 1.0.0", "version: 1.1.0")).unwrap();
     let receipt = control.swap("a", Some(newer), "a test").await.unwrap();

@@ -119,3 +119,15 @@ fn no_module_uses_one_of_its_own_floor_or_above() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn the_gateway_does_not_use_the_stand_ins() {
+    let folder = root().join("host/src");
+    let mut sources = Vec::new();
+    files(&folder, ".rs", &mut sources);
+    for path in sources.iter().filter(|path| !path.starts_with(folder.join("bin"))) {
+        let source = std::fs::read_to_string(path).unwrap();
+        let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        assert!(!code.contains("sandgate_standin"), "{}", path.display());
+    }
+}

@@ -91,7 +91,6 @@ struct Client {
     id: String,
     filters: Vec<(String, QoS)>,
     queue: mpsc::UnboundedSender<Publish>,
-    room: usize,
     waiting: Arc<AtomicUsize>,
     /// Gone with the client's place in the table.
     _place: oneshot::Sender<()>,
@@ -161,7 +160,7 @@ impl Broker {
         let is_taken = |(client, wanted): (&Client, QoS)| {
             let is_sure = qos != QoS::AtMostOnce && wanted != QoS::AtMostOnce;
             publish.qos = if is_sure { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-            client.offer(&publish)
+            client.offer(&publish, self.inner.room)
         };
         subscribed.map(is_taken).filter(|is_taken| *is_taken).count()
     }
@@ -180,14 +179,8 @@ impl Broker {
         let mut clients = self.clients();
         // A connection that has lost its place ends itself.
         clients.retain(|_, client| client.id != id);
-        let client = Client {
-            id: id.clone(),
-            filters: Vec::new(),
-            queue,
-            room: self.inner.room,
-            waiting: Arc::clone(&waiting),
-            _place: place,
-        };
+        let client =
+            Client { id: id.clone(), filters: Vec::new(), queue, waiting: Arc::clone(&waiting), _place: place };
         clients.insert(link, client);
         Place { link, name: id, queue: Queue { messages, waiting }, lost }
     }
@@ -233,11 +226,9 @@ impl Client {
     }
 
     /// Puts a message into the queue if there is room.
-    fn offer(&self, publish: &Publish) -> bool {
+    fn offer(&self, publish: &Publish, room: usize) -> bool {
         let size = publish.size() + MESSAGE;
-        if self.waiting.fetch_add(size, Ordering::Relaxed) + size <= self.room
-            && self.queue.send(publish.clone()).is_ok()
-        {
+        if self.waiting.fetch_add(size, Ordering::Relaxed) + size <= room && self.queue.send(publish.clone()).is_ok() {
             return true;
         }
         self.waiting.fetch_sub(size, Ordering::Relaxed);

@@ -15,7 +15,7 @@
 //! | commands | 100 open, 1,000 or 16 MiB ended, 64 KiB of progress each |
 //! | events | 5,000 or 4 MiB |
 //! | a payload | 256 KiB; a packet of more than 4 MiB ends its connection |
-//! | connections | 100, with 4,000 subscriptions and 4 MiB of waiting messages each |
+//! | connections | 250, with 4,000 subscriptions and 4 MiB of waiting messages each |
 
 pub mod blueprints;
 pub mod channel;

@@ -25,14 +25,16 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 ///         Ok(Meter { poller })
 ///     }
 ///     fn on_timer(&mut self, timer: TimerId) -> Result<(), Error> {
-///         match (self.poller.turn(timer), read()) {
-///             (Turn::Poll, Ok(value)) => {
-///                 // After an outage it may be another meter.
-///                 if self.poller.found() != Found::Still { self.poller.properties_soon()?; }
-///                 // … send the value
-///             }
-///             (Turn::Poll, Err(problem)) => self.poller.lost("timeout", &problem),
-///             (Turn::Properties, _) => {} // … publish them
+///         match self.poller.turn(timer) {
+///             Turn::Properties => {} // … publish them
+///             Turn::Poll => match read() {
+///                 Ok(value) => {
+///                     // After an outage it may be another meter.
+///                     if self.poller.found() != Found::Still { self.poller.properties_soon()?; }
+///                     // … send the value
+///                 }
+///                 Err(problem) => self.poller.lost("timeout", &problem),
+///             },
 ///         }
 ///         Ok(())
 ///     }

@@ -13,6 +13,8 @@ use crate::outbox::Class;
 
 /// Small, so that much happens between few entries.
 const SMALL: usize = 16 << 10;
+/// Where a removal was written that a failed sync may have lost: nowhere that is ever synced.
+const NEVER: u64 = u64::MAX;
 /// A power cut tears writes between two of these.
 const SECTOR: usize = 512;
 
@@ -218,7 +220,7 @@ impl Model {
             self.work = None;
             self.log.begin_anew();
             // Who is gone may be forgotten, and come back.
-            self.gone.values_mut().for_each(|known| *known = None);
+            self.gone.values_mut().for_each(|known| *known = Some(NEVER));
         }
         for (sequence, (kept, written)) in &mut self.waiting {
             assert!(!(is_sync && self.log.holds(*sequence)));
@@ -327,8 +329,9 @@ fn lives(seed: u64, deaths: u32) {
             assert!(may_be, "{place}: entry {back} is back");
         }
         // A later power cut may bring back what an earlier life was told of.
-        let forgotten = gone.into_keys().filter(|sequence| !found.contains_key(sequence));
-        model.gone = forgotten.map(|sequence| (sequence, None)).collect();
+        let forgotten = gone.into_iter().filter(|(sequence, _)| !found.contains_key(sequence));
+        let known = |known: Option<u64>| known.filter(|known| *known == NEVER);
+        model.gone = forgotten.map(|(sequence, at)| (sequence, known(at))).collect();
     }
 }
 
