@@ -56,6 +56,11 @@ impl Moment {
         Moment { wall, steady: self.steady.saturating_sub(age) }
     }
 
+    /// The same, none where the wall clock cannot tell: it was not set yet, or has gone back.
+    pub fn surely_as_old_as(self, wall: Time) -> Option<Moment> {
+        (EARLIEST..=self.wall).contains(&wall).then(|| self.as_old_as(wall))
+    }
+
     /// How long ago another moment was, whatever the wall clock says.
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_millis(self.steady.saturating_sub(earlier.steady))

@@ -70,11 +70,17 @@ pub struct Gateway {
     pub telemetry_every: Span,
     /// How often the gateway repeats its properties with the set of children.
     pub properties_every: Span,
+    /// How long after it came a command may be started; later it is refused.
+    pub command_deadline: Span,
 }
 
 impl Default for Gateway {
     fn default() -> Self {
-        Gateway { telemetry_every: Span(Duration::from_secs(10)), properties_every: Span(Duration::from_secs(300)) }
+        Gateway {
+            telemetry_every: Span(Duration::from_secs(10)),
+            properties_every: Span(Duration::from_secs(300)),
+            command_deadline: Span(Duration::from_secs(60)),
+        }
     }
 }
 

@@ -213,9 +213,8 @@ impl Device {
         // A reply that nobody waits for any more is no error.
         match input {
             Input::Command(request, reply) => {
-                if let Some(result) = self.command(request).await
-                    && let Some(reply) = reply
-                {
+                let result = self.command(request).await;
+                if let Some(reply) = reply {
                     let _ = reply.send(result);
                 }
                 self.judge();
@@ -386,8 +385,7 @@ impl Device {
     fn refuse_waiting(&mut self) {
         for (request, reply) in self.close() {
             let result = Err(CommandError::Busy("the device is being stopped".into()));
-            let uplink = Uplink::CommandResult { command: &request.id, result: &result };
-            self.spec.capabilities.outlet.answer(request.session.as_ref(), &uplink);
+            self.answer(&request, result.clone());
             if let Some(reply) = reply {
                 let _ = reply.send(result);
             }

@@ -1,266 +1,305 @@
-//! Which commands were started and which were answered, over restarts.
+//! Which commands came, were started and were answered, over restarts and power
+//! cuts: a command is carried out once, and answered.
 //!
-//! A command's id is written down before the driver is called. So after a
-//! crash it is answered with an error instead of being run twice, and an id
-//! that comes again gets the same answer again.
+//! A command is written down when it comes, and only then its message is
+//! acknowledged. That it is started is on the disk before the driver is called.
+//! So after a crash it is known which commands still wait, and which were cut
+//! short and must not run a second time. An answer is written down before an
+//! outbox gets it, and an id that comes again gets the same answer again.
 //!
-//! Appended lines survive a kill of the process; a power cut may lose the last
-//! ones, and then the cloud sees no answer.
+//! A thread writes: whatever has come since it looked last goes to the disk
+//! together. Nobody but those who must know waits for it.
 
-use std::collections::{HashMap, VecDeque};
+mod memory;
+
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json};
+use tokio::sync::oneshot;
 
+use crate::clock::Moment;
 use crate::ledger::{Ledger, Safety};
-use crate::message::{
-    CommandError, CommandRequest, CommandResult, DeviceId, SessionName, Time, attributes_of, json_object,
-    size_of_attribute,
-};
+use crate::message::{CommandError, CommandRequest, CommandResult, DeviceId, SessionName, Uplink};
+use crate::router::Outlet;
+use memory::{Key, Known, Line, Memory, State};
 
-/// Commands that are remembered of each device, and bytes of their answers; what still runs is always remembered.
-const REMEMBERED: usize = 100;
-const REMEMBERED_BYTES: usize = 256 << 10;
+/// A disk that takes longer stalls: commands are refused meanwhile.
+const STALLED: Duration = Duration::from_secs(5);
+/// Lines that are written together.
+const TOGETHER: usize = 1000;
 
 /// See the module documentation.
-pub struct Journal(Mutex<Inner>);
-
-struct Inner {
-    file: Option<Ledger>,
-    devices: HashMap<String, Memory>,
+pub struct Journal {
+    shared: Arc<Shared>,
+    /// How long after it came a command may be started.
+    deadline: Duration,
+    /// The thread that writes; none without a file.
+    writer: Option<mpsc::Sender<Job>>,
 }
 
-/// What is remembered of one device's commands.
-#[derive(Default)]
-struct Memory {
-    known: HashMap<Key, Known>,
-    order: VecDeque<Key>,
-    bytes: usize,
+struct Shared {
+    memory: Mutex<Memory>,
+    /// Since when the thread writes what it writes now.
+    writing: Mutex<Option<Instant>>,
 }
 
-/// Ids are unique in their session only.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    session: Option<SessionName>,
-    id: String,
+/// Something for the thread.
+struct Job {
+    line: Option<Line>,
+    safety: Safety,
+    /// What is done when it is written as safely as asked, or cannot be. Gives a line that follows.
+    done: Box<dyn FnOnce(Result<(), &str>) -> Option<Line> + Send>,
 }
 
-#[derive(Debug, Clone)]
-struct Known {
-    time: Time,
-    state: State,
+/// What is known about a command that comes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Seen {
+    /// Nothing: it may run.
+    New,
+    /// It came before, and its answer is still to be given.
+    Before,
+    /// It was answered so.
+    Answered(CommandResult),
+    /// Nothing, and nothing can be noted now: the disk does not answer.
+    Stalled,
 }
 
-#[derive(Debug, Clone)]
-enum State {
-    Started,
-    /// The answer, unless an older version of this program gave it.
-    Answered(Option<CommandResult>),
-    /// A crash of the gateway cut it short.
-    Interrupted,
+/// On which terms a command runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// How long after it came it may be started, if that is less than for all commands.
+    pub deadline: Option<Duration>,
+    /// Whether it may run again when nobody knows whether it has run to its end.
+    pub is_idempotent: bool,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Line {
-    id: String,
-    device: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    session: Option<String>,
-    time: Time,
-    answered: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    result: Option<Outcome>,
-}
-
-/// A result as it is written down.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Outcome {
-    Completed(Map<String, Json>),
-    Error { code: String, text: String },
-}
-
-/// A command that a crash interrupted.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Interrupted {
+/// A command that was not over when the gateway died.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leftover {
     /// Its device.
     pub device: DeviceId,
     /// Its id.
     pub command: String,
     /// The session that waits for the answer.
     pub session: Option<SessionName>,
+    /// How far it was.
+    pub progress: Progress,
 }
 
-/// What is known about a command that arrived.
+/// How far a command was.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Seen {
-    /// Nothing: it may run.
-    Never,
-    /// It runs now.
-    Running,
-    /// It was answered so; none when nobody wrote down how.
-    Answered(Option<CommandResult>),
-    /// A crash of the gateway cut it short; that was its answer.
-    Interrupted,
+pub enum Progress {
+    /// No driver was called for it.
+    Waiting(CommandRequest),
+    /// It was cut short; what it was, unless an older version of this program wrote it down.
+    Interrupted(Option<CommandRequest>),
+    /// Its answer may have reached no outbox.
+    Answered(CommandResult),
 }
 
 impl Journal {
     /// A journal without a file, for `check` and tests.
-    pub fn in_memory() -> Journal {
-        Journal(Mutex::new(Inner { file: None, devices: HashMap::new() }))
+    pub fn in_memory(deadline: Duration) -> Journal {
+        Journal { shared: Shared::new(Memory::default()), deadline, writer: None }
     }
 
-    /// Opens the file and returns the commands that a crash interrupted, now
-    /// marked as answered.
-    pub fn open(path: &Path) -> (Journal, Vec<Interrupted>) {
-        let mut inner = Inner { file: None, devices: HashMap::new() };
-        let file = Ledger::open(path, "commands", |line| {
-            let Ok(line) = serde_json::from_value::<Line>(line) else { return false };
-            let result = line.result.map(Outcome::into_result);
-            let state = if line.answered { State::Answered(result) } else { State::Started };
-            let key = Key { session: line.session.as_deref().map(SessionName::new), id: line.id };
-            inner.remember(&line.device, key, Known { time: line.time, state });
-            true
-        });
-        inner.file = Some(file);
-        let mut interrupted = Vec::new();
-        for (device, memory) in &mut inner.devices {
-            for (key, known) in &mut memory.known {
-                if matches!(known.state, State::Started) {
-                    known.state = State::Interrupted;
-                    let (device, session) = (DeviceId::new(device), key.session.clone());
-                    interrupted.push(Interrupted { device, command: key.id.clone(), session });
-                }
-            }
-        }
-        interrupted.sort();
-        if let Err(error) = inner.rewrite() {
+    /// Opens the file, and gives the commands that were not over.
+    pub fn open(path: &Path, deadline: Duration) -> std::io::Result<(Journal, Vec<Leftover>)> {
+        let (mut memory, now) = (Memory::default(), Moment::now());
+        let mut ledger = Ledger::open(path, "commands", |line| memory.read(line, now));
+        let leftovers = memory.interrupt().into_iter().filter_map(leftover).collect();
+        if let Err(error) = ledger.rewrite(memory.lines().into_iter()) {
             tracing::error!("writing {}: {error}; commands are refused until it can be written", path.display());
         }
-        (Journal(Mutex::new(inner)), interrupted)
+        let shared = Shared::new(memory);
+        let (writer, jobs) = mpsc::channel();
+        let for_thread = Arc::clone(&shared);
+        std::thread::Builder::new().name("journal".into()).spawn(move || for_thread.write(&jobs, ledger))?;
+        Ok((Journal { shared, deadline, writer: Some(writer) }, leftovers))
     }
 
-    /// Asks about a command and, when it is new, marks it as started.
-    ///
-    /// A journal that cannot be written refuses: running an actuator command
-    /// that a crash could run again is worse than not running it.
-    pub fn begin(&self, command: &CommandRequest, device: &DeviceId, time: Time) -> Result<Seen> {
-        let key = Key::of(command);
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match inner.devices.get(device.as_str()).and_then(|memory| memory.known.get(&key)).map(|known| &known.state) {
-            Some(State::Started) => return Ok(Seen::Running),
-            Some(State::Answered(result)) => return Ok(Seen::Answered(result.clone())),
-            Some(State::Interrupted) => return Ok(Seen::Interrupted),
-            None => {}
-        }
-        let known = Known { time, state: State::Started };
-        inner.remember(device.as_str(), key.clone(), known.clone());
-        let written = inner.write(device.as_str(), &key, &known).context("writing the command journal");
-        written.inspect_err(|_| inner.forget(device.as_str(), &key))?;
-        Ok(Seen::Never)
-    }
-
-    /// Notes the answer to a command.
-    pub fn end(&self, command: &CommandRequest, device: &DeviceId, time: Time, result: &CommandResult) {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (key, known) = (Key::of(command), Known { time, state: State::Answered(Some(result.clone())) });
-        inner.remember(device.as_str(), key.clone(), known.clone());
-        if let Err(error) = inner.write(device.as_str(), &key, &known) {
-            tracing::error!("writing the command journal: {error}");
-        }
-    }
-}
-
-impl Key {
-    fn of(command: &CommandRequest) -> Key {
-        Key { session: command.session.clone(), id: command.id.clone() }
-    }
-}
-
-impl Memory {
-    fn remember(&mut self, key: Key, known: Known) {
-        self.bytes += known.size();
-        match self.known.insert(key.clone(), known) {
-            Some(before) => self.bytes -= before.size(),
-            None => self.order.push_back(key),
-        }
-        // What still runs is passed over; there is little of it.
-        let mut running = Vec::new();
-        while self.order.len() + running.len() > REMEMBERED || self.bytes > REMEMBERED_BYTES {
-            let Some(oldest) = self.order.pop_front() else { break };
-            match self.known.get(&oldest) {
-                Some(Known { state: State::Started, .. }) => running.push(oldest),
-                _ => self.bytes -= self.known.remove(&oldest).map_or(0, |known| known.size()),
+    /// A command came. `receipt` is dropped as soon as it survives a power cut,
+    /// or cannot be written.
+    pub fn receive(&self, request: &CommandRequest, device: &DeviceId, receipt: impl Send + 'static) -> Seen {
+        let (key, now) = (Key::of(request), Moment::now());
+        let is_stalled = self.shared.is_stalled();
+        let (seen, line) = {
+            let mut memory = self.shared.memory();
+            match memory.get(device, &key).map(|known| &known.state) {
+                Some(State::Answered { result, .. }) => {
+                    (Seen::Answered(result.clone().unwrap_or_else(|| Err(forgotten()))), None)
+                }
+                Some(_) => (Seen::Before, None),
+                // What waits for the disk stays bounded so.
+                None if is_stalled => return Seen::Stalled,
+                None => {
+                    let state = State::Waiting(request.clone());
+                    memory.set(device, key.clone(), Known { came: Some(now), time: now.wall, state });
+                    (Seen::New, memory.line(device, &key))
+                }
             }
-        }
-        running.into_iter().rev().for_each(|key| self.order.push_front(key));
+        };
+        // One that came before may still be on its way to the disk.
+        self.write(line, Safety::Durable, move |_| {
+            drop(receipt);
+            None
+        });
+        seen
     }
 
-    fn forget(&mut self, key: &Key) {
-        self.bytes -= self.known.remove(key).map_or(0, |known| known.size());
-        self.order.retain(|other| other != key);
+    /// Notes that a driver is about to be called, and returns when that is on
+    /// the disk. An error says why it must not be called.
+    pub async fn begin(&self, request: &CommandRequest, device: &DeviceId, terms: Terms) -> Result<(), CommandError> {
+        let (key, now) = (Key::of(request), Moment::now());
+        let before = self.shared.memory().get(device, &key).cloned();
+        let deadline = terms.deadline.map_or(self.deadline, |deadline| deadline.min(self.deadline));
+        let is_late = |known: &Known| known.came.is_none_or(|came| now.since(came) > deadline);
+        match &before {
+            Some(Known { state: State::Interrupted(_), .. }) if !terms.is_idempotent => return Err(interrupted()),
+            Some(known @ Known { state: State::Interrupted(_), .. }) if is_late(known) => return Err(interrupted()),
+            Some(known @ Known { state: State::Waiting(_), .. }) if is_late(known) => {
+                return Err(late(known, now, deadline));
+            }
+            Some(Known { state: State::Started(_) | State::Answered { .. }, .. }) => {
+                return Err(CommandError::Busy("a command of this id has been started before".into()));
+            }
+            Some(_) | None => {}
+        }
+        let (came, time) = before.as_ref().map_or((Some(now), now.wall), |known| (known.came, known.time));
+        self.shared.memory().set(
+            device,
+            key.clone(),
+            Known { came, time, state: State::Started(Some(request.clone())) },
+        );
+        let line = Line::started(device, &key, time);
+        let (done, written) = oneshot::channel();
+        self.write(Some(line), Safety::Durable, move |result| {
+            // Whoever waited may have gone: the disk took too long.
+            let _ = done.send(result.map_err(str::to_owned));
+            None
+        });
+        let problem = match self.soon(written).await {
+            Some(Ok(Ok(()))) => return Ok(()),
+            Some(Ok(Err(problem))) => problem,
+            Some(Err(_)) | None => "the disk does not answer".to_owned(),
+        };
+        // It has not run.
+        match before {
+            Some(known) => self.shared.memory().set(device, key, known),
+            None => self.shared.memory().forget(device, &key),
+        }
+        Err(CommandError::Failed(format!("not carried out: the gateway cannot note commands: {problem}")))
+    }
+
+    /// Notes how a command ended, and gives the answer to the outbox of its
+    /// session as soon as it is written down. One that was cut short and has not
+    /// run again is answered so, whatever the result says.
+    pub fn finish(&self, outlet: &Arc<Outlet>, session: Option<&SessionName>, command: &str, result: CommandResult) {
+        let (key, now) = (Key { session: session.cloned(), id: command.to_owned() }, Moment::now());
+        let (outlet, shared) = (Arc::clone(outlet), Arc::clone(&self.shared));
+        let (line, time, result) = {
+            let mut memory = self.shared.memory();
+            let before = memory.get(&outlet.device, &key);
+            let (came, time) = before.map_or((Some(now), now.wall), |known| (known.came, known.time));
+            let is_interrupted = before.is_some_and(|known| matches!(known.state, State::Interrupted(_)));
+            let result = if is_interrupted { Err(interrupted()) } else { result };
+            let state = State::Answered { result: Some(result.clone()), is_sent: false };
+            memory.set(&outlet.device, key.clone(), Known { came, time, state });
+            (memory.line(&outlet.device, &key), time, result)
+        };
+        let send = move || {
+            outlet.answer(key.session.as_ref(), &Uplink::CommandResult { command: &key.id, result: &result });
+            shared.memory().sent(&outlet.device, &key);
+            Line::sent(&outlet.device, &key, time)
+        };
+        // Whoever asked is not to wait for a disk that may never answer.
+        if self.shared.is_stalled() {
+            let sent = send();
+            self.write(line, Safety::Accepted, move |_| Some(sent));
+        } else {
+            self.write(line, Safety::Accepted, move |_| Some(send()));
+        }
+    }
+
+    /// Waits until all that was noted so far is on the disk, and its answers in their outboxes.
+    pub async fn flush(&self) {
+        let (done, all_done) = oneshot::channel();
+        self.write(None, Safety::Durable, move |_| {
+            let _ = done.send(());
+            None
+        });
+        let _ = all_done.await;
+    }
+
+    fn write(
+        &self,
+        line: Option<Line>,
+        safety: Safety,
+        done: impl FnOnce(Result<(), &str>) -> Option<Line> + Send + 'static,
+    ) {
+        let Some(writer) = &self.writer else { return drop(done(Ok(()))) };
+        // The thread ends after its last sender only.
+        let _ = writer.send(Job { line, safety, done: Box::new(done) });
+    }
+
+    /// Waits for the thread as long as a disk may take. Without a thread the
+    /// answer is there: a paused clock does not run on meanwhile.
+    async fn soon<T>(&self, mut answer: oneshot::Receiver<T>) -> Option<Result<T, oneshot::error::RecvError>> {
+        match answer.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => tokio::time::timeout(STALLED, answer).await.ok(),
+            there => Some(Ok(there.ok()?)),
+        }
     }
 }
 
-impl Known {
-    fn size(&self) -> usize {
-        match &self.state {
-            State::Answered(Some(Ok(attributes))) => attributes.iter().map(size_of_attribute).sum(),
-            State::Answered(Some(Err(error))) => error.text().len(),
-            _ => 0,
-        }
-    }
-}
-
-impl Inner {
-    fn remember(&mut self, device: &str, key: Key, known: Known) {
-        match self.devices.get_mut(device) {
-            Some(memory) => memory.remember(key, known),
-            None => self.devices.entry(device.to_owned()).or_default().remember(key, known),
-        }
+impl Shared {
+    fn new(memory: Memory) -> Arc<Shared> {
+        Arc::new(Shared { memory: Mutex::new(memory), writing: Mutex::new(None) })
     }
 
-    fn forget(&mut self, device: &str, key: &Key) {
-        if let Some(memory) = self.devices.get_mut(device) {
-            memory.forget(key);
-        }
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&mut self, device: &str, key: &Key, known: &Known) -> std::io::Result<()> {
-        let (Some(file), devices) = (&mut self.file, &self.devices) else { return Ok(()) };
-        file.record(&line(device, key, known), Safety::Accepted, || lines(devices))
+    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn rewrite(&mut self) -> std::io::Result<()> {
-        let (Some(file), devices) = (&mut self.file, &self.devices) else { return Ok(()) };
-        file.rewrite(lines(devices))
+    fn is_stalled(&self) -> bool {
+        self.writing().is_some_and(|since| since.elapsed() > STALLED)
     }
-}
 
-/// All that is remembered, as lines of the file.
-fn lines(devices: &HashMap<String, Memory>) -> impl Iterator<Item = Line> {
-    devices.iter().flat_map(|(device, memory)| {
-        let known = memory.order.iter().filter_map(|key| Some((key, memory.known.get(key)?)));
-        known.map(|(key, known)| line(device, key, known))
-    })
-}
-
-impl Outcome {
-    fn of(result: &CommandResult) -> Outcome {
-        match result {
-            Ok(attributes) => Outcome::Completed(json_object(attributes)),
-            Err(error) => Outcome::Error { code: error.code().into(), text: error.text().into() },
+    /// Writes what comes, until nobody is left who could send something.
+    fn write(&self, jobs: &mpsc::Receiver<Job>, mut ledger: Ledger) {
+        let mut is_told = false;
+        while let Ok(first) = jobs.recv() {
+            let jobs: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(TOGETHER)).collect();
+            *self.writing() = Some(Instant::now());
+            let problem = self.write_together(jobs, &mut ledger).err();
+            *self.writing() = None;
+            if let (Some(problem), false) = (&problem, is_told) {
+                tracing::error!("writing the command journal: {problem}; commands are refused until it can be written");
+            }
+            is_told = problem.is_some();
         }
     }
 
-    fn into_result(self) -> CommandResult {
-        match self {
-            Outcome::Completed(attributes) => Ok(attributes_of(attributes)),
-            Outcome::Error { code, text } => Err(CommandError::from_code(&code, text)),
+    fn write_together(&self, jobs: Vec<Job>, ledger: &mut Ledger) -> std::io::Result<()> {
+        let lines: Vec<Line> = jobs.iter().filter_map(|job| job.line.clone()).collect();
+        let all = || self.memory().lines().into_iter();
+        let written = ledger.record(&lines, Safety::Accepted, all);
+        let problem = written.as_ref().err().map(ToString::to_string);
+        let outcome = problem.as_deref().map_or(Ok(()), Err);
+        let (durable, accepted): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.safety == Safety::Durable);
+        let following: Vec<Line> = accepted.into_iter().filter_map(|job| (job.done)(outcome)).collect();
+        let safety = if durable.is_empty() { Safety::Accepted } else { Safety::Durable };
+        let synced = written.and_then(|()| ledger.record(&following, safety, all));
+        let problem = synced.as_ref().err().map(ToString::to_string);
+        for job in durable {
+            (job.done)(problem.as_deref().map_or(Ok(()), Err));
         }
+        synced
     }
 }
 
@@ -269,19 +308,42 @@ pub fn interrupted() -> CommandError {
     CommandError::Failed("interrupted by a restart of the gateway; the state of the device is unknown".into())
 }
 
-fn line(device: &str, key: &Key, known: &Known) -> Line {
-    let (answered, result) = match &known.state {
-        State::Started => (false, None),
-        State::Answered(result) => (true, result.as_ref().map(Outcome::of)),
-        State::Interrupted => (true, Some(Outcome::of(&Err(interrupted())))),
+/// The answer to a command that comes again long after it was answered.
+fn forgotten() -> CommandError {
+    CommandError::Failed("it was carried out or refused before; its answer is no longer known".into())
+}
+
+/// The answer to a command that waited too long.
+fn late(known: &Known, now: Moment, deadline: Duration) -> CommandError {
+    let waited = match known.came {
+        Some(came) => format!("it has waited for {} s", now.since(came).as_secs()),
+        None => "nobody knows how long it has waited".into(),
     };
-    let session = key.session.as_ref().map(ToString::to_string);
-    Line { id: key.id.clone(), device: device.to_owned(), session, time: known.time, answered, result }
+    CommandError::TimedOut(format!("not carried out: {waited}; it may {}", humantime::format_duration(deadline)))
+}
+
+fn leftover((device, key, known): (DeviceId, Key, Known)) -> Option<Leftover> {
+    let progress = match known.state {
+        State::Waiting(request) => Progress::Waiting(request),
+        State::Started(request) | State::Interrupted(request) => Progress::Interrupted(request),
+        State::Answered { result, .. } => Progress::Answered(result?),
+    };
+    Some(Leftover { device, command: key.id, session: key.session, progress })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Map;
+
     use super::*;
+    use crate::cloud::Cloud;
+    use crate::cloud::enapter::Enapter;
+    use crate::config::PropertiesTopic;
+    use crate::outbox::{Bounds, Outbox};
+    use crate::router::Route;
+
+    const TERMS: Terms = Terms { deadline: None, is_idempotent: false };
+    const MINUTE: Duration = Duration::from_secs(60);
 
     fn command(id: &str) -> CommandRequest {
         CommandRequest {
@@ -292,64 +354,143 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_command_that_a_crash_interrupted_is_reported_once_and_never_runs_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("commands.log");
+    /// A device whose session is called "cloud".
+    fn outlet() -> Arc<Outlet> {
         let device = DeviceId::new("meter");
-        let (journal, interrupted) = Journal::open(&path);
-        assert_eq!(interrupted, []);
-        assert_eq!(journal.begin(&command("a"), &device, 1).unwrap(), Seen::Never);
-        assert_eq!(journal.begin(&command("b"), &device, 2).unwrap(), Seen::Never);
-        journal.end(&command("b"), &device, 3, &Ok(vec![]));
-        assert_eq!(journal.begin(&command("a"), &device, 4).unwrap(), Seen::Running);
-        assert_eq!(journal.begin(&command("b"), &device, 4).unwrap(), Seen::Answered(Some(Ok(vec![]))));
+        let cloud = Enapter {
+            hardware_id: "S".into(),
+            channel_id: "s".into(),
+            properties_topic: PropertiesTopic::Properties,
+            needs_ucm: false,
+        };
+        let bounds = Bounds { bytes: 64 << 20, age: Duration::from_secs(60), ..Bounds::default() };
+        let (channel, outbox) = (cloud.device(&device, None).unwrap(), Arc::new(Outbox::new(bounds)));
+        let session = SessionName::new("cloud");
+        let route = Route { session, channel, outbox, questions: None, binary_data: None };
+        Arc::new(Outlet { device, routes: vec![route] })
+    }
+
+    fn answers(outlet: &Outlet) -> u64 {
+        outlet.routes[0].outbox.stats().appended
+    }
+
+    fn finish(journal: &Journal, id: &str, outlet: &Arc<Outlet>) {
+        journal.finish(outlet, Some(&SessionName::new("cloud")), id, Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn what_was_not_over_is_known_after_a_kill_and_nothing_runs_a_second_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("commands.jsonl");
+        let (device, outlet) = (DeviceId::new("meter"), outlet());
+        let (journal, leftovers) = Journal::open(&path, MINUTE).unwrap();
+        assert_eq!(leftovers, []);
+        for id in ["a waits", "b runs", "over"] {
+            assert_eq!(journal.receive(&command(id), &device, ()), Seen::New);
+            assert_eq!(journal.receive(&command(id), &device, ()), Seen::Before);
+        }
+        for id in ["b runs", "over"] {
+            journal.begin(&command(id), &device, TERMS).await.unwrap();
+            assert!(matches!(journal.begin(&command(id), &device, TERMS).await, Err(CommandError::Busy(_))));
+        }
+        finish(&journal, "over", &outlet);
+        journal.flush().await;
+        assert_eq!(answers(&outlet), 1);
+        assert_eq!(journal.receive(&command("over"), &device, ()), Seen::Answered(Ok(vec![])));
         drop(journal);
         use std::io::Write;
         std::fs::File::options().append(true).open(&path).unwrap().write_all(b"{\"id\":\"c\",\"dev").unwrap();
 
-        let (journal, interrupted) = Journal::open(&path);
-        let session = Some(SessionName::new("cloud"));
-        assert_eq!(interrupted, [Interrupted { device: device.clone(), command: "a".into(), session }]);
-        assert_eq!(journal.begin(&command("a"), &device, 5).unwrap(), Seen::Interrupted);
-        // The answer may have been lost with the crash, so it can be given again.
-        assert_eq!(journal.begin(&command("b"), &device, 5).unwrap(), Seen::Answered(Some(Ok(vec![]))));
+        for life in 0..2 {
+            let (journal, leftovers) = Journal::open(&path, MINUTE).unwrap();
+            let found: Vec<_> = leftovers.into_iter().map(|left| (left.command, left.progress)).collect();
+            let runs = ("b runs".to_owned(), Progress::Interrupted(Some(command("b runs"))));
+            assert_eq!(found, [("a waits".to_owned(), Progress::Waiting(command("a waits"))), runs], "{life}");
+            assert_eq!(journal.begin(&command("b runs"), &device, TERMS).await, Err(interrupted()));
+            assert_eq!(journal.receive(&command("over"), &device, ()), Seen::Answered(Ok(vec![])));
+        }
+        let (journal, _) = Journal::open(&path, MINUTE).unwrap();
+        journal.begin(&command("a waits"), &device, TERMS).await.unwrap();
+        let idempotent = Terms { is_idempotent: true, ..TERMS };
+        journal.begin(&command("b runs"), &device, idempotent).await.unwrap();
+        ["a waits", "b runs"].iter().for_each(|id| finish(&journal, id, &outlet));
+        journal.flush().await;
         drop(journal);
-        assert_eq!(Journal::open(&path).1, []);
+        assert_eq!(Journal::open(&path, MINUTE).unwrap().1, []);
     }
 
-    #[test]
-    fn the_file_and_the_memory_stay_bounded() {
+    #[tokio::test]
+    async fn an_answer_that_no_outbox_has_is_given_by_the_next_life() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("commands.log");
+        let path = folder.path().join("commands.jsonl");
         let device = DeviceId::new("meter");
-        let (journal, _) = Journal::open(&path);
-        journal.begin(&command("first"), &device, 0).unwrap();
-        for number in 0..10_000 {
-            let id = number.to_string();
-            journal.begin(&command(&id), &device, 0).unwrap();
-            journal.end(&command(&id), &device, 0, &Ok(vec![]));
-        }
-        assert!(path.metadata().unwrap().len() < 400 << 10);
-        assert_eq!(journal.begin(&command("first"), &device, 0).unwrap(), Seen::Running);
-        assert_eq!(journal.begin(&command("9999"), &device, 0).unwrap(), Seen::Answered(Some(Ok(vec![]))));
+        let (mut memory, now) = (Memory::default(), Moment::now());
+        let state = State::Answered { result: Some(Ok(vec![])), is_sent: false };
+        memory.set(&device, Key::of(&command("a")), Known { came: Some(now), time: now.wall, state });
+        let mut ledger = Ledger::open(&path, "commands", |_| true);
+        ledger.rewrite(memory.lines().into_iter()).unwrap();
+        let (_, leftovers) = Journal::open(&path, MINUTE).unwrap();
+        assert_eq!(leftovers.first().map(|left| &left.progress), Some(&Progress::Answered(Ok(vec![]))));
     }
 
-    #[test]
-    fn large_answers_are_forgotten_sooner_and_devices_and_sessions_have_ids_of_their_own() {
-        let text = "x".repeat(64 << 10);
-        let large = Err(crate::message::CommandError::Failed(text));
-        let journal = Journal::in_memory();
-        let (meter, lamp) = (DeviceId::new("meter"), DeviceId::new("lamp"));
-        for number in 0..10 {
-            let command = command(&number.to_string());
-            assert_eq!(journal.begin(&command, &meter, 0).unwrap(), Seen::Never);
-            journal.end(&command, &meter, 0, &large);
+    #[tokio::test]
+    async fn a_command_that_waited_too_long_or_for_an_unknown_time_is_not_carried_out() {
+        let (journal, device) = (Journal::in_memory(MINUTE), DeviceId::new("meter"));
+        let now = Moment::now();
+        let long_ago = Moment { steady: now.steady - 61_000, ..now };
+        for came in [Some(long_ago), None] {
+            let state = State::Waiting(command("a"));
+            journal.shared.memory().set(&device, Key::of(&command("a")), Known { came, time: 0, state });
+            assert!(matches!(journal.begin(&command("a"), &device, TERMS).await, Err(CommandError::TimedOut(_))));
         }
-        assert_eq!(journal.begin(&command("9"), &meter, 0).unwrap(), Seen::Answered(Some(large)));
-        assert_eq!(journal.begin(&command("0"), &meter, 0).unwrap(), Seen::Never);
-        assert_eq!(journal.begin(&command("9"), &lamp, 0).unwrap(), Seen::Never);
-        let other = CommandRequest { session: Some(SessionName::new("other")), ..command("9") };
-        assert_eq!(journal.begin(&other, &meter, 0).unwrap(), Seen::Never);
+    }
+
+    #[tokio::test]
+    async fn without_a_disk_commands_are_refused_and_with_it_again_they_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state/commands.jsonl");
+        let device = DeviceId::new("meter");
+        let (journal, _) = Journal::open(&path, MINUTE).unwrap();
+        assert_eq!(journal.receive(&command("a"), &device, ()), Seen::New);
+        let refused = journal.begin(&command("a"), &device, TERMS).await.unwrap_err();
+        assert!(refused.text().starts_with("not carried out: the gateway cannot note commands"), "{refused:?}");
+        std::fs::create_dir(folder.path().join("state")).unwrap();
+        journal.begin(&command("a"), &device, TERMS).await.unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(&path, MINUTE).unwrap().1.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_receipt_is_dropped_once_the_command_is_on_the_disk() {
+        struct Receipt(std::path::PathBuf, mpsc::Sender<bool>);
+        impl Drop for Receipt {
+            fn drop(&mut self) {
+                let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+                self.1.send(text.contains("\"id\":\"a\"")).unwrap();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("commands.jsonl");
+        let (journal, _) = Journal::open(&path, MINUTE).unwrap();
+        let (sender, dropped) = mpsc::channel();
+        journal.receive(&command("a"), &DeviceId::new("meter"), Receipt(path, sender));
+        assert_eq!(dropped.recv(), Ok(true));
+    }
+
+    #[tokio::test]
+    async fn the_file_stays_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("commands.jsonl");
+        let (device, outlet) = (DeviceId::new("meter"), outlet());
+        let (journal, _) = Journal::open(&path, MINUTE).unwrap();
+        for number in 0..10_000 {
+            finish(&journal, &number.to_string(), &outlet);
+        }
+        journal.flush().await;
+        assert!(path.metadata().unwrap().len() < 1 << 20);
+        drop(journal);
+        let (journal, leftovers) = Journal::open(&path, MINUTE).unwrap();
+        assert_eq!((leftovers, answers(&outlet)), (vec![], 10_000));
+        assert_eq!(journal.receive(&command("9999"), &device, ()), Seen::Answered(Ok(vec![])));
     }
 }

@@ -111,17 +111,18 @@ impl Ledger {
         Ok(damaged + usize::from(is_empty))
     }
 
-    /// Writes an entry: appends it, or writes all live entries anew, `all`
-    /// with this one among them.
+    /// Writes entries: appends them, or writes all live entries anew, `all`
+    /// with these among them. None at all and `Durable`: brings what was
+    /// appended before to the disk.
     pub fn record<E: Serialize, I: Iterator<Item = E>>(
         &mut self,
-        entry: &E,
+        entries: &[E],
         safety: Safety,
         all: impl FnOnce() -> I,
     ) -> io::Result<()> {
         let has_grown = self.bytes > self.fresh.saturating_mul(2).saturating_add(SPARE);
         let Some(file) = self.open_whole().filter(|_| !has_grown) else { return self.rewrite(all()) };
-        let text = line(entry)?;
+        let text = entries.iter().map(line).collect::<io::Result<String>>()?;
         // After an error everything is written anew: nobody knows what the file holds then.
         self.is_whole = false;
         (&file).write_all(text.as_bytes())?;
@@ -232,7 +233,7 @@ mod tests {
 
     fn record(ledger: &mut Ledger, number: u64, all: &[u64]) {
         let entry = |number: u64| json!({"n": number, "text": "x".repeat(50)});
-        ledger.record(&entry(number), Safety::Durable, || all.iter().map(|number| entry(*number))).unwrap();
+        ledger.record(&[entry(number)], Safety::Durable, || all.iter().map(|number| entry(*number))).unwrap();
     }
 
     #[test]
@@ -241,7 +242,7 @@ mod tests {
         let path = root.path().join("state/log");
         let (mut ledger, _) = read(&path);
         let entry = json!({"n": 1});
-        assert!(ledger.record(&entry, Safety::Accepted, || [entry.clone()].into_iter()).is_err());
+        assert!(ledger.record(std::slice::from_ref(&entry), Safety::Accepted, || [entry.clone()].into_iter()).is_err());
         std::fs::create_dir(root.path().join("state")).unwrap();
         record(&mut ledger, 2, &[1, 2]);
         record(&mut ledger, 3, &[]);

@@ -143,7 +143,7 @@ impl Receipts {
         let (ledger, newest, receipt) = (Arc::clone(ledger), Arc::clone(&self.newest), receipt.clone());
         scribe.write(move || {
             let all = || lock(&newest).clone().into_iter();
-            if let Err(error) = lock(&ledger).record(&receipt, Safety::Accepted, all) {
+            if let Err(error) = lock(&ledger).record(&[receipt], Safety::Accepted, all) {
                 tracing::error!("writing a receipt: {error}");
             }
         });

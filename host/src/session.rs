@@ -5,9 +5,11 @@
 //! message leaves the outbox on proof of delivery only; after a lost
 //! connection the unproved ones are sent again.
 
+mod acknowledgements;
 mod blame;
 mod client;
 mod complaints;
+mod contact;
 mod dialogue;
 pub mod enapter;
 pub mod kaa;
@@ -27,23 +29,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::FutureExt;
-use rumqttc::{ConnectionError, Event, EventLoop, Outgoing, Packet, QoS, Request, SubAck};
+use rumqttc::{ConnectionError, Event, EventLoop, Outgoing, Packet, PubAck, Publish, QoS, Request, SubAck};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+pub use contact::Contact;
 pub use dialogue::Dialogue;
 pub use parts::Parts;
 pub use picture::{Facts, Order, Picture, SessionStatus};
 pub use tls::check as check_tls;
 
+use crate::journal::Journal;
 use crate::message::{SessionName, now};
 use crate::outbox::Outbox;
 use crate::question::{NoAnswer, Question};
 use crate::statistics::Counter;
 use crate::text;
+use acknowledgements::Acknowledgements;
 use blame::Blame;
-use client::{LONGEST_PATIENCE, client, explain, is_closed_by_peer};
+use client::{LONGEST_PATIENCE, explain, farewell, is_closed_by_peer};
 use complaints::Complaints;
 use dialogue::{Event as Meaning, Outgoing as Message, Proof};
 use reception::Reception;
@@ -72,6 +77,10 @@ pub struct Session {
     wishes: Wishes,
     reception: Reception,
     blame: Blame,
+    contact: Contact,
+    /// Whether the broker is asked to keep messages while the gateway is away; not
+    /// when it refuses to connect so.
+    resumes: bool,
     status: watch::Sender<SessionStatus>,
     /// A message that goes as soon as nothing else is on the way.
     trial: Option<Message>,
@@ -85,6 +94,10 @@ pub struct Links {
     pub gateway: mpsc::Sender<Order>,
     /// Questions of drivers to the cloud.
     pub questions: mpsc::Receiver<Question>,
+    /// Where commands are noted.
+    pub journal: Arc<Journal>,
+    /// When the broker was heard last.
+    pub contact: Contact,
     /// Where the state is told.
     pub status: watch::Sender<SessionStatus>,
     /// Counts messages from the cloud that could not be used.
@@ -133,6 +146,7 @@ impl Wishes {
 struct Connection {
     writer: Writer,
     subscriptions: Subscriptions,
+    acknowledgements: Acknowledgements,
     since: Instant,
     /// Whether the broker has taken the CONNECT.
     stands: bool,
@@ -143,18 +157,21 @@ struct Connection {
 impl Session {
     /// A session that has not connected yet.
     pub fn new(name: &SessionName, parts: Parts, links: Links) -> Session {
-        let Links { picture, gateway, questions, status, refused } = links;
+        let Links { picture, gateway, questions, journal, contact, status, refused } = links;
         Session {
             name: name.clone(),
             reception: Reception {
                 session: name.clone(),
                 picture: picture.clone(),
                 gateway,
+                journal,
                 outbox: Arc::clone(&parts.outbox),
                 complaints: Complaints::new(name, refused),
             },
             blame: Blame::new(name, Arc::clone(&parts.cloud), Arc::clone(&parts.outbox)),
             wishes: Wishes { picture, questions },
+            resumes: contact.is_kept(),
+            contact,
             parts,
             status,
             trial: None,
@@ -215,10 +232,18 @@ impl Session {
     /// One connection, from CONNECT to its end. Ok when the gateway stops.
     async fn connect(&mut self) -> Result<()> {
         let address = self.parts.address();
-        let (client, mut events) = client(&self.parts.client_id, &self.parts.broker, self.parts.keep_alive)?;
+        if self.resumes && self.contact.is_stale() {
+            tokio::select! {
+                forgotten = self.parts.forget() => forgotten.with_context(|| address.clone())?,
+                () = self.wishes.refuse() => return Ok(()),
+            }
+            self.contact.heard();
+        }
+        let (client, mut events) = self.parts.client(!self.resumes)?;
         let mut connection = Connection {
             writer: Writer::new(client, self.qos(), self.blame.is_careful()),
             subscriptions: Subscriptions::default(),
+            acknowledgements: Acknowledgements::default(),
             since: Instant::now(),
             stands: false,
             streak: 0,
@@ -236,7 +261,9 @@ impl Session {
                 Some(Err(error)) => return Err(self.lost(connection, events, error)).with_context(|| address.clone()),
                 None => {
                     // Written or not, the connection ends.
-                    let _ = timeout(FAREWELL, farewell(&connection.writer, &mut events)).await;
+                    if connection.writer.say_goodbye().is_ok() {
+                        let _ = timeout(FAREWELL, farewell(&mut events)).await;
+                    }
                     return Ok(());
                 }
             }
@@ -290,6 +317,7 @@ impl Session {
                 event = &mut poll => return Some(event),
                 // The nudge below makes room for a burst.
                 () = something_to_say(&self.parts.outbox, has_more), if may_write => {}
+                () = connection.acknowledgements.changed(), if may_write => {}
                 wish = self.wishes.next(stands) => match wish {
                     Wish::Stop => return None,
                     Wish::Look => self.look(connection),
@@ -327,6 +355,9 @@ impl Session {
 
     /// Takes an event that ends nothing.
     fn note(&mut self, connection: &mut Connection, event: Event) {
+        if matches!(event, Event::Incoming(_)) {
+            self.contact.heard();
+        }
         let Connection { writer, subscriptions, .. } = connection;
         match event {
             Event::Outgoing(Outgoing::Publish(packet)) => {
@@ -336,7 +367,7 @@ impl Session {
                 writer.wrote_request();
                 subscriptions.wrote(packet);
             }
-            Event::Outgoing(Outgoing::Unsubscribe(_)) => writer.wrote_request(),
+            Event::Outgoing(Outgoing::Unsubscribe(_) | Outgoing::PubAck(_)) => writer.wrote_request(),
             Event::Incoming(Packet::PubAck(ack)) => {
                 if let Some(sequence) = writer.proved(ack.pkid) {
                     let suspect = self.blame.recognize(sequence);
@@ -345,7 +376,7 @@ impl Session {
                 }
             }
             Event::Incoming(Packet::SubAck(ack)) => self.subscribed(connection, &ack),
-            Event::Incoming(Packet::Publish(publish)) => self.receive(connection, &publish.topic, &publish.payload),
+            Event::Incoming(Packet::Publish(publish)) => self.receive(connection, &publish),
             _ => {}
         }
     }
@@ -355,6 +386,10 @@ impl Session {
     fn lost(&mut self, mut connection: Connection, mut events: EventLoop, error: ConnectionError) -> anyhow::Error {
         for event in std::mem::take(&mut events.state.events) {
             self.note(&mut connection, event);
+        }
+        if matches!(error, ConnectionError::ConnectionRefused(_)) && self.contact.is_kept() {
+            // It may be that the broker does not want to keep anything.
+            self.resumes = !self.resumes;
         }
         if is_closed_by_peer(&error) {
             let entries = connection.writer.unproved().into_iter();
@@ -376,10 +411,13 @@ impl Session {
         if self.parts.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce }
     }
 
-    /// The next thing to write: what must be known before subscribing, the
-    /// subscriptions, and then all else, so that whoever answers a message
-    /// finds the gateway listening.
+    /// The next thing to write: acknowledgements, what must be known before
+    /// subscribing, the subscriptions, and then all else, so that whoever answers
+    /// a message finds the gateway listening.
     fn next_request(&mut self, connection: &mut Connection) -> Option<Request> {
+        if let Some(packet) = connection.acknowledgements.next() {
+            return Some(Request::PubAck(PubAck::new(packet)));
+        }
         let message = match self.parts.dialogue.announce() {
             Some(publication) => Message { publication, proof: Proof::None },
             None => match connection.subscriptions.next() {
@@ -502,11 +540,15 @@ impl Session {
     }
 
     /// Takes a message from the cloud to whom it is for.
-    fn receive(&mut self, connection: &mut Connection, topic: &str, payload: &[u8]) {
+    fn receive(&mut self, connection: &mut Connection, message: &Publish) {
+        let (topic, payload) = (&*message.topic, &*message.payload);
+        let receipt = connection.acknowledgements.begin(message.pkid);
         self.tell_exchange("receives", topic, payload);
         for meaning in self.parts.dialogue.receive(topic, payload, Instant::now()) {
             match meaning {
-                Meaning::Command { recipient, request } => self.reception.command(&recipient, request),
+                Meaning::Command { recipient, request } => {
+                    self.reception.command(&recipient, request, receipt.clone());
+                }
                 Meaning::Offered { device, offer, document } => self.reception.offer(device, offer, document),
                 Meaning::Answered { sequences, device, topic } => {
                     // It makes room for a message that waits, also where no PUBACK comes.
@@ -519,18 +561,6 @@ impl Session {
                     self.reception.unusable(&recipient, &command, problem);
                 }
             }
-        }
-    }
-}
-
-/// Ends a connection as the protocol wants it.
-async fn farewell(writer: &Writer, events: &mut EventLoop) {
-    if writer.say_goodbye().is_err() {
-        return;
-    }
-    while let Ok(event) = events.poll().await {
-        if matches!(event, Event::Outgoing(Outgoing::Disconnect)) {
-            return;
         }
     }
 }

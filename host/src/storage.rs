@@ -144,7 +144,7 @@ impl Values {
         if let Some(folder) = self.path.parent().filter(|folder| !folder.exists()) {
             std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         }
-        let written = file.record(&new, Safety::Durable, all);
+        let written = file.record(std::slice::from_ref(&new), Safety::Durable, all);
         // Ten thousand devices may store something; few do so often.
         file.close();
         written.with_context(|| format!("writing {}", self.path.display()))?;

@@ -34,8 +34,8 @@ use crate::cloud::Cloud;
 use crate::config::{self, Config};
 use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
-use crate::journal::Journal;
-use crate::message::{DeviceId, SessionName, Uplink, now};
+use crate::journal::{Journal, Leftover};
+use crate::message::{CommandRequest, DeviceId, SessionName, Uplink, now};
 use crate::network::Lookups;
 use crate::outbox::Outbox;
 use crate::question::Question;
@@ -94,6 +94,8 @@ enum Report {
     ConfiguredDigest { device: String, digest: String },
     /// What became of a configuration that a cloud offered.
     Configured(configurations::Outcome),
+    /// A command for the gateway is noted as started.
+    Begun(CommandRequest),
     /// Software that a cloud offered is here, or was installed.
     Software(software::Installation),
 }
@@ -105,6 +107,8 @@ pub struct Supervisor {
     registry: Arc<Registry>,
     storage: Storage,
     journal: Arc<Journal>,
+    /// Commands that were not over when the gateway died.
+    leftovers: Vec<Leftover>,
     receipts: Receipts,
     memory: Memory,
     starts: Starts,
@@ -176,7 +180,10 @@ impl Supervisor {
         let registry = Arc::new(Registry::new(sandbox, Some(&state.join("drivers"))));
         crate::files::remove_parts(&software::folder(state));
         let scribe = Scribe::start().context("starting the thread that writes files")?;
-        let (journal, interrupted) = Journal::open(&state.join("commands.jsonl"));
+        let deadline = config.gateway.command_deadline.0;
+        let journal = Journal::open(&state.join("commands.jsonl"), deadline);
+        let (journal, leftovers) = journal.context("starting the thread that notes commands")?;
+        let journal = Arc::new(journal);
         let receipts = Receipts::open(&state.join("swaps.jsonl"), scribe.clone());
         let (change, changes) = mpsc::channel(16);
         let (request, requests) = mpsc::channel(64);
@@ -184,7 +191,7 @@ impl Supervisor {
         let (order, orders) = mpsc::channel(ORDERS);
         let sessions = config.sessions.iter().map(|(name, session)| {
             let name = SessionName::new(name);
-            let entry = start::session(&name, session, &config, state, &order);
+            let entry = start::session(&name, session, &config, state, &order, (&journal, &scribe));
             Ok((name.clone(), entry.with_context(|| format!("sessions.{name}"))?))
         });
         let sessions = sessions.collect::<Result<BTreeMap<_, _>>>()?;
@@ -192,7 +199,8 @@ impl Supervisor {
             path: path.to_owned(),
             registry,
             storage: Storage::open(state),
-            journal: Arc::new(journal),
+            journal,
+            leftovers,
             receipts: receipts.clone(),
             memory: Memory::open(state, scribe.clone()),
             scribe,
@@ -222,7 +230,6 @@ impl Supervisor {
             started: Instant::now(),
             config,
         };
-        supervisor.answer_interrupted(&interrupted);
         Ok((supervisor, Control { requests: request, receipts }))
     }
 
@@ -231,6 +238,8 @@ impl Supervisor {
         for (id, device) in self.config.devices.clone() {
             self.start_device(&id, &device);
         }
+        let leftovers = std::mem::take(&mut self.leftovers);
+        self.resume_commands(leftovers);
         self.watch_files();
         self.publish_soon();
         // Before the devices were tried there is nothing to tell.
@@ -438,6 +447,10 @@ impl Supervisor {
         let stops = stops.map(|handle| async move { handle.ask(crate::device::Input::Stop).await });
         if tokio::time::timeout(GOODBYE, futures::future::join_all(stops)).await.is_err() {
             tracing::warn!("stopping though some drivers have not ended");
+        }
+        // The answers that are written down now are in the outbox then.
+        if tokio::time::timeout(FLUSH, self.journal.flush()).await.is_err() {
+            tracing::warn!("stopping though the disk is busy: the next start answers some commands");
         }
         // What the devices said last still goes out, if the uplink takes it.
         let delivered = async {

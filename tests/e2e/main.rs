@@ -18,6 +18,7 @@ mod hostile;
 mod kaa;
 mod languages;
 mod modbus;
+mod once;
 mod order;
 mod paused;
 mod preflight;

@@ -48,7 +48,12 @@ async fn device_with(driver: &str, configuration: serde_json::Value, receipts: R
     };
     let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
     let prepared = prepare(&specification, driver, &given).await.unwrap();
-    DeviceHandle::start(Arc::new(specification), prepared, Arc::new(Journal::in_memory()), receipts)
+    DeviceHandle::start(
+        Arc::new(specification),
+        prepared,
+        Arc::new(Journal::in_memory(Duration::from_secs(60))),
+        receipts,
+    )
 }
 
 #[tokio::test(start_paused = true)]

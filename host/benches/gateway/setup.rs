@@ -76,6 +76,7 @@ pub fn parts(port: u16, outbox: &Arc<Outbox>, cloud: Arc<dyn Cloud>, dialogue: B
         client_id: "bench".into(),
         qos: 1,
         keep_alive: Duration::from_secs(60),
+        resumes: false,
         answers: false,
         binary_data: None,
         max_software: 0,
@@ -127,7 +128,12 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
 pub async fn start(spec: &Arc<Specification>, driver: &Arc<Driver>, configuration: serde_json::Value) -> DeviceHandle {
     let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
     let prepared = prepare(spec, Arc::clone(driver), &given).await.unwrap();
-    DeviceHandle::start(Arc::clone(spec), prepared, Arc::new(Journal::in_memory()), Receipts::in_memory())
+    DeviceHandle::start(
+        Arc::clone(spec),
+        prepared,
+        Arc::new(Journal::in_memory(Duration::from_secs(60))),
+        Receipts::in_memory(),
+    )
 }
 
 pub fn median(mut times: Vec<Duration>) -> Duration {

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use sandgate::cloud::{Cloud, Greeting};
 use sandgate::device::{DeviceHandle, Input};
+use sandgate::journal::Journal;
 use sandgate::message::{SessionName, now};
 use sandgate::outbox::Outbox;
 use sandgate::router::{Recipient, Table};
 use sandgate::sandbox::Driver;
 use sandgate::session::enapter::EnapterDialogue;
-use sandgate::session::{Links, Picture, Session, SessionStatus};
+use sandgate::session::{Contact, Links, Picture, Session, SessionStatus};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -75,7 +76,16 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
     let (_, questions) = mpsc::channel(1);
     let dialogue = Box::new(EnapterDialogue::new(&SessionName::new("bench"), cloud.clone(), Arc::clone(outbox)));
     let parts = parts(port, outbox, Arc::new(cloud), dialogue);
-    let links = Links { picture: pictures, gateway, questions, status, refused: Arc::default() };
+    let journal = Arc::new(Journal::in_memory(Duration::from_secs(60)));
+    let links = Links {
+        picture: pictures,
+        gateway,
+        questions,
+        journal,
+        contact: Contact::none(),
+        status,
+        refused: Arc::default(),
+    };
     Session::new(&SessionName::new("bench"), parts, links).start();
     states.wait_for(|status| status.connected).await.unwrap();
     sender

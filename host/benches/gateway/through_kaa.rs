@@ -11,13 +11,14 @@ use sandgate::cloud::Cloud;
 use sandgate::cloud::kaa::Kaa;
 use sandgate::config::{Config, Endpoint, KaaEndpoint, Secret, Source};
 use sandgate::device::Input;
+use sandgate::journal::Journal;
 use sandgate::message::{DeviceId, SessionName};
 use sandgate::outbox::{Batching, Bounds, Outbox};
 use sandgate::router::{Outlet, Recipient, Route, Table};
 use sandgate::sandbox::{Compiler, Driver};
 use sandgate::secrets::Secrets;
 use sandgate::session::kaa::{KaaDialogue, Manner};
-use sandgate::session::{Facts, Links, Picture, Session, SessionStatus};
+use sandgate::session::{Contact, Facts, Links, Picture, Session, SessionStatus};
 use sandgate::state::StateFolder;
 use sandgate::status::resident_memory;
 use sandgate::supervisor::Supervisor;
@@ -109,7 +110,16 @@ fn session(
     };
     let dialogue = Box::new(KaaDialogue::new(&SessionName::new("kaa"), manner, Arc::clone(outbox)));
     let parts = parts(port, outbox, Arc::new(cloud()), dialogue);
-    let links = Links { picture: pictures, gateway, questions, status, refused: Arc::default() };
+    let journal = Arc::new(Journal::in_memory(Duration::from_secs(60)));
+    let links = Links {
+        picture: pictures,
+        gateway,
+        questions,
+        journal,
+        contact: Contact::none(),
+        status,
+        refused: Arc::default(),
+    };
     Session::new(&SessionName::new("kaa"), parts, links).start();
     (sender, states)
 }

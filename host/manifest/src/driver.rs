@@ -1,5 +1,7 @@
 //! The section `driver:`: what this gateway needs to know beside the blueprint.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use crate::target::Target;
@@ -19,6 +21,21 @@ pub struct DriverSection {
     /// What the driver needs; the operator's limits win.
     #[serde(default)]
     pub limits: RequestedLimits,
+    /// What this gateway needs to know of commands, by name.
+    #[serde(default)]
+    pub commands: BTreeMap<String, CommandTerms>,
+}
+
+/// On which terms a command is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommandTerms {
+    /// Whether it does no harm when it is carried out twice: it is then carried
+    /// out again where a crash of the gateway cut it short. Default false.
+    pub idempotent: bool,
+    /// How long after it came it may be started, if that is less than the
+    /// gateway's `command_deadline`.
+    pub deadline: Option<Span>,
 }
 
 /// What a driver wants to use.

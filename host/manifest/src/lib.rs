@@ -26,7 +26,7 @@ use serde_json::Value as Json;
 pub use blueprint::GATEWAY_BLUEPRINT;
 pub use blueprint::{clean_blueprint, parent_blueprint};
 pub use check::{ArgumentError, WrongConfiguration, WrongValue};
-pub use driver::{DriverSection, Requested, RequestedLimits, Requests};
+pub use driver::{CommandTerms, DriverSection, Requested, RequestedLimits, Requests};
 pub use parse::is_driver_name;
 
 /// Maps that keep the order of the names irrelevant and the output stable.

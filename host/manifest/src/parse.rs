@@ -1,6 +1,7 @@
 //! Strict parsing of `manifest.yml`: YAML to types, then the rules that types
 //! cannot say. Each error has a line, the key and what was expected.
 
+use crate::text;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use serde_saphyr::{DuplicateKeyPolicy, Location};
@@ -59,6 +60,13 @@ fn driver_section(driver: Json, text: &str) -> Result<DriverSection, String> {
                 match inner {
                     "requests" => blame::<super::Requests>(keys, &[], &place, text)?,
                     _ => blame::<super::RequestedLimits>(keys, &[], &place, text)?,
+                }
+            }
+        }
+        if let Some(Json::Object(commands)) = section.get("commands") {
+            for (name, terms) in commands {
+                if let Json::Object(terms) = terms {
+                    blame::<super::CommandTerms>(terms, &[], &["driver", "commands", name], text)?;
                 }
             }
         }
@@ -231,6 +239,10 @@ fn check(manifest: &Manifest) -> Result<(), Problem> {
             check_parameter(key, parameter)
                 .map_err(|text| (place(&["configuration", name, "parameters", key]), text))?;
         }
+    }
+    if let Some(name) = driver.commands.keys().find(|name| !blueprint.commands.contains_key(*name)) {
+        let text = format!("there is no such command; {}", text::instead(name, blueprint.commands.keys()));
+        return Err((place(&["driver", "commands", name]), text));
     }
     for bus in &driver.requests.modbus {
         if check_name(bus).is_err() {

@@ -1,42 +1,44 @@
-//! Carrying out commands: checked, at most once, always answered.
+//! Carrying out commands: checked, once, always answered.
 
 use serde_json::{Map, Value as Json};
 
 use super::Device;
-use crate::journal::{Seen, interrupted};
+use crate::journal::Terms;
 use crate::manifest::ArgumentError;
-use crate::message::{CommandError, CommandRequest, CommandResult, Severity, Uplink, now, size_of_attribute};
+use crate::message::{CommandError, CommandRequest, CommandResult, Severity, size_of_attribute};
 use crate::sandbox::CallError;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::Command;
 
 impl Device {
-    /// Carries out a command once; none when it is running already.
-    pub(super) async fn command(&mut self, request: CommandRequest) -> Option<CommandResult> {
-        let id = request.id.clone();
-        let result = match self.driver.manifest.check_command(&request.name, request.arguments.clone()) {
+    /// Carries out a command, unless it must not run any more, and answers it.
+    pub(super) async fn command(&mut self, request: CommandRequest) -> CommandResult {
+        let manifest = &self.driver.manifest;
+        let result = match manifest.check_command(&request.name, request.arguments.clone()) {
             Err(error @ ArgumentError::UnknownCommand(..)) => Err(CommandError::Unsupported(error.to_string())),
             Err(error) => Err(CommandError::InvalidArgument(error.to_string())),
-            Ok(arguments) => match self.journal.begin(&request, &self.spec.id, now()) {
-                Err(error) => Err(CommandError::Failed(format!("{error:#}"))),
-                Ok(Seen::Running) => return None,
-                Ok(Seen::Answered(Some(result))) => result,
-                Ok(Seen::Interrupted) => Err(interrupted()),
-                // Answered by an older version of this program: the cloud has the answer.
-                Ok(Seen::Answered(None)) => return None,
-                Ok(Seen::Never) => {
-                    let result = self.carry_out(&request, arguments).await;
-                    self.journal.end(&request, &self.spec.id, now(), &result);
-                    result
+            Ok(arguments) => {
+                let declared = manifest.driver.commands.get(&request.name).copied().unwrap_or_default();
+                let terms = Terms {
+                    deadline: declared.deadline.map(|deadline| deadline.0),
+                    is_idempotent: declared.idempotent,
+                };
+                match self.journal.begin(&request, &self.spec.id, terms).await {
+                    Ok(()) => self.carry_out(&request, arguments).await,
+                    Err(error) => Err(error),
                 }
-            },
+            }
         };
         if let Err(error) = &result {
             let text = error.text();
             self.life.log.write(Severity::Warning, &format!("command {}: {text}", request.name));
         }
-        let uplink = Uplink::CommandResult { command: &id, result: &result };
-        self.spec.capabilities.outlet.answer(request.session.as_ref(), &uplink);
-        Some(result)
+        self.answer(&request, result.clone());
+        result
+    }
+
+    /// Answers a command.
+    pub(super) fn answer(&self, request: &CommandRequest, result: CommandResult) {
+        self.journal.finish(&self.spec.capabilities.outlet, request.session.as_ref(), &request.id, result);
     }
 
     async fn carry_out(&mut self, request: &CommandRequest, arguments: Map<String, Json>) -> CommandResult {

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, MqttOptions, StateError, TlsConfiguration, Transport,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, StateError,
+    TlsConfiguration, Transport,
 };
 
-use super::{tls, window};
-use crate::config::{Broker, Credentials};
+use super::{Parts, tls, window};
+use crate::config::Credentials;
 
 /// The largest packet in either direction; commands are checked more strictly.
 const MAX_PACKET: usize = 16 << 20;
@@ -23,24 +24,48 @@ const SLOWEST: usize = 1 << 10;
 /// Requests in the client's channel; hardly ever more than one.
 const CHANNEL: usize = 16;
 
-/// A client that has not connected yet.
-pub(super) fn client(client_id: &str, broker: &Broker, keep_alive: Duration) -> Result<(AsyncClient, EventLoop)> {
-    let mut options = MqttOptions::new(client_id, &broker.host, broker.port);
-    options.set_keep_alive(keep_alive);
-    options.set_clean_session(true);
-    options.set_inflight(window::MOST);
-    options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
-    if let Credentials::Password(user, password) = &broker.credentials {
-        options.set_credentials(user, &password.0);
+impl Parts {
+    /// A client that has not connected yet. With `is_clean` the broker forgets
+    /// what it has kept, and keeps nothing.
+    pub(super) fn client(&self, is_clean: bool) -> Result<(AsyncClient, EventLoop)> {
+        let broker = &self.broker;
+        let mut options = MqttOptions::new(&self.client_id, &broker.host, broker.port);
+        options.set_keep_alive(self.keep_alive);
+        options.set_clean_session(is_clean);
+        // A command is acknowledged when it is noted.
+        options.set_manual_acks(true);
+        options.set_inflight(window::MOST);
+        options.set_max_packet_size(MAX_PACKET, MAX_PACKET);
+        if let Credentials::Password(user, password) = &broker.credentials {
+            options.set_credentials(user, &password.0);
+        }
+        if let Some(tls) = &broker.tls {
+            let config = tls::client_config(tls)?;
+            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config))));
+        }
+        let (client, mut events) = AsyncClient::new(options, CHANNEL);
+        events.network_options.set_tcp_nodelay(true);
+        events.network_options.set_connection_timeout(PATIENCE.as_secs());
+        Ok((client, events))
     }
-    if let Some(tls) = &broker.tls {
-        let config = tls::client_config(tls)?;
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(config))));
+
+    /// Lets the broker forget what it has kept for this client.
+    pub(super) async fn forget(&self) -> Result<()> {
+        let (client, mut events) = self.client(true)?;
+        while !matches!(events.poll().await.map_err(explain)?, Event::Incoming(Packet::ConnAck(_))) {}
+        client.try_disconnect()?;
+        farewell(&mut events).await;
+        Ok(())
     }
-    let (client, mut events) = AsyncClient::new(options, CHANNEL);
-    events.network_options.set_tcp_nodelay(true);
-    events.network_options.set_connection_timeout(PATIENCE.as_secs());
-    Ok((client, events))
+}
+
+/// Waits until a DISCONNECT is written, or the connection is gone.
+pub(super) async fn farewell(events: &mut EventLoop) {
+    while let Ok(event) = events.poll().await {
+        if matches!(event, Event::Outgoing(Outgoing::Disconnect)) {
+            return;
+        }
+    }
 }
 
 /// How long a broker may need to take this many bytes.

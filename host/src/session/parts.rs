@@ -39,6 +39,9 @@ pub struct Parts {
     pub qos: u8,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
+    /// Whether the broker is to keep messages while the gateway is away for a
+    /// short time. Not where the cloud is asked for what it wants at each connect.
+    pub resumes: bool,
     /// Whether the cloud answers questions of drivers.
     pub answers: bool,
     /// Where files go, if the cloud takes any.
@@ -50,9 +53,18 @@ pub struct Parts {
 impl Parts {
     /// The folder of the outbox in the state folder: one for each identity.
     pub fn outbox_folder(&self, name: &SessionName, state: &Path) -> PathBuf {
+        state.join("outbox").join(self.label(name))
+    }
+
+    /// Where it is noted in the state folder when the broker was heard last.
+    pub fn contact_file(&self, name: &SessionName, state: &Path) -> PathBuf {
+        state.join("outbox").join(format!("{}.contact", self.label(name)))
+    }
+
+    fn label(&self, name: &SessionName) -> String {
         let digest = sha2::Sha256::digest(self.identity.as_bytes());
         let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        state.join("outbox").join(format!("{name}-{short}"))
+        format!("{name}-{short}")
     }
 
     /// Where the broker is.
@@ -89,6 +101,7 @@ fn enapter(name: &SessionName, session: &EnapterSession, folder: &Path) -> Resul
         client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", communication.hardware_id)),
         qos: session.qos,
         keep_alive: session.keep_alive.0,
+        resumes: session.qos > 0,
         answers: false,
         binary_data: None,
         max_software: 0,
@@ -122,6 +135,7 @@ fn kaa(name: &SessionName, session: &KaaSession, folder: &Path) -> Result<Parts>
         client_id: session.client_id.clone().unwrap_or_else(|| format!("sandgate-{}", random())),
         qos: session.qos,
         keep_alive: session.keep_alive.0,
+        resumes: false,
         answers: true,
         binary_data: Some(Arc::new(BinaryData::new(&session.binary_data_url(), &session.binary_data_types)?)),
         max_software: session.max_software_size.0,

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
 
+use super::acknowledgements::Receipt;
 use super::complaints::Complaints;
 use super::picture::{Order, Picture};
-use crate::clock::Moment;
-use crate::message::{CommandError, CommandRequest, DeviceId, Offer, SessionName, Uplink};
+use crate::journal::{Journal, Seen};
+use crate::message::{CommandError, CommandRequest, CommandResult, DeviceId, Offer, SessionName, Uplink};
 use crate::outbox::Outbox;
-use crate::router::{self, GATEWAY, Recipient};
+use crate::router::{GATEWAY, Outlet, Recipient, Route};
 
 /// See the module documentation.
 pub(super) struct Reception {
@@ -20,6 +21,8 @@ pub(super) struct Reception {
     pub picture: watch::Receiver<Arc<Picture>>,
     /// Where orders for the gateway itself go.
     pub gateway: mpsc::Sender<Order>,
+    /// Where commands are noted.
+    pub journal: Arc<Journal>,
     /// Where answers go.
     pub outbox: Arc<Outbox>,
     /// Messages that could not be used.
@@ -27,10 +30,21 @@ pub(super) struct Reception {
 }
 
 impl Reception {
-    /// Gives a command to whom it is for; whoever cannot be given one is answered for.
-    pub(super) fn command(&self, recipient: &Recipient, request: CommandRequest) {
+    /// Gives a command to whom it is for, once; whoever cannot be given one is
+    /// answered for. `receipt` is held until it is noted.
+    pub(super) fn command(&self, recipient: &Recipient, request: CommandRequest, receipt: Receipt) {
         let picture = self.picture.borrow().clone();
-        let id = request.id.clone();
+        let (id, session) = (request.id.clone(), request.session.clone());
+        let device = device_of(recipient);
+        match self.journal.receive(&request, &device, receipt) {
+            Seen::New => {}
+            Seen::Before => return,
+            Seen::Answered(result) => return self.answer(recipient, &id, &result),
+            Seen::Stalled => {
+                let busy = CommandError::Busy("the disk of the gateway does not answer".into());
+                return self.answer(recipient, &id, &Err(busy));
+            }
+        }
         let result = match recipient {
             Recipient::Gateway => self.order(Order::Command(request)),
             Recipient::Device(device) => match picture.devices.get(device) {
@@ -40,7 +54,7 @@ impl Reception {
             },
         };
         if let Err(error) = result {
-            self.answer(recipient, &id, error);
+            self.journal.finish(&Arc::new(self.outlet(recipient)), session.as_ref(), &id, Err(error));
         }
     }
 
@@ -57,22 +71,29 @@ impl Reception {
     /// A command cannot be used, and whoever gave it is told.
     pub(super) fn unusable(&mut self, recipient: &Recipient, command: &str, problem: String) {
         self.complaints.refused(&format!("a command: {problem}"));
-        self.answer(recipient, command, CommandError::InvalidArgument(problem));
+        self.answer(recipient, command, &Err(CommandError::InvalidArgument(problem)));
     }
 
     fn order(&self, order: Order) -> Result<(), CommandError> {
         self.gateway.try_send(order).map_err(|_| CommandError::Busy("the gateway is busy".into()))
     }
 
-    fn answer(&self, recipient: &Recipient, command: &str, error: CommandError) {
-        let result = Err(error);
-        let picture = self.picture.borrow();
-        let Some(channel) = picture.table.channel(recipient) else { return };
-        let device = match recipient {
-            Recipient::Gateway => DeviceId::new(GATEWAY),
-            Recipient::Device(device) => device.clone(),
-        };
-        let uplink = Uplink::CommandResult { command, result: &result };
-        router::send(channel, &self.outbox, &device, Moment::now(), &uplink);
+    fn answer(&self, recipient: &Recipient, command: &str, result: &CommandResult) {
+        self.outlet(recipient).answer(Some(&self.session), &Uplink::CommandResult { command, result });
+    }
+
+    /// The way back of a recipient's answers.
+    fn outlet(&self, recipient: &Recipient) -> Outlet {
+        let channel = self.picture.borrow().table.channel(recipient).cloned();
+        let (session, outbox) = (self.session.clone(), Arc::clone(&self.outbox));
+        let route = channel.map(|channel| Route { session, channel, outbox, questions: None, binary_data: None });
+        Outlet { device: device_of(recipient), routes: route.into_iter().collect() }
+    }
+}
+
+fn device_of(recipient: &Recipient) -> DeviceId {
+    match recipient {
+        Recipient::Gateway => DeviceId::new(GATEWAY),
+        Recipient::Device(device) => device.clone(),
     }
 }

@@ -138,6 +138,11 @@ impl Writer {
                 self.in_channel += 1;
                 self.client.try_unsubscribe(unsubscribe.topics.concat())
             }
+            Request::PubAck(ack) => {
+                self.in_channel += 1;
+                let message = Publish { pkid: ack.pkid, ..Publish::new("", QoS::AtLeastOnce, Vec::new()) };
+                self.client.try_ack(&message)
+            }
             _ => Ok(()),
         }
     }

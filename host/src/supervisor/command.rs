@@ -1,15 +1,17 @@
 //! Answering the admin API and carrying out the gateway's own commands.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use super::control::ControlError;
 use super::swap::{Asker, SwapOrder};
-use super::{Request, Supervisor};
+use super::{Report, Request, Supervisor};
 use crate::device::{DeviceHandle, Input};
 use crate::gateway;
-use crate::journal::Seen;
+use crate::journal::Terms;
 use crate::manifest::ArgumentError;
-use crate::message::{Attribute, CommandError, CommandRequest, CommandResult, DeviceId, Uplink, Value, now};
+use crate::message::{Attribute, CommandError, CommandRequest, CommandResult, DeviceId, Value};
 use crate::receipt::{Outcome, Receipt};
 use crate::registry::Origin;
 use crate::router::GATEWAY;
@@ -150,44 +152,48 @@ impl Supervisor {
         })
     }
 
-    /// Carries out a command for the gateway itself, once.
+    /// Notes that a command for the gateway itself is started, and carries it out then.
     pub(super) fn gateway_command(&mut self, request: CommandRequest) {
-        let Some(session) = request.session.clone() else { return };
-        let Some(entry) = self.sessions.get(&session) else { return };
-        let outlet = self.gateway_outlet(&session, entry);
-        let journal = std::sync::Arc::clone(&self.journal);
-        let gateway = DeviceId::new(GATEWAY);
-        let asked = request.clone();
-        let respond = move |result: CommandResult, new: bool| {
-            if new {
-                journal.end(&asked, &DeviceId::new(GATEWAY), now(), &result);
-            }
-            outlet.send(&Uplink::CommandResult { command: &asked.id, result: &result });
-        };
-        let arguments = match self.manifest.check_command(&request.name, request.arguments.clone()) {
-            Err(error @ ArgumentError::UnknownCommand(..)) => {
-                return respond(Err(CommandError::Unsupported(error.to_string())), false);
-            }
-            Err(error) => return respond(Err(CommandError::InvalidArgument(error.to_string())), false),
-            Ok(arguments) => arguments,
-        };
-        match self.journal.begin(&request, &gateway, now()) {
-            Err(error) => return respond(Err(CommandError::Failed(format!("{error:#}"))), false),
-            Ok(Seen::Running | Seen::Answered(None)) => return,
-            Ok(Seen::Answered(Some(result))) => return respond(result, false),
-            Ok(Seen::Interrupted) => return respond(Err(crate::journal::interrupted()), false),
-            Ok(Seen::Never) => {}
+        let arguments = self.manifest.check_command(&request.name, request.arguments.clone());
+        if let Err(error) = arguments {
+            let error = match error {
+                ArgumentError::UnknownCommand(..) => CommandError::Unsupported(error.to_string()),
+                ArgumentError::Invalid(_) => CommandError::InvalidArgument(error.to_string()),
+            };
+            return self.gateway_responder(&request)(Err(error));
         }
+        let (journal, report) = (Arc::clone(&self.journal), self.report.clone());
+        let respond = self.gateway_responder(&request);
+        tokio::spawn(async move {
+            match journal.begin(&request, &DeviceId::new(GATEWAY), Terms::default()).await {
+                // Without a supervisor the gateway is stopping, and the next start answers.
+                Ok(()) => drop(report.send(Report::Begun(request)).await),
+                Err(error) => respond(Err(error)),
+            }
+        });
+    }
+
+    /// Answers a command for the gateway itself.
+    fn gateway_responder(&self, request: &CommandRequest) -> impl FnOnce(CommandResult) + Send + 'static {
+        let (session, id) = (request.session.clone(), request.id.clone());
+        let (journal, outlet) = (Arc::clone(&self.journal), self.outlet(GATEWAY, session.as_ref()));
+        move |result| journal.finish(&outlet, session.as_ref(), &id, result)
+    }
+
+    /// Carries out a command for the gateway itself.
+    pub(super) fn carry_out_begun(&mut self, request: CommandRequest) {
+        let respond = self.gateway_responder(&request);
+        let arguments = request.arguments;
         let device = arguments.get("device").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
         match request.name.as_str() {
             "restart_device" | "swap_driver" if !self.devices.contains_key(&device) => {
-                respond(Err(CommandError::InvalidArgument(self.unknown(&device).to_string())), true);
+                respond(Err(CommandError::InvalidArgument(self.unknown(&device).to_string())));
             }
-            "list_devices" => respond(Ok(gateway::list(&self.status())), true),
+            "list_devices" => respond(Ok(gateway::list(&self.status()))),
             "restart_device" => {
                 let (reply, done) = oneshot::channel();
                 self.answer(Request::Restart { device, reply });
-                tokio::spawn(async move { respond(outcome(done.await, |()| Ok(Vec::new())), true) });
+                tokio::spawn(async move { respond(outcome(done.await, |()| Ok(Vec::new()))) });
             }
             _ => {
                 let (reply, done) = oneshot::channel();
@@ -198,7 +204,7 @@ impl Supervisor {
                     }
                     Outcome::Rejected(_) | Outcome::RolledBack(_) => Err(receipt.to_string()),
                 };
-                tokio::spawn(async move { respond(outcome(done.await, receipt), true) });
+                tokio::spawn(async move { respond(outcome(done.await, receipt)) });
             }
         }
     }

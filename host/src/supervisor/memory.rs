@@ -217,14 +217,8 @@ impl Written {
         if is_behind {
             return self.ledger.rewrite(all());
         }
-        let last = changed.len().saturating_sub(1);
-        for (place, (device, entry)) in changed.into_iter().enumerate() {
-            // One wait for the disk is enough for all.
-            let safety = if place == last { Safety::Durable } else { Safety::Accepted };
-            let line = Line { device, entry };
-            self.ledger.record(&line, safety, all)?;
-        }
-        Ok(())
+        let changed: Vec<_> = changed.into_iter().map(|(device, entry)| Line { device, entry }).collect();
+        self.ledger.record(&changed, Safety::Durable, all)
     }
 }
 

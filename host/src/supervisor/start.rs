@@ -14,11 +14,12 @@ use super::devices::{DeviceEntry, Kind, Starting, Step, Work};
 use super::{Report, SessionEntry, Supervisor};
 use crate::config::{self, Config};
 use crate::device::{self, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
-use crate::journal::{self, Interrupted};
-use crate::message::{CommandError, DeviceId, SessionName, Uplink, size_of_request};
+use crate::journal::{Journal, Leftover, Progress as Done, interrupted};
+use crate::message::{CommandError, DeviceId, SessionName, size_of_request};
 use crate::registry::{Origin, Progress, Registry};
-use crate::router::GATEWAY;
-use crate::session::{Links, Order, Parts, Picture, Session, SessionStatus};
+use crate::router::{GATEWAY, Outlet};
+use crate::scribe::Scribe;
+use crate::session::{Contact, Links, Order, Parts, Picture, Session, SessionStatus};
 use crate::statistics::Counter;
 use crate::text;
 
@@ -28,6 +29,8 @@ const QUESTIONS: usize = 1024;
 const HELD: usize = 256;
 /// Their bytes.
 const MOST_HELD: usize = 1 << 20;
+/// The answer to a command for a device that is not there any more.
+const GONE: &str = "this device is no longer configured";
 /// How soon a start is tried again when the machine is short of something.
 const AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_AGAIN: Duration = Duration::from_secs(60);
@@ -39,6 +42,7 @@ pub(super) fn session(
     config: &Config,
     state: &Path,
     gateway: &mpsc::Sender<Order>,
+    (journal, scribe): (&Arc<Journal>, &Scribe),
 ) -> Result<SessionEntry> {
     let parts = Parts::new(name, session, &config.folder)?;
     keep_outbox(name, &parts, state);
@@ -49,10 +53,16 @@ pub(super) fn session(
     let (publisher, status) = watch::channel(SessionStatus::default());
     let (question, questions) = mpsc::channel(QUESTIONS);
     let refused = Arc::new(Counter::default());
+    let contact = match parts.resumes {
+        true => Contact::open(parts.contact_file(name, state), config.gateway.command_deadline.0, scribe.clone()),
+        false => Contact::none(),
+    };
     let links = Links {
         picture: pictures,
         gateway: gateway.clone(),
         questions,
+        journal: Arc::clone(journal),
+        contact,
         status: publisher,
         refused: Arc::clone(&refused),
     };
@@ -251,6 +261,7 @@ impl Supervisor {
             }
             Report::ConfiguredDigest { device, digest } => self.memory.set_configured_digest(&device, &digest),
             Report::Configured(outcome) => self.configured(outcome),
+            Report::Begun(request) => self.carry_out_begun(request),
             Report::Software(installation) => self.go_on_installing(installation),
         }
     }
@@ -320,7 +331,10 @@ impl Supervisor {
 
     /// Gives a command to a device, now or when it has started.
     pub(super) fn late_command(&mut self, id: &str, (request, reply): Waiting) {
-        let Some(entry) = self.devices.get_mut(id) else { return };
+        let Some(entry) = self.devices.get_mut(id) else {
+            let (outlet, gone) = (self.outlet(id, None), CommandError::Failed(GONE.into()));
+            return self.journal.finish(&outlet, request.session.as_ref(), &request.id, Err(gone));
+        };
         let held = entry.held.iter().map(|(request, _)| size_of_request(request)).sum::<usize>();
         if entry.work.is_start() && entry.held.len() < HELD && held < MOST_HELD {
             return entry.held.push((request, reply));
@@ -332,31 +346,50 @@ impl Supervisor {
             None => Err(CommandError::Failed("the driver of this device is not running".into())),
         };
         if let Err(error) = result {
-            let outlet = self
-                .devices
-                .get(id)
-                .map(|entry| self.specification(id, &entry.config, &entry.statistics).capabilities.outlet);
-            let uplink = Uplink::CommandResult { command: &command, result: &Err(error) };
-            outlet.into_iter().for_each(|outlet| outlet.answer(session.as_ref(), &uplink));
+            let outlet = self.outlet(id, session.as_ref());
+            self.journal.finish(&outlet, session.as_ref(), &command, Err(error));
         }
     }
 
-    /// Answers commands that a crash of the gateway interrupted.
-    pub(super) fn answer_interrupted(&self, interrupted: &[Interrupted]) {
-        for Interrupted { device, command, session } in interrupted {
-            let result = Err(journal::interrupted());
-            let uplink = Uplink::CommandResult { command, result: &result };
-            tracing::warn!(device = device.as_str(), "command {command} was interrupted by a restart of the gateway");
-            let outlet = match self.config.devices.get(device.as_str()) {
-                Some(config) => self.specification(device.as_str(), config, &Arc::default()).capabilities.outlet,
-                None if device.as_str() == GATEWAY => {
-                    let entry = session.as_ref().and_then(|name| Some((name, self.sessions.get(name)?)));
-                    let Some((name, entry)) = entry else { continue };
-                    Arc::new(self.gateway_outlet(name, entry))
+    /// Goes on with the commands that were not over when the gateway died.
+    pub(super) fn resume_commands(&mut self, leftovers: Vec<Leftover>) {
+        for Leftover { device, command, session, progress } in leftovers {
+            if matches!(progress, Done::Interrupted(_)) {
+                tracing::warn!(
+                    device = device.as_str(),
+                    "command {command} was interrupted by a restart of the gateway"
+                );
+            }
+            let is_here = session.is_some() && self.devices.contains_key(device.as_str());
+            let result = match progress {
+                Done::Answered(result) => result,
+                // The driver says whether what was cut short may run again.
+                Done::Waiting(request) | Done::Interrupted(Some(request)) if is_here => {
+                    self.late_command(device.as_str(), (request, None));
+                    continue;
                 }
-                None => continue,
+                Done::Waiting(request) if device.as_str() == GATEWAY => {
+                    self.gateway_command(request);
+                    continue;
+                }
+                Done::Waiting(_) => Err(CommandError::Failed(GONE.into())),
+                Done::Interrupted(_) => Err(interrupted()),
             };
-            outlet.answer(session.as_ref(), &uplink);
+            let outlet = self.outlet(device.as_str(), session.as_ref());
+            self.journal.finish(&outlet, session.as_ref(), &command, result);
+        }
+    }
+
+    /// The way up of a device, or of the gateway in a session.
+    pub(super) fn outlet(&self, device: &str, session: Option<&SessionName>) -> Arc<Outlet> {
+        if let Some(entry) = self.devices.get(device) {
+            return self.specification(device, &entry.config, &entry.statistics).capabilities.outlet;
+        }
+        let gateway = session.filter(|_| device == GATEWAY);
+        let entry = gateway.and_then(|name| Some((name, self.sessions.get(name)?)));
+        match entry {
+            Some((name, entry)) => Arc::new(self.gateway_outlet(name, entry)),
+            None => Arc::new(Outlet { device: DeviceId::new(device), routes: Vec::new() }),
         }
     }
 }

@@ -1,0 +1,104 @@
+//! When the broker was heard last, over restarts. It keeps messages for a
+//! gateway that was away; among them may be commands, and nobody says how old
+//! they are. So what it keeps is taken only after a short absence.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::clock::Moment;
+use crate::files;
+use crate::scribe::Scribe;
+
+/// How often it is written down.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// See the module documentation.
+pub struct Contact(Option<Kept>);
+
+struct Kept {
+    path: PathBuf,
+    /// The longest absence after which messages are taken.
+    longest: Duration,
+    last: Option<Moment>,
+    written: Option<Instant>,
+    is_writing: Arc<AtomicBool>,
+    scribe: Scribe,
+}
+
+impl Contact {
+    /// With a broker that is to keep nothing.
+    pub fn none() -> Contact {
+        Contact(None)
+    }
+
+    /// What an earlier life has written to the file; the scribe writes there.
+    pub fn open(path: PathBuf, longest: Duration, scribe: Scribe) -> Contact {
+        let text = files::read(&path, 100).ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok());
+        let time = text.and_then(|text| text.trim().parse().ok());
+        let last = time.and_then(|time| Moment::now().surely_as_old_as(time));
+        Contact(Some(Kept { path, longest, last, written: None, is_writing: Arc::default(), scribe }))
+    }
+
+    /// Whether the broker is to keep messages.
+    pub(super) fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether what it has kept may be too old.
+    pub(super) fn is_stale(&self) -> bool {
+        let Some(kept) = &self.0 else { return false };
+        kept.last.is_none_or(|last| Moment::now().since(last) > kept.longest)
+    }
+
+    /// Something came from the broker.
+    pub(super) fn heard(&mut self) {
+        let Some(kept) = &mut self.0 else { return };
+        if kept.written.is_some_and(|written| written.elapsed() < EVERY) {
+            return;
+        }
+        let now = Moment::now();
+        (kept.last, kept.written) = (Some(now), Some(Instant::now()));
+        if kept.is_writing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (path, is_writing) = (kept.path.clone(), Arc::clone(&kept.is_writing));
+        kept.scribe.write(move || {
+            // Not the state folder itself: one that is gone is made again by who marks it.
+            let _ = std::fs::create_dir(files::folder_of(&path));
+            // Without it the broker is asked to forget at the next start; no more is lost.
+            let _ = files::replace(&path, now.wall.to_string().as_bytes());
+            is_writing.store(false, Ordering::Release);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_broker_keeps_is_taken_after_a_short_absence_that_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outbox/contact");
+        let scribe = Scribe::start().unwrap();
+        let open = |longest| Contact::open(path.clone(), Duration::from_secs(longest), scribe.clone());
+        let mut contact = open(60);
+        assert!(contact.is_stale() && contact.is_kept());
+        contact.heard();
+        assert!(!contact.is_stale());
+        scribe.flush().await;
+        assert!(!open(60).is_stale());
+        let minutes_ago = Moment::now().wall - 120_000;
+        for (text, is_stale) in [(minutes_ago.to_string(), true), ("".into(), true), ("99999999999999".into(), true)] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(open(60).is_stale(), is_stale);
+        }
+        std::fs::write(&path, minutes_ago.to_string()).unwrap();
+        assert!(!open(600).is_stale());
+        assert!(!Contact::none().is_stale());
+    }
+}

@@ -1,0 +1,174 @@
+//! Commands run once: whenever the gateway is killed, however late they come.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+
+use crate::harness::{Broker, Gateway, Observer, PATIENCE, fixture, until};
+
+/// A device that notes the id of each command that reaches it.
+struct Actuator {
+    port: u16,
+    ids: Arc<Mutex<Vec<String>>>,
+}
+
+impl Actuator {
+    /// One that takes this long for each.
+    async fn start(pace: Duration) -> Actuator {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, ids) = (listener.local_addr().unwrap().port(), Arc::<Mutex<Vec<String>>>::default());
+        let noted = Arc::clone(&ids);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let noted = Arc::clone(&noted);
+                tokio::spawn(async move {
+                    let mut stream = BufReader::new(stream);
+                    let mut id = String::new();
+                    if stream.read_line(&mut id).await.is_ok_and(|size| size > 0) {
+                        noted.lock().unwrap().push(id.trim().to_owned());
+                        tokio::time::sleep(pace).await;
+                        // The gateway may have been killed meanwhile.
+                        let _ = stream.write_all(b"k").await;
+                    }
+                });
+            }
+        });
+        Actuator { port, ids }
+    }
+
+    fn devices(&self, names: &[&str]) -> String {
+        let device = |name: &&str| {
+            format!(
+                "[devices.{name}]\ndriver = 'actuator.wasm'\nconfiguration.main.port = {}\n\
+                 grants.tcp = ['127.0.0.1:*']\n",
+                self.port
+            )
+        };
+        names.iter().map(device).collect()
+    }
+
+    fn runs(&self) -> BTreeMap<String, usize> {
+        let mut runs = BTreeMap::new();
+        self.ids.lock().unwrap().iter().for_each(|id| *runs.entry(id.clone()).or_default() += 1);
+        runs
+    }
+}
+
+/// The answers to each command so far, by id.
+fn answers(observer: &Observer) -> BTreeMap<String, Vec<Json>> {
+    let mut answers: BTreeMap<String, Vec<Json>> = BTreeMap::new();
+    for message in observer.all().iter().filter(|message| message.topic.ends_with("/command/responses")) {
+        let answer = message.json();
+        if let (Some(id), true) = (answer["id"].as_str(), answer["state"] != "log") {
+            answers.entry(id.to_owned()).or_default().push(answer);
+        }
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_run_once_and_are_answered_whenever_the_gateway_is_killed() {
+    const LIVES: u64 = 12;
+    let broker = Broker::mosquitto("allow_anonymous true", &[]);
+    let observer = Observer::connect(broker.port).await;
+    let actuator = Actuator::start(Duration::from_millis(3)).await;
+    let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
+    gateway.start(broker.port, &actuator.devices(&["a1", "a2", "a3"]));
+    gateway.wait_for_log("connected to");
+    let mut number = 0;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for life in 0..LIVES {
+        // Some come before the kill, some while nobody is there, some while the next life starts.
+        let kill_at = random.u64(0..60);
+        for place in 0..60 {
+            if place == kill_at {
+                gateway.kill();
+            }
+            number += 1;
+            let name = if random.bool() { "act" } else { "act_again" };
+            let request = json!({"id": format!("{name}-{number}"), "name": name});
+            let device = ["a1", "a2", "a3"][random.usize(..3)];
+            observer.publish(&format!("v1/to/S01/s--{device}/v1/command/requests"), &request.to_string()).await;
+            tokio::time::sleep(Duration::from_micros(random.u64(..2000))).await;
+        }
+        gateway.restart();
+        if life % 2 == 0 {
+            until("answers", || (answers(&observer).len() as u64 > number - 30).then_some(()));
+        }
+    }
+    until("all answers", || (answers(&observer).len() as u64 == number).then_some(()));
+    let (runs, answers) = (actuator.runs(), answers(&observer));
+    for (id, answers) in &answers {
+        let times = runs.get(id).copied().unwrap_or_default();
+        assert!(times <= 1 || id.starts_with("act_again"), "{id} ran {times} times");
+        // It may be sent again, and never differently.
+        assert!(answers.iter().all(|answer| answer["state"] == answers[0]["state"]), "{id}: {answers:?}");
+        assert!(times > 0 || answers[0]["state"] == "error", "{id} did not run: {answers:?}");
+        let is_interrupted = answers[0]["payload"]["message"].as_str().is_some_and(|text| text.contains("interrupted"));
+        assert!(!is_interrupted || !id.starts_with("act_again"), "{id} may run again: {answers:?}");
+        assert!(answers[0]["state"] == "completed" || is_interrupted, "{id}: {answers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_waited_too_long_is_refused_and_not_run_late() {
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let actuator = Actuator::start(Duration::from_millis(1500)).await;
+    let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
+    gateway.start(broker.port, &actuator.devices(&["a1"]));
+    gateway.wait_for_log("connected to");
+    for name in ["act", "act_soon"] {
+        let request = json!({"id": name, "name": name});
+        observer.publish("v1/to/S01/s--a1/v1/command/requests", &request.to_string()).await;
+    }
+    let answers = until("both answers", || Some(answers(&observer)).filter(|answers| answers.len() == 2));
+    assert_eq!(answers["act"][0]["state"], "completed");
+    let refused = &answers["act_soon"][0]["payload"];
+    assert_eq!(refused["code"], "timed-out");
+    assert!(refused["message"].as_str().unwrap().starts_with("not carried out: it has waited for"), "{refused}");
+    assert_eq!(actuator.runs().len(), 1);
+}
+
+/// Without a long absence the broker keeps commands for the gateway; after one
+/// it is told to forget them.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_come_while_the_gateway_is_away_run_after_a_short_absence_only() {
+    let broker = Broker::mosquitto("allow_anonymous true", &[]);
+    let observer = Observer::connect(broker.port).await;
+    let actuator = Actuator::start(Duration::ZERO).await;
+    let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
+    let send = async |id: &str| {
+        let request = json!({"id": id, "name": "act"});
+        observer.publish("v1/to/S01/s--a1/v1/command/requests", &request.to_string()).await;
+    };
+    gateway.start(broker.port, &actuator.devices(&["a1"]));
+    gateway.wait_for_log("connected to");
+    gateway.terminate();
+    send("soon").await;
+    gateway.restart();
+    until("the command that came meanwhile", || actuator.runs().contains_key("soon").then_some(()));
+    gateway.terminate();
+    send("late").await;
+    let folder = gateway.path("sandgate-state/outbox");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let contact = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "contact")).unwrap();
+    let heard: u64 = std::fs::read_to_string(&contact).unwrap().parse().unwrap();
+    std::fs::write(contact, (heard - 61_000).to_string()).unwrap();
+    gateway.restart();
+    // Those that come before it has connected are gone with the late one.
+    let (begin, mut number) = (Instant::now(), 0);
+    while !actuator.runs().keys().any(|id| id.starts_with("new")) {
+        assert!(begin.elapsed() < PATIENCE, "no new command runs");
+        send(&format!("new-{number}")).await;
+        number += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!actuator.runs().contains_key("late"), "{:?}", actuator.runs());
+}
