@@ -8,7 +8,7 @@
 //! | `GET /v1/swaps` | the newest receipts, oldest first |
 //! | `GET /v1/logs?device=ID&follow=true` | log lines, one JSON object a line |
 //! | `POST /v1/devices/ID/swap` `{"file": PATH}` | swaps the driver; without a file the configured one is loaded again |
-//! | `POST /v1/devices/ID/rollback` | goes back to the driver before |
+//! | `POST /v1/devices/ID/rollback` | goes back to the driver before, or with `{"to": "1.0.0"}` to a kept version |
 //! | `POST /v1/devices/ID/restart` | starts the device afresh |
 //! | `POST /v1/devices/ID/commands/NAME` `{argument: value}` | runs a command |
 //!
@@ -142,7 +142,7 @@ impl IntoResponse for Failure {
 impl From<ControlError> for Failure {
     fn from(error: ControlError) -> Self {
         let status = match &error {
-            ControlError::UnknownDevice(_) => StatusCode::NOT_FOUND,
+            ControlError::UnknownDevice(_) | ControlError::UnknownVersion(_) => StatusCode::NOT_FOUND,
             ControlError::GatewayStops => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::CONFLICT,
         };
@@ -173,8 +173,15 @@ async fn swap(State(admin): State<Admin>, Segment(id): Segment<String>, body: By
     Ok(Json(receipt).into_response())
 }
 
-async fn roll_back(State(admin): State<Admin>, Segment(id): Segment<String>) -> Answer {
-    Ok(Json(admin.control.roll_back(&id, "admin API").await?).into_response())
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RollBackBody {
+    to: Option<String>,
+}
+
+async fn roll_back(State(admin): State<Admin>, Segment(id): Segment<String>, body: Bytes) -> Answer {
+    let body: RollBackBody = parse(&body)?;
+    Ok(Json(admin.control.roll_back(&id, body.to, "admin API").await?).into_response())
 }
 
 async fn restart(State(admin): State<Admin>, Segment(id): Segment<String>) -> Answer {

@@ -33,7 +33,7 @@ use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context
 use crate::sandbox::{CallError, DeviceLog, Driver, Instance, Limits};
 use backoff::{Backoff, Verdict};
 use handle::Backlog;
-use swap::Watch;
+use swap::{Outcomes, Watch};
 
 /// Commands that may wait for a device; more are answered with "busy".
 const INBOX: usize = 256;
@@ -56,6 +56,8 @@ struct Device {
     previous: Option<Arc<Driver>>,
     /// Rare, and large.
     watch: Option<Box<Watch>>,
+    /// How the calls of this driver ended.
+    outcomes: Outcomes,
     backoff: Backoff,
     restart_at: Option<Instant>,
     failed: bool,
@@ -96,6 +98,7 @@ impl DeviceHandle {
             life,
             previous: None,
             watch: None,
+            outcomes: Outcomes::default(),
             backoff: Backoff::default(),
             restart_at: None,
             failed: false,
@@ -187,7 +190,9 @@ impl Device {
         let due = self.life.instance.as_mut().and_then(|instance| instance.take_due(now));
         if let (Some(timer), Some(instance)) = (due, self.life.instance.as_mut()) {
             self.spec.capabilities.statistics.calls.count();
-            match instance.on_timer(timer).await {
+            let result = instance.on_timer(timer).await;
+            self.outcomes.note(!matches!(result, Ok(Ok(()))));
+            match result {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => {
                     self.spec.capabilities.statistics.errors.count();

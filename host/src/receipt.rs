@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::{Ledger, Safety};
-use crate::message::Time;
+use crate::message::{Time, now};
 use crate::sandbox::Driver;
 use crate::scribe::Scribe;
 
@@ -104,6 +104,25 @@ impl fmt::Display for Receipt {
                     self.old
                 )
             }
+        }
+    }
+}
+
+impl Receipt {
+    /// That of a roll-back from one driver to the one before.
+    pub fn roll_back(device: &str, asked_by: &str, from: DriverName, to: DriverName, reason: &str) -> Receipt {
+        Receipt {
+            time: now(),
+            device: device.to_owned(),
+            asked_by: asked_by.to_owned(),
+            old: from,
+            new: Some(to),
+            outcome: Outcome::RolledBack(reason.to_owned()),
+            compile_ms: 0,
+            pause_us: 0,
+            held: 0,
+            dropped: 0,
+            migrated: true,
         }
     }
 }

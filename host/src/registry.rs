@@ -18,7 +18,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use crate::files;
 use crate::manifest::Manifest;
-use crate::sandbox::{Digest, Driver, Sandbox, inspect, read_component};
+use crate::sandbox::{Digest, Driver, MAX_COMPONENT, Sandbox, inspect, read_component};
 
 /// Copies that nobody needs are kept up to this number, newest first.
 const COPIES: usize = 20;
@@ -124,6 +124,8 @@ impl Registry {
         };
         let file = self.read(&path).await?;
         if expected.is_some_and(|expected| *expected != file.digest.to_string()) {
+            // So that it is kept anew when the driver is loaded from its file.
+            let _ = files::set_aside(&path);
             bail!("the kept copy is damaged");
         }
         let digest = file.digest;
@@ -239,12 +241,22 @@ impl Registry {
             if path.symlink_metadata().is_ok() {
                 files::set_aside(&path)?;
             }
-            files::replace(&path, &bytes)
+            let mut part = files::part(&path)?;
+            std::io::Write::write_all(&mut part, &bytes)?;
+            // It is what a device starts with after a power cut.
+            files::persist_durably(part, &path).map(drop)
         };
         let kept = tokio::task::spawn_blocking(keep).await;
         if let Ok(Err(error)) = kept {
             tracing::warn!("keeping a copy of driver {}: {error}", digest.short());
         }
+    }
+
+    /// The kept copies of a driver, newest first.
+    pub async fn kept(&self, driver: &str) -> Vec<Kept> {
+        let (folder, driver) = (self.copies.clone(), driver.to_owned());
+        let look = move || folder.map(|folder| kept(&folder, &driver)).unwrap_or_default();
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
     /// Removes old copies that nobody needs.
@@ -254,6 +266,45 @@ impl Registry {
             files::remove_oldest(folder, COPIES, is_spare);
         }
     }
+}
+
+/// A kept copy of a driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The manifest's version.
+    pub version: String,
+    /// The SHA-256 of the component, in hexadecimal.
+    pub digest: String,
+}
+
+impl Kept {
+    /// Whether somebody means this one: by its version, or by the first digits of its digest.
+    pub fn is(&self, named: &str) -> bool {
+        self.version == named || named.len() >= 6 && self.digest.starts_with(named)
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.version, self.digest.get(..12).unwrap_or(&self.digest))
+    }
+}
+
+/// The copies of a driver in a folder, newest first. What cannot be read is none.
+fn kept(folder: &Path, driver: &str) -> Vec<Kept> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<(SystemTime, Kept)> = entries
+        .filter_map(|entry| {
+            let digest = entry.file_name().to_str()?.strip_suffix(".wasm").filter(|name| is_digest(name))?.to_owned();
+            let bytes = files::read(&entry.path(), MAX_COMPONENT).ok()??;
+            let manifest = inspect(&bytes).ok()?.manifest().ok()?;
+            let changed = entry.metadata().ok()?.modified().ok()?;
+            let version = manifest.driver.version.clone();
+            (manifest.driver.name == driver).then_some((changed, Kept { version, digest }))
+        })
+        .collect();
+    found.sort_by(|(one, _), (other, _)| other.cmp(one));
+    found.into_iter().map(|(_, kept)| kept).collect()
 }
 
 /// A file's digest, and its bytes if it was read for it.

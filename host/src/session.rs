@@ -81,6 +81,8 @@ pub struct Session {
     /// Whether the broker is asked to keep messages while the gateway is away; not
     /// when it refuses to connect so.
     resumes: bool,
+    /// Whether it has kept some that may be too old.
+    must_forget: bool,
     status: watch::Sender<SessionStatus>,
     /// A message that goes as soon as nothing else is on the way.
     trial: Option<Message>,
@@ -171,6 +173,7 @@ impl Session {
             blame: Blame::new(name, Arc::clone(&parts.cloud), Arc::clone(&parts.outbox)),
             wishes: Wishes { picture, questions },
             resumes: contact.is_kept(),
+            must_forget: false,
             contact,
             parts,
             status,
@@ -232,12 +235,11 @@ impl Session {
     /// One connection, from CONNECT to its end. Ok when the gateway stops.
     async fn connect(&mut self) -> Result<()> {
         let address = self.parts.address();
-        if self.resumes && self.contact.is_stale() {
+        if std::mem::take(&mut self.must_forget) {
             tokio::select! {
                 forgotten = self.parts.forget() => forgotten.with_context(|| address.clone())?,
                 () = self.wishes.refuse() => return Ok(()),
             }
-            self.contact.heard();
         }
         let (client, mut events) = self.parts.client(!self.resumes)?;
         let mut connection = Connection {
@@ -335,7 +337,14 @@ impl Session {
     /// Takes an event of the client. An error ends the connection.
     fn handle(&mut self, connection: &mut Connection, events: &mut EventLoop, event: Event) -> Result<()> {
         match event {
+            Event::Incoming(Packet::ConnAck(ack)) if ack.session_present && self.contact.is_stale() => {
+                self.must_forget = true;
+                bail!(
+                    "the broker has kept messages since a time that is long ago or unknown; it is told to forget them"
+                );
+            }
             Event::Incoming(Packet::ConnAck(_)) => {
+                self.contact.heard();
                 events.network_options.set_connection_timeout(LONGEST_PATIENCE.as_secs());
                 let picture = self.subscribe(connection);
                 self.parts.dialogue.connected(&picture, now());

@@ -96,6 +96,10 @@ enum Report {
     Configured(configurations::Outcome),
     /// A command for the gateway is noted as started.
     Begun(CommandRequest),
+    /// A driver to swap in is found.
+    Order { device: String, order: swap::SwapOrder, reply: swap::SwapReply },
+    /// How far a device's swap is.
+    Trial { device: String, step: swap::Trial },
     /// Software that a cloud offered is here, or was installed.
     Software(software::Installation),
 }
@@ -415,7 +419,11 @@ impl Supervisor {
             let id = device.as_str();
             let Some(entry) = self.devices.get_mut(id) else { continue };
             let Some(status) = entry.handle.as_ref().map(|handle| handle.status.borrow().clone()) else { continue };
-            let is_another = self.memory.running(id, &status.driver);
+            // A driver on trial is none to start with.
+            let is_another = !status.watching && self.memory.running(id, &status.driver);
+            if !status.watching && std::mem::take(&mut entry.is_tried) {
+                self.memory.set_trial(id, None);
+            }
             if is_another || entry.firmware.as_ref() != Some(&status.firmware) {
                 entry.firmware = Some(status.firmware);
                 self.has_spare_copies |= is_another;
@@ -431,11 +439,13 @@ impl Supervisor {
         }
     }
 
-    /// Notes which driver each device runs, for the next start.
+    /// Notes which driver each device runs, for the next start. One on trial has
+    /// done well until now, and is not to go because the gateway is stopped.
     fn remember_running(&mut self) {
         for (id, entry) in &self.devices {
             if let Some(handle) = &entry.handle {
                 self.memory.running(id, &handle.status.borrow().driver);
+                self.memory.set_trial(id, None);
             }
         }
         self.memory.save();

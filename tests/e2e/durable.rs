@@ -157,7 +157,8 @@ async fn a_driver_can_wait_until_what_it_sent_survives_a_power_cut() {
     observer.find("the first sample", |m| m.on(CHANNEL)).await;
     let answer = observer.command("s--echo1", json!({"id": "f1", "name": "flush"})).await;
     assert_eq!(answer["state"], json!("completed"), "{answer}");
-    let folder = std::fs::read_dir(gateway.path("sandgate-state/outbox")).unwrap().next().unwrap().unwrap().path();
+    let places = std::fs::read_dir(gateway.path("sandgate-state/outbox")).unwrap();
+    let folder = places.map(|place| place.unwrap().path()).find(|path| path.is_dir()).unwrap();
     // The folder is gone, and no file can be made in it again.
     std::fs::remove_dir_all(&folder).unwrap();
     std::fs::write(&folder, "in the way").unwrap();

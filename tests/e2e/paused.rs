@@ -86,7 +86,8 @@ async fn a_driver_that_refuses_to_start_is_tried_for_ever() {
 /// Swaps the device to the same driver with a higher version and another configuration.
 async fn swap(handle: &DeviceHandle, configuration: serde_json::Value) -> Receipt {
     let sandbox = Sandbox::new(Compiler::InProcess, None).unwrap();
-    let driver = fixture_with("hostile", "version: 1.0.0", "version: 1.0.1");
+    let name = handle.status.borrow().driver.manifest.driver.name.clone();
+    let driver = fixture_with(&name, "version: 1.0.0", "version: 1.0.1");
     let driver = Arc::new(sandbox.prepare(driver.into()).await.unwrap());
     let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
     let prepared = prepare(&handle.spec, driver, &given).await.unwrap();
@@ -108,6 +109,37 @@ async fn a_new_driver_is_watched_for_the_health_window_and_then_stays() {
     assert_eq!(version(&handle), "1.0.1");
     let receipt = handle.ask(|reply| Input::RollBack("a test".into(), reply)).await.unwrap();
     assert!(receipt.is_none(), "the old driver is gone by then");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_is_called_rarely_is_watched_until_there_were_enough_calls() {
+    let rarely = json!({ "interval_ms": 20_000 });
+    let handle = device("echo", rarely.clone()).await;
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(swap(&handle, rarely).await.outcome, Outcome::Accepted);
+    // On the beat of the driver before: its tenth call is 200 s after the start of that, not after the swap.
+    tokio::time::sleep(Duration::from_secs(192)).await;
+    assert!(handle.status.borrow().watching);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!handle.status.borrow().watching);
+    // Not for ever.
+    let never = json!({ "interval_ms": 3_600_000 });
+    assert_eq!(swap(&handle, never).await.outcome, Outcome::Accepted);
+    tokio::time::sleep(Duration::from_secs(299)).await;
+    assert!(handle.status.borrow().watching);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!handle.status.borrow().watching);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_is_swapped_faster_than_its_timer_goes_is_called_all_the_same() {
+    let every_second = json!({ "interval_ms": 1000 });
+    let handle = device("echo", every_second.clone()).await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(swap(&handle, every_second.clone()).await.outcome, Outcome::Accepted);
+    }
+    assert_eq!(handle.spec.capabilities.statistics.calls.get(), 6);
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,7 +207,7 @@ async fn the_supervisor_starts_swaps_rolls_back_and_says_what_it_cannot_do() {
     let receipt = control.swap("a", Some(newer), "a test").await.unwrap();
     assert_eq!(receipt.outcome, Outcome::Accepted);
     assert_eq!(receipt.new.unwrap().version, "1.1.0");
-    assert!(matches!(control.roll_back("a", "a test").await.unwrap().outcome, Outcome::RolledBack(_)));
+    assert!(matches!(control.roll_back("a", None, "a test").await.unwrap().outcome, Outcome::RolledBack(_)));
     assert_eq!(control.restart("a").await, Ok(()));
     let error = control.restart("aa").await.unwrap_err().to_string();
     assert!(error.starts_with("no device \"aa\"; did you mean"), "{error}");

@@ -3,7 +3,7 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::harness::{Broker, Gateway, Observer, fixture, fixture_with};
+use crate::harness::{Broker, Gateway, Observer, fixture, fixture_with, until};
 
 const TELEMETRY: &str = "v1/from/S01/s--echo1/v1/telemetry";
 const ECHO: &str = "
@@ -205,6 +205,73 @@ async fn an_operator_can_go_back_within_the_watch_and_long_after_it() {
         wait_for_version(&gateway, "1.0.0");
     }
     let _ = observer;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_go_back_to_any_kept_version() {
+    let broker = Broker::start();
+    let mut gateway = Gateway::prepare(&[("driver.wasm", version("1.0.0"))]);
+    gateway.start(broker.port, ECHO);
+    for number in ["1.0.0", "1.1.0", "1.2.0"] {
+        gateway.write("driver.wasm", &version(number));
+        wait_for_version(&gateway, number);
+    }
+    let receipt = gateway.json(&["rollback", "echo1", "1.0.0"]);
+    assert_eq!((&receipt["outcome"], &receipt["new"]["version"]), (&json!("accepted"), &json!("1.0.0")));
+    wait_for_version(&gateway, "1.0.0");
+    let digest = sandgate::sandbox::Digest::of(&version("1.2.0")).to_string();
+    // The state folder has all of them after a restart as well.
+    gateway.terminate();
+    gateway.restart();
+    wait_for_version(&gateway, "1.0.0");
+    gateway.json(&["rollback", "echo1", &digest[..8]]);
+    wait_for_version(&gateway, "1.2.0");
+    let output = gateway.cli(&["rollback", "echo1", "9.9.9"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let begin = "no version \"9.9.9\" of echo is kept; kept are ";
+    assert!(text.contains(begin) && ["1.0.0 (", "1.1.0 (", "1.2.0 ("].iter().all(|kept| text.contains(kept)), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_dies_while_a_driver_is_on_trial_comes_up_with_the_one_before() {
+    let broker = Broker::start();
+    let mut gateway = Gateway::prepare(&[("driver.wasm", version("1.0.0"))]);
+    gateway.start(broker.port, ECHO);
+    gateway.wait_for_samples("echo1", 10);
+    gateway.write("driver.wasm", &version("2.0.0"));
+    wait_for_version(&gateway, "2.0.0");
+    gateway.kill();
+    for _ in 0..2 {
+        gateway.restart();
+        wait_for_version(&gateway, "1.0.0");
+        gateway.wait_for_samples("echo1", 10);
+        gateway.kill();
+    }
+    gateway.restart();
+    wait_for_version(&gateway, "1.0.0");
+    let receipts = receipts(&gateway);
+    let told: Vec<_> = receipts.iter().filter(|receipt| receipt["outcome"]["rolled_back"].is_string()).collect();
+    assert_eq!(told.len(), 1, "{receipts:?}");
+    assert!(told[0]["outcome"]["rolled_back"].as_str().unwrap().starts_with("the gateway ended before"), "{told:?}");
+    // Asked for once more it takes over, and stays when it has proved itself.
+    gateway.terminate();
+    gateway.configure(broker.port, &ECHO.replace("1h", "1ms"));
+    gateway.restart();
+    wait_for_version(&gateway, "1.0.0");
+    gateway.json(&["swap", "echo1"]);
+    gateway.wait_for_device("echo1", "the end of the watch", |device| {
+        (device["version"] == "2.0.0" && device["watching"] == false).then_some(())
+    });
+    // What was seen by others is on the disk a moment later.
+    until("it to be written down", || {
+        let text = std::fs::read_to_string(gateway.path("sandgate-state/devices.jsonl")).unwrap();
+        let last: Json = serde_json::from_str(text.lines().last()?).ok()?;
+        (last["trial"].is_null() && last["running"] == last["base"]).then_some(())
+    });
+    gateway.kill();
+    gateway.restart();
+    wait_for_version(&gateway, "2.0.0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,9 @@ use crate::shortage::is_shortage;
 /// How long a new driver may take to take over, beside the limits of each call.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Fewer calls than this say nothing about an error rate.
-const ENOUGH_CALLS: u64 = 10;
+const ENOUGH_CALLS: u32 = 10;
+/// A driver that is called rarely is watched for longer, up to this many windows.
+const MOST_WINDOWS: u32 = 10;
 /// How much worse than the old one a new driver may be.
 const WORSE_BY: f64 = 0.2;
 
@@ -46,11 +48,31 @@ impl Prepared {
 /// The driver before a swap, paused, while the new one proves itself.
 pub(super) struct Watch {
     old: Life,
+    /// How the calls of the old driver ended.
+    old_calls: Outcomes,
+    /// How long at least, and at most.
     until: Instant,
-    old_errors: f64,
-    calls_before: u64,
-    errors_before: u64,
+    latest: Instant,
     asked_by: String,
+}
+
+/// How the last timer calls of a driver ended, up to 128.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Outcomes {
+    /// A bit for each, set for an error, the last one lowest.
+    errors: u128,
+    calls: u32,
+}
+
+impl Outcomes {
+    pub(super) fn note(&mut self, is_error: bool) {
+        self.errors = self.errors << 1 | u128::from(is_error);
+        self.calls = (self.calls + 1).min(u128::BITS);
+    }
+
+    fn rate(self) -> f64 {
+        if self.calls == 0 { 0.0 } else { f64::from(self.errors.count_ones()) / f64::from(self.calls) }
+    }
 }
 
 /// Why a device cannot be made ready.
@@ -111,6 +133,9 @@ impl Device {
         receipt.migrated = state.is_some();
         let context = self.context(StartReason::Swap, &configuration);
         let old = self.life.instance.as_mut();
+        if let Some(old) = &old {
+            instance.keep_beat_of(old);
+        }
         let take_over = async {
             if let Some(state) = state {
                 match instance.restore(state).await {
@@ -124,7 +149,7 @@ impl Device {
                 old.pause();
             }
             match instance.start(context).await {
-                Ok(Ok(())) => Ok(()),
+                Ok(Ok(())) => Ok(instance.end_beat()),
                 Ok(Err(reason)) => Err(format!("start: {reason}")),
                 Err(error) => Err(error.to_string()),
             }
@@ -146,8 +171,6 @@ impl Device {
 
     /// Makes the new driver the running one and keeps the old one, paused.
     fn install(&mut self, driver: Arc<Driver>, instance: Instance, configuration: String, asked_by: &str) {
-        let statistics = &self.spec.capabilities.statistics;
-        let (calls, errors) = (statistics.calls.get(), statistics.errors.get());
         let log = self.spec.log(&driver);
         let new =
             Life { instance: Some(instance), since: Some(Instant::now()), configuration: configuration.into(), log };
@@ -158,15 +181,11 @@ impl Device {
         self.restart_at = None;
         self.failed = false;
         self.problem = None;
+        let old_calls = std::mem::take(&mut self.outcomes);
+        let (now, window) = (Instant::now(), self.spec.health_window);
         self.watch = old.instance.is_some().then(|| {
-            Box::new(Watch {
-                old,
-                until: Instant::now() + self.spec.health_window,
-                old_errors: rate(errors, calls),
-                calls_before: calls,
-                errors_before: errors,
-                asked_by: asked_by.to_owned(),
-            })
+            let (until, latest) = (now + window, now + window * MOST_WINDOWS);
+            Box::new(Watch { old, old_calls, until, latest, asked_by: asked_by.to_owned() })
         });
     }
 
@@ -189,7 +208,7 @@ impl Device {
         let watch = self.watch.take()?;
         let old_driver = self.previous.take()?;
         let bad = std::mem::replace(&mut self.driver, old_driver);
-        self.life = watch.old;
+        (self.life, self.outcomes) = (watch.old, watch.old_calls);
         self.backoff.reset();
         self.restart_at = None;
         self.failed = false;
@@ -197,18 +216,11 @@ impl Device {
         // The old driver may update its device, and is asked for the version in its turn.
         self.firmware = Firmware::of(&self.driver);
         self.ask_firmware_at = self.driver.updates_device().then_some(begin);
+        let (bad_name, name) = (DriverName::of(&bad), DriverName::of(&self.driver));
         let receipt = Receipt {
-            time: now(),
-            device: self.spec.id.to_string(),
-            asked_by: asked_by.to_owned(),
-            old: DriverName::of(&bad),
-            new: Some(DriverName::of(&self.driver)),
-            outcome: Outcome::RolledBack(reason.to_owned()),
-            compile_ms: 0,
             pause_us: microseconds(begin.elapsed()),
             held: self.held(begin),
-            dropped: 0,
-            migrated: true,
+            ..Receipt::roll_back(self.spec.id.as_str(), asked_by, bad_name, name, reason)
         };
         self.previous = Some(bad);
         self.report(&receipt);
@@ -223,25 +235,27 @@ impl Device {
         }
     }
 
-    /// When the watch over a new driver ends.
+    /// When the watch over a new driver may end.
     pub(super) fn watch_ends(&self) -> Option<Instant> {
-        self.watch.as_ref().map(|watch| watch.until)
+        let watch = self.watch.as_ref()?;
+        Some(if watch.until > Instant::now() { watch.until } else { watch.latest })
     }
 
     /// Judges a new driver by its error rate: after each call, once there were
-    /// enough, and at the end of the watch by what calls there were.
+    /// enough, and at the end of the watch by what calls there were. It ends with
+    /// the health window, or later for a driver that has hardly been called by then.
     pub(super) fn judge(&mut self) {
         let Some(watch) = &self.watch else { return };
-        let statistics = &self.spec.capabilities.statistics;
-        let calls = statistics.calls.get() - watch.calls_before;
-        let errors = rate(statistics.errors.get() - watch.errors_before, calls);
-        let over = Instant::now() >= watch.until;
-        if (calls >= ENOUGH_CALLS || over) && errors > watch.old_errors + WORSE_BY {
-            let (new, old) = (errors * 100.0, watch.old_errors * 100.0);
+        let (now, new, old) = (Instant::now(), self.outcomes, watch.old_calls);
+        let is_enough = new.calls >= ENOUGH_CALLS;
+        let has_timers = self.life.instance.as_ref().is_some_and(|instance| instance.next_due().is_some());
+        let is_over = now >= watch.latest || now >= watch.until && (is_enough || !has_timers);
+        if (is_enough || is_over) && new.rate() > old.rate() + WORSE_BY {
+            let (new, old) = (new.rate() * 100.0, old.rate() * 100.0);
             let reason = format!("{new:.0} % of its timer calls failed, against {old:.0} % before");
             let asked_by = format!("health check of the swap by {}", watch.asked_by);
             self.roll_back(&asked_by, &reason);
-        } else if over {
+        } else if is_over {
             self.watch = None;
             self.publish();
         }
@@ -266,11 +280,6 @@ impl Device {
         self.receipts.keep(receipt);
         self.publish();
     }
-}
-
-#[allow(clippy::cast_precision_loss)] // a rate needs three digits
-fn rate(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
 fn microseconds(time: Duration) -> u64 {

@@ -264,6 +264,17 @@ impl Instance {
         self.store.data_mut().close_connections();
     }
 
+    /// Lets the repeating timers that are set in `start` go on with the beat of another instance's.
+    pub fn keep_beat_of(&mut self, before: &Instance) {
+        let beat = before.store.data().timers.beat();
+        self.store.data_mut().timers.keep_beat(beat);
+    }
+
+    /// From now on new timers begin anew.
+    pub fn end_beat(&mut self) {
+        self.store.data_mut().timers.keep_beat(Vec::new());
+    }
+
     /// When the next timer is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.store.data().timers.next_due()

@@ -16,7 +16,12 @@ const MAX_MILLISECONDS: f64 = 365.0 * 24.0 * 3600.0 * 1000.0;
 pub(super) struct Timers {
     set: Vec<Timer>,
     last: TimerId,
+    /// The repeating timers of the driver before, whose beat goes on: interval and next time.
+    before: Beat,
 }
+
+/// Repeating timers: interval and next time.
+pub(super) type Beat = Vec<(Duration, Instant)>;
 
 #[derive(Debug)]
 struct Timer {
@@ -35,8 +40,20 @@ impl Timers {
         }
         let delay = Duration::from_secs_f64(delay / 1000.0);
         self.last = self.last.wrapping_add(1);
-        self.set.push(Timer { id: self.last, due: now + delay, interval: repeats.then_some(delay) });
+        let place = self.before.iter().position(|(interval, _)| repeats && *interval == delay);
+        let due = place.map_or(now + delay, |place| self.before.swap_remove(place).1);
+        self.set.push(Timer { id: self.last, due, interval: repeats.then_some(delay) });
         Ok(self.last)
+    }
+
+    /// The repeating timers.
+    pub(super) fn beat(&self) -> Beat {
+        self.set.iter().filter_map(|timer| Some((timer.interval?, timer.due))).collect()
+    }
+
+    /// New timers of the same intervals go on with this beat. An empty one ends that.
+    pub(super) fn keep_beat(&mut self, beat: Beat) {
+        self.before = beat;
     }
 
     /// When the next timer is due.
@@ -94,6 +111,27 @@ mod tests {
         assert_eq!(timers.take_due(at(399)), None);
         assert_eq!(timers.take_due(at(400)), Some(id));
         assert_eq!(timers.next_due(), Some(at(500)));
+    }
+
+    #[test]
+    fn a_new_driver_goes_on_with_the_beat_of_the_one_before() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut old = Timers::default();
+        old.add(start, 100.0, true).unwrap();
+        old.add(start, 30.0, false).unwrap();
+        let mut new = Timers::default();
+        new.keep_beat(old.beat());
+        // The time that passed during the switch is not lost.
+        let kept = new.add(at(120), 100.0, true).unwrap();
+        let second = new.add(at(120), 100.0, true).unwrap();
+        assert_eq!(new.take_due(at(120)), Some(kept));
+        assert_eq!(new.take_due(at(120)), None);
+        assert_eq!(new.take_due(at(200)), Some(kept));
+        assert_eq!(new.take_due(at(220)), Some(second));
+        new.keep_beat(Vec::new());
+        new.add(at(220), 30.0, true).unwrap();
+        assert_eq!(new.next_due(), Some(at(250)));
     }
 
     #[test]

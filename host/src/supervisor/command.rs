@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::control::ControlError;
-use super::swap::{Asker, SwapOrder};
+use super::swap::{Asker, SwapOrder, SwapReply};
 use super::{Report, Request, Supervisor};
 use crate::device::{DeviceHandle, Input};
 use crate::gateway;
@@ -53,7 +53,10 @@ impl Supervisor {
             Request::RollBack { device, reply, .. } if self.is_starting(&device) => {
                 drop(reply.send(Err(starting(&device))));
             }
-            Request::RollBack { device, asked_by, reply } => self.roll_back(&device, asked_by, reply),
+            Request::RollBack { device, to: None, asked_by, reply } => self.roll_back(&device, asked_by, reply),
+            Request::RollBack { device, to: Some(to), asked_by, reply } => {
+                self.roll_back_to(&device, to, asked_by, reply);
+            }
             Request::Restart { device, reply } => match self.devices.get(&device) {
                 None => drop(reply.send(Err(self.unknown(&device)))),
                 Some(entry) => match entry.handle.clone() {
@@ -100,7 +103,32 @@ impl Supervisor {
         }
     }
 
-    fn roll_back(&mut self, device: &str, asked_by: String, reply: oneshot::Sender<Result<Receipt, ControlError>>) {
+    /// Goes back to a kept version of the running driver.
+    fn roll_back_to(&mut self, device: &str, to: String, asked_by: String, reply: SwapReply) {
+        let driver = match self.running(device) {
+            Err(problem) => return drop(reply.send(Err(problem))),
+            Ok(handle) => handle.status.borrow().driver.manifest.driver.name.clone(),
+        };
+        let (registry, report, device) = (Arc::clone(&self.registry), self.report.clone(), device.to_owned());
+        tokio::spawn(async move {
+            let kept = registry.kept(&driver).await;
+            match kept.iter().find(|kept| kept.is(&to)) {
+                Some(kept) => {
+                    let asked_by = Asker::Person(format!("{asked_by} (rollback)"));
+                    let order = SwapOrder { origin: Origin::Copy(kept.digest.clone()), asked_by };
+                    // The supervisor may be gone at the end of the program, and with it who asked.
+                    let _ = report.send(Report::Order { device, order, reply }).await;
+                }
+                None => {
+                    let names = text::list(kept.iter().map(ToString::to_string));
+                    let text = format!("no version {to:?} of {driver} is kept; kept are {names}");
+                    let _ = reply.send(Err(ControlError::UnknownVersion(text)));
+                }
+            }
+        });
+    }
+
+    fn roll_back(&mut self, device: &str, asked_by: String, reply: SwapReply) {
         let handle = match self.running(device) {
             Err(problem) => return drop(reply.send(Err(problem))),
             Ok(handle) => handle.clone(),

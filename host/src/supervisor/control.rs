@@ -38,6 +38,9 @@ pub enum ControlError {
     /// No driver ran before the present one, or none is known.
     #[error("there is no driver to go back to")]
     NoDriverBefore,
+    /// No such version of the driver is kept; the text says which are.
+    #[error("{0}")]
+    UnknownVersion(String),
     /// The driver was refused, with the receipt's text.
     #[error("{0}")]
     Refused(String),
@@ -57,6 +60,8 @@ pub(super) enum Request {
     },
     RollBack {
         device: String,
+        /// A version, or the beginning of a digest; none for the driver before.
+        to: Option<String>,
         asked_by: String,
         reply: oneshot::Sender<Result<Receipt, ControlError>>,
     },
@@ -88,10 +93,11 @@ impl Control {
         self.ask(|reply| Request::Swap { device, file, asked_by, reply }).await.unwrap_or_else(stopping)
     }
 
-    /// Goes back to the driver before the last swap.
-    pub async fn roll_back(&self, device: &str, asked_by: &str) -> Result<Receipt, ControlError> {
+    /// Goes back to a kept version of a device's driver, named by its version or
+    /// the beginning of its digest, or to the driver before the last swap.
+    pub async fn roll_back(&self, device: &str, to: Option<String>, asked_by: &str) -> Result<Receipt, ControlError> {
         let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
-        self.ask(|reply| Request::RollBack { device, asked_by, reply }).await.unwrap_or_else(stopping)
+        self.ask(|reply| Request::RollBack { device, to, asked_by, reply }).await.unwrap_or_else(stopping)
     }
 
     /// Starts a device afresh.

@@ -25,6 +25,8 @@ pub(super) struct DeviceEntry {
     /// The number of the last start, for the tasks that start it.
     pub latest: Arc<AtomicU64>,
     pub kind: Kind,
+    /// Whether a driver has taken over that is on trial.
+    pub is_tried: bool,
     /// Commands that came between two lives of the device.
     pub held: Vec<Waiting>,
 }
@@ -42,6 +44,7 @@ impl DeviceEntry {
             work: Work::None,
             latest: Arc::default(),
             kind: Kind::Read(None),
+            is_tried: false,
             held: Vec::new(),
         }
     }

@@ -15,6 +15,7 @@ use serde_json::Value as Json;
 use crate::files;
 use crate::ledger::{Ledger, Safety};
 use crate::message::{Offer, OfferKind, SessionName};
+use crate::receipt::DriverName;
 use crate::sandbox::Driver;
 use crate::scribe::Scribe;
 
@@ -55,6 +56,9 @@ struct Entry {
     configured: Option<String>,
     /// The child type, from the driver's name.
     kind: Option<String>,
+    /// A driver that is to take over, or has and is still watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trial: Option<DriverName>,
     /// Configurations of clouds that the device has taken, by session and name;
     /// the default one has the empty name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -109,6 +113,16 @@ impl Memory {
         self.devices.get(device)?.running.clone()
     }
 
+    /// A driver whose trial was not over when this was written.
+    pub(super) fn trial(&self, device: &str) -> Option<&DriverName> {
+        self.devices.get(device)?.trial.as_ref()
+    }
+
+    /// Notes that a driver is on trial, or that none is any more.
+    pub(super) fn set_trial(&mut self, device: &str, trial: Option<DriverName>) {
+        self.update(device, |entry| entry.trial = trial);
+    }
+
     /// The child type of a device, if its driver was ever loaded.
     pub(super) fn kind(&self, device: &str) -> Option<String> {
         self.devices.get(device)?.kind.clone()
@@ -116,7 +130,8 @@ impl Memory {
 
     /// The digests of drivers whose copies may still be asked for.
     pub(super) fn needed(&self) -> BTreeSet<String> {
-        self.devices.values().filter_map(|entry| entry.running.clone()).collect()
+        let digests = |entry: &Arc<Entry>| entry.running.clone().into_iter().chain(trial_of(entry));
+        self.devices.values().flat_map(digests).collect()
     }
 
     /// Notes the digest of a device's configured file.
@@ -220,6 +235,10 @@ impl Written {
         let changed: Vec<_> = changed.into_iter().map(|(device, entry)| Line { device, entry }).collect();
         self.ledger.record(&changed, Safety::Durable, all)
     }
+}
+
+fn trial_of(entry: &Entry) -> Option<String> {
+    entry.trial.as_ref().map(|trial| trial.digest.clone())
 }
 
 /// What an older version has written, as one document.

@@ -16,8 +16,10 @@ use crate::config::{self, Config};
 use crate::device::{self, DeviceHandle, Input, NotReady, Prepared, Specification, Waiting};
 use crate::journal::{Journal, Leftover, Progress as Done, interrupted};
 use crate::message::{CommandError, DeviceId, SessionName, size_of_request};
+use crate::receipt::{DriverName, Receipt};
 use crate::registry::{Origin, Progress, Registry};
 use crate::router::{GATEWAY, Outlet};
+use crate::sandbox::Driver;
 use crate::scribe::Scribe;
 use crate::session::{Contact, Links, Order, Parts, Picture, Session, SessionStatus};
 use crate::statistics::Counter;
@@ -29,6 +31,8 @@ const QUESTIONS: usize = 1024;
 const HELD: usize = 256;
 /// Their bytes.
 const MOST_HELD: usize = 1 << 20;
+/// Why a driver that was on trial does not run.
+const ENDED_IN_TRIAL: &str = "the gateway ended before the new driver had proved itself; swap again to try it again";
 /// The answer to a command for a device that is not there any more.
 const GONE: &str = "this device is no longer configured";
 /// How soon a start is tried again when the machine is short of something.
@@ -149,6 +153,7 @@ impl Supervisor {
         let Some(entry) = self.devices.get(id) else { return };
         // One that was asked for twice in a row is begun once.
         let Work::Starting(starting @ Starting { step: Step::Queued, .. }) = &entry.work else { return };
+        let tried = entry.handle.as_ref().filter(|_| entry.is_tried).map(DeviceHandle::digest);
         let (number, is_revoked, progress) = (starting.number, starting.is_revoked, Arc::<Progress>::default());
         let start = Start {
             number,
@@ -158,7 +163,11 @@ impl Supervisor {
             given: self.configuration(id, &entry.config),
             path: self.config.driver_path(&entry.config),
             configured_before: self.memory.configured_digest(id),
-            last_good: self.memory.last_good(id),
+            last_good: match tried {
+                Some(digest) => Some(digest.to_string()),
+                None => self.memory.last_good(id),
+            },
+            trial: self.memory.trial(id).filter(|_| tried.is_none()).map(|trial| trial.digest.clone()),
             progress: Arc::clone(&progress),
             registry: Arc::clone(&self.registry),
             id: id.to_owned(),
@@ -261,6 +270,8 @@ impl Supervisor {
             }
             Report::ConfiguredDigest { device, digest } => self.memory.set_configured_digest(&device, &digest),
             Report::Configured(outcome) => self.configured(outcome),
+            Report::Order { device, order, reply } => self.swap(&device, order, Some(reply)),
+            Report::Trial { device, step } => self.note_trial(&device, step),
             Report::Begun(request) => self.carry_out_begun(request),
             Report::Software(installation) => self.go_on_installing(installation),
         }
@@ -289,6 +300,7 @@ impl Supervisor {
                 let spec = Arc::new(self.specification(id, &entry.config, &entry.statistics));
                 self.memory.running(id, &prepared.driver);
                 let given = self.configuration(id, &entry.config).whole;
+                self.end_trial(id, &prepared.driver);
                 self.secrets.set(id, prepared.driver.manifest.sensitive(&given));
                 let (journal, receipts) = (Arc::clone(&self.journal), self.receipts.clone());
                 Ok(DeviceHandle::start(spec, *prepared, journal, receipts))
@@ -320,6 +332,22 @@ impl Supervisor {
         held.into_iter().for_each(|waiting| self.late_command(id, waiting));
         self.configure_if_changed(id);
         self.next_configuration(id);
+    }
+
+    /// A device begins afresh with a driver. Where another one was on trial when
+    /// the gateway died, that is told like a roll-back.
+    fn end_trial(&mut self, id: &str, driver: &Driver) {
+        let Some(entry) = self.devices.get_mut(id) else { return };
+        let was_running = std::mem::take(&mut entry.is_tried);
+        let Some(tried) = self.memory.trial(id).cloned() else { return };
+        self.memory.set_trial(id, None);
+        let running = DriverName::of(driver);
+        if was_running || tried.digest == running.digest {
+            return;
+        }
+        let receipt = Receipt::roll_back(id, "start of the gateway", tried, running, ENDED_IN_TRIAL);
+        tracing::warn!(device = id, "{receipt}");
+        self.receipts.keep(&receipt);
     }
 
     /// Keeps commands that the life before had not begun, ahead of later ones.
@@ -437,6 +465,8 @@ struct Start {
     /// The digest of the configured file beside which the last driver was chosen.
     configured_before: Option<String>,
     last_good: Option<String>,
+    /// The digest of a driver whose trial was cut short by the end of the gateway.
+    trial: Option<String>,
     progress: Arc<Progress>,
     registry: Arc<Registry>,
 }
@@ -471,7 +501,7 @@ impl Start {
         }
         // A file that was refused may run when its reason is gone, so it does not count as seen.
         let is_this = |digest: &String| matches!(&result, Ok(new) if new.driver.digest.to_string() == *digest);
-        let configured = configured.filter(is_this);
+        let configured = configured.filter(|digest| is_this(digest) || self.trial.as_ref() == Some(digest));
         Some(Report::Prepared { device, number, configured, result, held })
     }
 
@@ -479,8 +509,8 @@ impl Start {
     /// hand beside this very file, the file, the driver that ran last.
     fn candidates(&self, configured: Option<&str>) -> Vec<Origin> {
         let last_good = self.last_good.clone();
-        let is_chosen =
-            |good: &String| configured == self.configured_before.as_deref() && configured != Some(good.as_str());
+        let is_seen = configured == self.configured_before.as_deref() || configured == self.trial.as_deref();
+        let is_chosen = |good: &String| is_seen && configured != Some(good.as_str());
         let chosen = last_good.clone().filter(is_chosen).map(Origin::Copy);
         let last = last_good.filter(|_| chosen.is_none()).map(Origin::Copy);
         chosen.into_iter().chain([Origin::File(self.path.clone())]).chain(last).collect()

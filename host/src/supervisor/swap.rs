@@ -4,15 +4,16 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::control::ControlError;
 use super::{Report, Supervisor};
 use crate::config;
 use crate::device::{self, DeviceHandle, Input, Prepared};
-use crate::message::{Severity, now};
+use crate::message::{DeviceId, Severity, now};
 use crate::receipt::{DriverName, Outcome, Receipt, Receipts};
 use crate::registry::{Origin, Progress, Registry};
 use crate::sandbox::{Digest, Driver};
@@ -33,6 +34,7 @@ impl Supervisor {
             configured_before: self.memory.configured_digest(id),
             registry: Arc::clone(&self.registry),
             receipts: self.receipts.clone(),
+            report: self.report.clone(),
         };
         let report = self.report.clone();
         tokio::spawn(async move {
@@ -47,6 +49,37 @@ impl Supervisor {
                 let _ = reply.send(result);
             }
         });
+    }
+}
+
+/// How far a swap is, for a gateway that dies before the new driver is accepted.
+pub(super) enum Trial {
+    /// The driver is about to take over, as soon as that is noted.
+    Begins(DriverName, oneshot::Sender<()>),
+    /// It has taken over and is watched.
+    Runs,
+    /// It has not taken over.
+    Ends,
+}
+
+impl Supervisor {
+    /// Notes how far a swap is.
+    pub(super) fn note_trial(&mut self, device: &str, step: Trial) {
+        match step {
+            Trial::Begins(driver, ready) => {
+                self.memory.set_trial(device, Some(driver));
+                self.memory.save();
+                // After it, so that it is on the disk then. The swap may have been given up.
+                self.scribe.write(move || ready.send(()).unwrap_or_default());
+            }
+            Trial::Runs => {
+                if let Some(entry) = self.devices.get_mut(device) {
+                    entry.is_tried = true;
+                }
+                self.statuses_changed([DeviceId::new(device)].into());
+            }
+            Trial::Ends => self.memory.set_trial(device, None),
+        }
     }
 }
 
@@ -104,6 +137,7 @@ struct Swap {
     configured_before: Option<String>,
     registry: Arc<Registry>,
     receipts: Receipts,
+    report: mpsc::Sender<Report>,
 }
 
 impl Swap {
@@ -120,16 +154,30 @@ impl Swap {
             Ok(driver) => match self.prepare(&driver).await {
                 Err(problem) => Err(ControlError::Refused(self.refuse(Some(DriverName::of(&driver)), &problem))),
                 Ok(_) if self.order.asked_by == Asker::File && !self.is_wanted(&driver).await => return None,
-                Ok(prepared) => {
-                    let asked_by = self.order.asked_by.to_string();
-                    let ask = |reply| Input::Swap(Box::new(prepared), asked_by, reply);
-                    self.handle.ask(ask).await.ok_or(ControlError::DeviceStopped)
-                }
+                Ok(prepared) => self.switch(prepared).await,
             },
         };
         // What was refused may run when its reason is gone, so it does not count as chosen against.
         let is_accepted = matches!(&result, Ok(Receipt { outcome: Outcome::Accepted, .. }));
         Some((result, file.filter(|_| is_accepted)))
+    }
+
+    /// Lets the device switch over, once it is noted that the driver is on trial.
+    async fn switch(&self, prepared: Prepared) -> Result<Receipt, ControlError> {
+        let (begin, noted) = oneshot::channel();
+        self.tell(Trial::Begins(DriverName::of(&prepared.driver), begin)).await;
+        // A disk that does not answer keeps no device from a new driver; nor does a gateway that stops.
+        let _ = tokio::time::timeout(PATIENCE, noted).await;
+        let asked_by = self.order.asked_by.to_string();
+        let result = self.handle.ask(|reply| Input::Swap(Box::new(prepared), asked_by, reply)).await;
+        let is_accepted = result.as_ref().is_some_and(|receipt| receipt.outcome == Outcome::Accepted);
+        self.tell(if is_accepted { Trial::Runs } else { Trial::Ends }).await;
+        result.ok_or(ControlError::DeviceStopped)
+    }
+
+    async fn tell(&self, step: Trial) {
+        // The supervisor may be gone at the end of the program.
+        let _ = self.report.send(Report::Trial { device: self.id.clone(), step }).await;
     }
 
     fn running(&self) -> Digest {
@@ -185,6 +233,8 @@ impl Swap {
     }
 }
 
+/// How long a swap waits until it is noted.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Reasons are kept with their receipts.
 const MAX_REASON: usize = 2000;
 

@@ -80,10 +80,12 @@ enum Command {
         #[command(flatten)]
         gateway: Gateway,
     },
-    /// Go back to the driver before the last swap.
+    /// Go back to the driver before the last swap, or to a kept version.
     Rollback {
         /// The device's id.
         device: String,
+        /// The version, or the first digits of the driver's digest.
+        version: Option<String>,
         #[command(flatten)]
         gateway: Gateway,
     },
@@ -185,7 +187,7 @@ impl Cli {
             Command::Devices(gateway) => remote::devices(&gateway, json).await,
             Command::Outbox(gateway) => remote::outbox(&gateway, json).await,
             Command::Swap { device, file, gateway } => remote::swap(&gateway, &device, file, json).await,
-            Command::Rollback { device, gateway } => remote::roll_back(&gateway, &device, json).await,
+            Command::Rollback { device, version, gateway } => remote::roll_back(&gateway, &device, version, json).await,
             Command::Swaps { device, gateway } => remote::swaps(&gateway, device.as_deref(), json).await,
             Command::Restart { device, gateway } => remote::restart(&gateway, &device, json).await,
             Command::Logs { device, follow, gateway } => remote::logs(&gateway, device, follow, json).await,

@@ -166,9 +166,9 @@ pub(super) async fn swap(gateway: &Gateway, device: &str, file: Option<PathBuf>,
 }
 
 /// `sandgate rollback`
-pub(super) async fn roll_back(gateway: &Gateway, device: &str, json: bool) -> Result<Outcome> {
+pub(super) async fn roll_back(gateway: &Gateway, device: &str, to: Option<String>, json: bool) -> Result<Outcome> {
     let path = device_path(device, "rollback")?;
-    let receipt: Receipt = Client::new(gateway)?.ask(Method::POST, &path, None).await?;
+    let receipt: Receipt = Client::new(gateway)?.ask(Method::POST, &path, Some(&json!({ "to": to }))).await?;
     print_receipt(&receipt, json)
 }
 
