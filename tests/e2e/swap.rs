@@ -251,9 +251,8 @@ async fn a_gateway_that_dies_while_a_driver_is_on_trial_comes_up_with_the_one_be
     gateway.restart();
     wait_for_version(&gateway, "1.0.0");
     let receipts = receipts(&gateway);
-    let told: Vec<_> = receipts.iter().filter(|receipt| receipt["outcome"]["rolled_back"].is_string()).collect();
-    assert_eq!(told.len(), 1, "{receipts:?}");
-    assert!(told[0]["outcome"]["rolled_back"].as_str().unwrap().starts_with("the gateway ended before"), "{told:?}");
+    let is_told = |receipt: &&Json| receipt.to_string().contains("the gateway ended before the new driver");
+    assert_eq!(receipts.iter().filter(is_told).count(), 1, "{receipts:?}");
     // Asked for once more it takes over, and stays when it has proved itself.
     gateway.terminate();
     gateway.configure(broker.port, &ECHO.replace("1h", "1ms"));
