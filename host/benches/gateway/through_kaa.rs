@@ -13,7 +13,7 @@ use sandgate::config::{Config, Endpoint, KaaEndpoint, Secret, Source};
 use sandgate::device::Input;
 use sandgate::journal::Journal;
 use sandgate::message::{DeviceId, SessionName};
-use sandgate::outbox::{Batching, Bounds, Outbox};
+use sandgate::outbox::{Batching, Bounds, Outbox, Stats};
 use sandgate::router::{Outlet, Recipient, Route, Table};
 use sandgate::sandbox::{Compiler, Driver};
 use sandgate::secrets::Secrets;
@@ -27,6 +27,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::print;
 use crate::setup::{driver, guest, parts, sandbox, specification_with, start};
+
+/// Nothing that goes on pauses for longer.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// A running stand-in.
 struct StandIn {
@@ -47,7 +50,7 @@ impl StandIn {
         let mut process = Command::new(env!("CARGO_BIN_EXE_sandgate"))
             .args(["cloud", "kaa", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"])
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
@@ -165,17 +168,26 @@ async fn delivery_rate(stand_in: &StandIn, driver: &Arc<Driver>, name: &str, bat
     // As many at a time as keep the driver ahead of the session.
     let spec = specification_with(Outlet { device: id, routes: vec![route] });
     let handle = start(&spec, driver, json!({"interval_ms": 1.0, "burst": 2000})).await;
-    while outbox.stats().appended < SAMPLES {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until(&outbox, &states, |stats| stats.appended >= SAMPLES).await;
     handle.ask(Input::Stop).await.unwrap();
     let samples = outbox.stats().appended;
-    while outbox.stats().delivered < samples {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until(&outbox, &states, |stats| stats.delivered >= samples).await;
     let rate = samples as f64 / begin.elapsed().as_secs_f64();
     drop(picture);
     rate
+}
+
+/// Waits until the outbox is so; one that gets no further says how far it is.
+async fn until(outbox: &Outbox, session: &watch::Receiver<SessionStatus>, is_so: impl Fn(&Stats) -> bool) {
+    let (mut last, mut since) = (outbox.stats(), Instant::now());
+    while !is_so(&last) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let now = outbox.stats();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        assert!(since.elapsed() < STUCK, "stuck at {last:?}, the session at {:?}", session.borrow());
+    }
 }
 
 pub async fn endpoints() {
