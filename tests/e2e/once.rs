@@ -1,65 +1,15 @@
 //! Commands run once: whenever the gateway is killed, however late they come.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpListener;
 
+use crate::field::Field;
 use crate::harness::{Broker, Gateway, Observer, PATIENCE, fixture, until};
 
-/// A device that notes the id of each command that reaches it.
-struct Actuator {
-    port: u16,
-    ids: Arc<Mutex<Vec<String>>>,
-}
-
-impl Actuator {
-    /// One that takes this long for each.
-    async fn start(pace: Duration) -> Actuator {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (port, ids) = (listener.local_addr().unwrap().port(), Arc::<Mutex<Vec<String>>>::default());
-        let noted = Arc::clone(&ids);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let noted = Arc::clone(&noted);
-                tokio::spawn(async move {
-                    let mut stream = BufReader::new(stream);
-                    let mut id = String::new();
-                    if stream.read_line(&mut id).await.is_ok_and(|size| size > 0) {
-                        noted.lock().unwrap().push(id.trim().to_owned());
-                        tokio::time::sleep(pace).await;
-                        // The gateway may have been killed meanwhile.
-                        let _ = stream.write_all(b"k").await;
-                    }
-                });
-            }
-        });
-        Actuator { port, ids }
-    }
-
-    fn devices(&self, names: &[&str]) -> String {
-        let device = |name: &&str| {
-            format!(
-                "[devices.{name}]\ndriver = 'actuator.wasm'\nconfiguration.main.port = {}\n\
-                 grants.tcp = ['127.0.0.1:*']\n",
-                self.port
-            )
-        };
-        names.iter().map(device).collect()
-    }
-
-    fn runs(&self) -> BTreeMap<String, usize> {
-        let mut runs = BTreeMap::new();
-        self.ids.lock().unwrap().iter().for_each(|id| *runs.entry(id.clone()).or_default() += 1);
-        runs
-    }
-}
-
 /// The answers to each command so far, by id.
-fn answers(observer: &Observer) -> BTreeMap<String, Vec<Json>> {
+pub fn answers(observer: &Observer) -> BTreeMap<String, Vec<Json>> {
     let mut answers: BTreeMap<String, Vec<Json>> = BTreeMap::new();
     for message in observer.all().iter().filter(|message| message.topic.ends_with("/command/responses")) {
         let answer = message.json();
@@ -75,9 +25,9 @@ async fn commands_run_once_and_are_answered_whenever_the_gateway_is_killed() {
     const LIVES: u64 = 12;
     let broker = Broker::mosquitto("allow_anonymous true", &[]);
     let observer = Observer::connect(broker.port).await;
-    let actuator = Actuator::start(Duration::from_millis(3)).await;
+    let field = Field::start(Duration::from_millis(3)).await;
     let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
-    gateway.start(broker.port, &actuator.devices(&["a1", "a2", "a3"]));
+    gateway.start(broker.port, &["a1", "a2", "a3"].map(|name| field.device(name, 0)).concat());
     gateway.wait_for_log("connected to");
     let mut number = 0;
     let seed = fastrand::u64(..);
@@ -103,7 +53,7 @@ async fn commands_run_once_and_are_answered_whenever_the_gateway_is_killed() {
         }
     }
     until("all answers", || (answers(&observer).len() as u64 == number).then_some(()));
-    let (runs, answers) = (actuator.runs(), answers(&observer));
+    let (runs, answers) = (field.noted().runs.clone(), answers(&observer));
     for (id, answers) in &answers {
         let times = runs.get(id).copied().unwrap_or_default();
         assert!(times <= 1 || id.starts_with("act_again"), "{id} ran {times} times");
@@ -120,9 +70,9 @@ async fn commands_run_once_and_are_answered_whenever_the_gateway_is_killed() {
 async fn a_command_that_waited_too_long_is_refused_and_not_run_late() {
     let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
-    let actuator = Actuator::start(Duration::from_millis(1500)).await;
+    let field = Field::start(Duration::from_millis(1500)).await;
     let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
-    gateway.start(broker.port, &actuator.devices(&["a1"]));
+    gateway.start(broker.port, &field.device("a1", 0));
     gateway.wait_for_log("connected to");
     for name in ["act", "act_soon"] {
         let request = json!({"id": name, "name": name});
@@ -133,7 +83,7 @@ async fn a_command_that_waited_too_long_is_refused_and_not_run_late() {
     let refused = &answers["act_soon"][0]["payload"];
     assert_eq!(refused["code"], "timed-out");
     assert!(refused["message"].as_str().unwrap().starts_with("not carried out: it has waited for"), "{refused}");
-    assert_eq!(actuator.runs().len(), 1);
+    assert_eq!(field.noted().runs.len(), 1);
 }
 
 /// Without a long absence the broker keeps commands for the gateway; after one
@@ -142,18 +92,18 @@ async fn a_command_that_waited_too_long_is_refused_and_not_run_late() {
 async fn commands_that_come_while_the_gateway_is_away_run_after_a_short_absence_only() {
     let broker = Broker::mosquitto("allow_anonymous true", &[]);
     let observer = Observer::connect(broker.port).await;
-    let actuator = Actuator::start(Duration::ZERO).await;
+    let field = Field::start(Duration::ZERO).await;
     let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
     let send = async |id: &str| {
         let request = json!({"id": id, "name": "act"});
         observer.publish("v1/to/S01/s--a1/v1/command/requests", &request.to_string()).await;
     };
-    gateway.start(broker.port, &actuator.devices(&["a1"]));
+    gateway.start(broker.port, &field.device("a1", 0));
     gateway.wait_for_log("connected to");
     gateway.terminate();
     send("soon").await;
     gateway.restart();
-    until("the command that came meanwhile", || actuator.runs().contains_key("soon").then_some(()));
+    until("the command that came meanwhile", || field.noted().runs.contains_key("soon").then_some(()));
     gateway.terminate();
     send("late").await;
     let folder = gateway.path("sandgate-state/outbox");
@@ -164,11 +114,11 @@ async fn commands_that_come_while_the_gateway_is_away_run_after_a_short_absence_
     gateway.restart();
     // Those that come before it has connected are gone with the late one.
     let (begin, mut number) = (Instant::now(), 0);
-    while !actuator.runs().keys().any(|id| id.starts_with("new")) {
+    while !field.noted().runs.keys().any(|id| id.starts_with("new")) {
         assert!(begin.elapsed() < PATIENCE, "no new command runs");
         send(&format!("new-{number}")).await;
         number += 1;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(!actuator.runs().contains_key("late"), "{:?}", actuator.runs());
+    assert!(!field.noted().runs.contains_key("late"), "{:?}", field.noted().runs);
 }
