@@ -9,6 +9,8 @@
 //! | `GET /v1/logs?device=ID&follow=true` | log lines, one JSON object a line |
 //! | `POST /v1/devices/ID/swap` `{"file": PATH}` | swaps the driver; without a file the configured one is loaded again |
 //! | `POST /v1/devices/ID/rollback` | goes back to the driver before, or with `{"to": "1.0.0"}` to a kept version |
+//! | `POST /v1/rollout` `{"driver": NAME, "file": PATH, "steps": ["1", "10%", "100%"], "watch": "5m"}` | swaps all devices of a driver in steps |
+//! | `GET /v1/rollout` | how far the last one is, or null |
 //! | `POST /v1/devices/ID/restart` | starts the device afresh |
 //! | `POST /v1/devices/ID/commands/NAME` `{argument: value}` | runs a command |
 //!
@@ -35,6 +37,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::files;
 use crate::logs::{LogLine, LogTap};
 use crate::message::json_object;
+use crate::rollout::{NotBegun, Order, Rollouts};
 use crate::state::StateFolder;
 use crate::supervisor::{Arguments, Control, ControlError};
 
@@ -44,6 +47,7 @@ pub const SOCKET: &str = "admin.sock";
 #[derive(Clone)]
 struct Admin {
     control: Control,
+    rollouts: Rollouts,
     tap: LogTap,
 }
 
@@ -61,7 +65,8 @@ pub async fn run(mut state: StateFolder, control: Control, tap: LogTap) {
         .route("/v1/devices/{id}/rollback", post(roll_back))
         .route("/v1/devices/{id}/restart", post(restart))
         .route("/v1/devices/{id}/commands/{name}", post(command))
-        .with_state(Admin { control, tap });
+        .route("/v1/rollout", get(rollout).post(roll_out))
+        .with_state(Admin { control, rollouts: Rollouts::default(), tap });
     let mut told = false;
     loop {
         let (folder, bound) = match tokio::task::spawn_blocking(move || {
@@ -150,6 +155,17 @@ impl From<ControlError> for Failure {
     }
 }
 
+impl From<NotBegun> for Failure {
+    fn from(error: NotBegun) -> Self {
+        let status = match &error {
+            NotBegun::UnknownDriver(_) => StatusCode::NOT_FOUND,
+            NotBegun::UnderWay(_) => StatusCode::CONFLICT,
+            NotBegun::GatewayStops => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Failure(status, error.to_string())
+    }
+}
+
 type Answer = Result<Response, Failure>;
 
 async fn status(State(admin): State<Admin>) -> Answer {
@@ -171,6 +187,15 @@ async fn swap(State(admin): State<Admin>, Segment(id): Segment<String>, body: By
     let body: SwapBody = parse(&body)?;
     let receipt = admin.control.swap(&id, body.file, "admin API").await?;
     Ok(Json(receipt).into_response())
+}
+
+async fn rollout(State(admin): State<Admin>) -> Response {
+    Json(admin.rollouts.progress()).into_response()
+}
+
+async fn roll_out(State(admin): State<Admin>, body: Bytes) -> Answer {
+    let order: Order = parse_all(&body)?;
+    Ok(Json(admin.rollouts.begin(&admin.control, order, "admin API").await?).into_response())
 }
 
 #[derive(Deserialize, Default)]
@@ -205,6 +230,10 @@ fn parse<T: for<'de> Deserialize<'de> + Default>(body: &[u8]) -> Result<T, Failu
     if body.is_empty() {
         return Ok(T::default());
     }
+    parse_all(body)
+}
+
+fn parse_all<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(body).map_err(|error| Failure(StatusCode::BAD_REQUEST, format!("body: {error}")))
 }
 

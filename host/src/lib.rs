@@ -55,6 +55,8 @@ pub mod watcher;
 
 pub mod supervisor;
 
+pub mod rollout;
+
 pub mod logs;
 
 pub mod admin;

@@ -323,12 +323,18 @@ impl Gateway {
 
     /// Starts the program with the configuration as it is.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same with further variables in its environment.
+    pub fn restart_with(&mut self, variables: &[(&str, &str)]) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let process = Command::new(SANDGATE)
             .args(["run", "gateway.toml"])
             .current_dir(self.folder.path())
             .env("SANDGATE_LOG", "warn,sandgate=debug")
             .env("NO_COLOR", "1")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -117,7 +117,7 @@ async fn whatever_happens_what_was_accepted_arrives_and_commands_run_once() {
         let places = std::fs::read_dir(site.gateway.path("sandgate-state/outbox")).ok()?;
         places.flatten().any(|place| place.path().extension().is_some_and(|end| end == "contact")).then_some(())
     });
-    while site.kills < kills {
+    while site.kills < kills || site.cuts < kills / 2 {
         site.act().await;
         let pause = site.random.u64(..400);
         tokio::time::sleep(Duration::from_millis(pause)).await;

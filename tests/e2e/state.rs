@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::harness::{Broker, Gateway, SANDGATE, fixture, must, until};
+use crate::harness::{Broker, Gateway, PATIENCE, SANDGATE, fixture, must, until};
 
 const DEVICE: &str = "[devices.d]\ndriver = 'echo.wasm'\nconfiguration.main.interval_ms = 50\n\
                       limits.telemetry = '1000/s'\n";
@@ -270,4 +270,28 @@ async fn two_thousand_devices_run_with_a_thousand_descriptors() {
     must(Command::new("kill").arg(process.id().to_string()));
     assert!(process.wait().unwrap().success());
     assert!(!gateway.log().contains("Too many open files"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_manager_hears_that_the_gateway_is_up_answers_and_stops() {
+    let broker = Broker::start();
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo"))]);
+    gateway.configure(broker.port, "[devices.echo1]\ndriver = 'echo.wasm'\n");
+    let path = gateway.path("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let wait_for = |text: &str| {
+        let mut buffer = [0; 500];
+        loop {
+            let size = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("waited in vain for {text}: {error}"));
+            if String::from_utf8_lossy(&buffer[..size]).lines().any(|line| line == text) {
+                return;
+            }
+        }
+    };
+    gateway.restart_with(&[("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "300000")]);
+    wait_for("READY=1");
+    (0..3).for_each(|_| wait_for("WATCHDOG=1"));
+    gateway.terminate();
+    wait_for("STOPPING=1");
 }

@@ -274,6 +274,51 @@ async fn a_gateway_that_dies_while_a_driver_is_on_trial_comes_up_with_the_one_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_devices_of_a_driver_are_swapped_in_steps_and_go_back_together() {
+    let broker = Broker::start();
+    let label = |number: usize| if number == 3 { "odd" } else { "even" };
+    let device = |number| {
+        let table = ECHO.replace("echo1", &format!("d{number}"));
+        format!("{table}configuration.main.label = '{}'\n", label(number))
+    };
+    let mut gateway = Gateway::prepare(&[("driver.wasm", version("1.0.0")), ("new.wasm", version("2.0.0"))]);
+    gateway.start(broker.port, &(0..5).map(device).collect::<String>());
+    let versions =
+        |gateway: &Gateway| (0..5).map(|n| gateway.device(&format!("d{n}"))["version"].clone()).collect::<Vec<_>>();
+    (0..5).for_each(|number| gateway.wait_for_samples(&format!("d{number}"), 1));
+    let roll_out = |gateway: &Gateway, file: &str| {
+        let output = gateway.cli(&["swap", "--driver", "echo", "--steps", "1,50%,100%", "--watch", "100ms", file]);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = roll_out(&gateway, "new.wasm");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.ends_with("done: 5 of 5 devices run the new echo\n"), "{text}");
+    assert_eq!(versions(&gateway), ["2.0.0"; 5]);
+    let all = gateway.json(&["swaps", "(5 devices)"]);
+    assert_eq!((all.as_array().unwrap().len(), &all[0]["outcome"]), (1, &json!("accepted")));
+
+    // The fourth device does not take the next one: those before it go back.
+    let allowed = "label:\n        type: string\n        enum: [even]\n        ";
+    let picky = fixture_with("echo", "label:\n        type: string\n        ", allowed);
+    gateway.write("picky.wasm", &picky);
+    let (code, text) = roll_out(&gateway, "picky.wasm");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("failed, and went back: d3: "), "{text}");
+    assert_eq!(versions(&gateway), ["2.0.0"; 5]);
+    let all = gateway.json(&["swaps", "(3 devices)"]);
+    assert_eq!(all[0]["outcome"], "rolled_back");
+    assert!(all[0]["reason"].as_str().unwrap().starts_with("d3: "), "{all}");
+    for (arguments, problem) in [
+        (["--driver", "ecko", "--steps", "1"], "no device runs a driver \"ecko\"; did you mean"),
+        (["--driver", "echo", "--steps", "0"], "expected a number of devices such as 5"),
+    ] {
+        let output = gateway.cli(&[&["swap"], &arguments[..]].concat());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && text.contains(problem), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_points_elsewhere_is_a_changed_file_and_a_touched_file_is_none() {
     let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;

@@ -24,6 +24,7 @@ impl Supervisor {
     /// Answers a request. A reply that nobody waits for any more is no error.
     pub(super) fn answer(&mut self, request: Request) {
         match request {
+            Request::Ping(reply) => drop(reply.send(())),
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Swap { device, reply, .. } if self.is_starting(&device) => {
                 drop(reply.send(Err(starting(&device))));

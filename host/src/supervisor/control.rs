@@ -51,6 +51,7 @@ pub enum ControlError {
 
 /// A question or an order.
 pub(super) enum Request {
+    Ping(oneshot::Sender<()>),
     Status(oneshot::Sender<Status>),
     Swap {
         device: String,
@@ -82,6 +83,11 @@ pub(super) enum Request {
 pub type Arguments = serde_json::Map<String, serde_json::Value>;
 
 impl Control {
+    /// Waits until the supervisor has looked at its requests.
+    pub async fn ping(&self) {
+        self.ask(Request::Ping).await;
+    }
+
     /// The state of everything.
     pub async fn status(&self) -> Option<Status> {
         self.ask(Request::Status).await
@@ -110,6 +116,11 @@ impl Control {
     pub async fn command(&self, device: &str, name: &str, arguments: Arguments) -> Result<CommandResult, ControlError> {
         let (device, name) = (device.to_owned(), name.to_owned());
         self.ask(|reply| Request::Command { device, name, arguments, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Keeps a receipt of several swaps.
+    pub(crate) fn keep(&self, receipt: &Receipt) {
+        self.receipts.keep(receipt);
     }
 
     /// The newest receipts, oldest first.

@@ -10,6 +10,7 @@ mod outbox;
 mod preflight;
 mod remote;
 mod run;
+mod service;
 
 use std::path::PathBuf;
 
@@ -71,12 +72,26 @@ enum Command {
     Devices(Gateway),
     /// Show what waits for the clouds, and how it is kept.
     Outbox(Gateway),
-    /// Swap the driver of a device.
+    /// Swap the driver of a device, or in steps that of all devices of one driver.
+    #[command(
+        override_usage = "sandgate swap DEVICE [FILE]\n       sandgate swap --driver NAME [--steps 1,10%,100%] [--watch 5m] [FILE]"
+    )]
     Swap {
-        /// The device's id.
-        device: String,
+        /// The device's id; with --driver the new component.
+        #[arg(required_unless_present = "driver")]
+        device: Option<String>,
         /// The new component; default is the device's configured file.
+        #[arg(conflicts_with = "driver")]
         file: Option<PathBuf>,
+        /// All devices that run a driver of this name.
+        #[arg(long)]
+        driver: Option<String>,
+        /// How many of them have the new one after each step.
+        #[arg(long, requires = "driver", value_delimiter = ',', default_value = "1,10%,100%")]
+        steps: Vec<String>,
+        /// How long they must do well before the next step; else all go back.
+        #[arg(long, requires = "driver", default_value = "5m")]
+        watch: String,
         #[command(flatten)]
         gateway: Gateway,
     },
@@ -186,7 +201,13 @@ impl Cli {
             Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref(), json).await,
             Command::Devices(gateway) => remote::devices(&gateway, json).await,
             Command::Outbox(gateway) => remote::outbox(&gateway, json).await,
-            Command::Swap { device, file, gateway } => remote::swap(&gateway, &device, file, json).await,
+            Command::Swap { driver: Some(driver), device, steps, watch, gateway, .. } => {
+                let file = device.map(PathBuf::from);
+                remote::roll_out(&gateway, (&driver, file), &steps, &watch, json).await
+            }
+            Command::Swap { device, file, gateway, .. } => {
+                remote::swap(&gateway, &device.unwrap_or_default(), file, json).await
+            }
             Command::Rollback { device, version, gateway } => remote::roll_back(&gateway, &device, version, json).await,
             Command::Swaps { device, gateway } => remote::swaps(&gateway, device.as_deref(), json).await,
             Command::Restart { device, gateway } => remote::restart(&gateway, &device, json).await,

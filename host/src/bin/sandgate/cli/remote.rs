@@ -16,10 +16,14 @@ use crate::say::say;
 use sandgate::admin::SOCKET;
 use sandgate::logs::LogLine;
 use sandgate::receipt::Receipt;
+use sandgate::rollout::{Progress, RolloutPhase};
 use sandgate::text;
 
 /// How far two looks for rates are apart.
 const RATES: Duration = Duration::from_secs(1);
+
+/// How often it is looked how far a rollout is.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How long a gateway that runs may take to tell its status.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -163,6 +167,52 @@ pub(super) async fn swap(gateway: &Gateway, device: &str, file: Option<PathBuf>,
     let path = device_path(device, "swap")?;
     let receipt: Receipt = Client::new(gateway)?.ask(Method::POST, &path, Some(&json!({ "file": file }))).await?;
     print_receipt(&receipt, json)
+}
+
+/// `sandgate swap --driver`
+pub(super) async fn roll_out(
+    gateway: &Gateway,
+    (driver, file): (&str, Option<PathBuf>),
+    steps: &[String],
+    watch: &str,
+    json: bool,
+) -> Result<Outcome> {
+    // The gateway has its own working folder.
+    let file = file.map(std::path::absolute).transpose().context("finding the driver file")?;
+    let order = json!({ "driver": driver, "file": file, "steps": steps, "watch": watch });
+    let client = Client::new(gateway)?;
+    let mut progress: Progress = client.ask(Method::POST, "/v1/rollout", Some(&order)).await?;
+    let mut shown = String::new();
+    loop {
+        let line = describe(&progress);
+        if !json && line != shown {
+            say!("{}", text::visible(&line));
+            shown = line;
+        }
+        if progress.is_over() {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+        let now: Option<Progress> = client.ask(Method::GET, "/v1/rollout", None).await?;
+        progress = now.context("the gateway was started anew, and does not go on with it")?;
+    }
+    if json {
+        say!("{}", serde_json::to_string_pretty(&progress)?);
+    }
+    Ok(if progress.phase == RolloutPhase::Done { Outcome::Done } else { Outcome::Failed })
+}
+
+/// How far a rollout is, in a line.
+fn describe(progress: &Progress) -> String {
+    let Progress { driver, devices, swapped, step, steps, phase, reason } = progress;
+    let reason = reason.as_deref().unwrap_or_default();
+    match phase {
+        RolloutPhase::Swapping => format!("step {step} of {steps}: {swapped} of {devices} devices swapped"),
+        RolloutPhase::Watching => format!("step {step} of {steps}: watching {swapped} of {devices} devices"),
+        RolloutPhase::GoingBack => format!("going back: {reason}"),
+        RolloutPhase::Done => format!("done: {swapped} of {devices} devices run the new {driver}"),
+        RolloutPhase::Failed => format!("failed, and went back: {reason}"),
+    }
 }
 
 /// `sandgate rollback`

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Outcome, preflight};
+use super::{Outcome, preflight, service};
 use sandgate::config::Config;
 use sandgate::launch::{self, Running};
 use sandgate::logs::{self, Format, LogTap};
@@ -24,6 +24,7 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
     let stopped = stop_when_told(&gateway);
     let outcome = tokio::select! {
         outcome = stopped => outcome?,
+        () = service::tell_life(&gateway) => Outcome::Failed,
         () = logging.tell_drops() => Outcome::Failed,
     };
     if outcome == Outcome::Done {
@@ -42,6 +43,7 @@ async fn stop_when_told(gateway: &Running) -> Result<Outcome> {
         _ = hang_up.recv() => {}
     }
     tracing::info!("stopping");
+    service::tell_stop();
     tokio::select! {
         () = gateway.control.stop() => {}
         // Whoever asks twice does not want to wait.
