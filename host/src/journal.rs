@@ -49,8 +49,10 @@ struct Job {
     line: Option<Line>,
     safety: Safety,
     /// What is done when it is written as safely as asked, or cannot be. Gives a line that follows.
-    done: Box<dyn FnOnce(Result<(), &str>) -> Option<Line> + Send>,
+    done: Done,
 }
+
+type Done = Box<dyn FnOnce(Result<(), &str>) -> Option<Line> + Send>;
 
 /// What is known about a command that comes.
 #[derive(Debug, Clone, PartialEq)]

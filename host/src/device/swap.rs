@@ -149,7 +149,10 @@ impl Device {
                 old.pause();
             }
             match instance.start(context).await {
-                Ok(Ok(())) => Ok(instance.end_beat()),
+                Ok(Ok(())) => {
+                    instance.end_beat();
+                    Ok(())
+                }
                 Ok(Err(reason)) => Err(format!("start: {reason}")),
                 Err(error) => Err(error.to_string()),
             }
