@@ -274,3 +274,29 @@ fn follow(listener: tokio::sync::broadcast::Receiver<LogLine>) -> impl Stream<It
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_status() {
+        let text = || "x".to_owned();
+        let not_running = ControlError::NotRunning { device: text(), problem: text() };
+        for (error, status) in [
+            (ControlError::UnknownDevice(text()), StatusCode::NOT_FOUND),
+            (ControlError::UnknownVersion(text()), StatusCode::NOT_FOUND),
+            (ControlError::GatewayStops, StatusCode::SERVICE_UNAVAILABLE),
+            (ControlError::Starting(text()), StatusCode::CONFLICT),
+            (ControlError::NoDriverBefore, StatusCode::CONFLICT),
+            (ControlError::Refused(text()), StatusCode::CONFLICT),
+            (ControlError::DeviceStopped, StatusCode::CONFLICT),
+            (not_running, StatusCode::CONFLICT),
+        ] {
+            assert_eq!(Failure::from(error.clone()).0, status, "{error}");
+        }
+        assert_eq!(Failure::from(NotBegun::UnknownDriver(text())).0, StatusCode::NOT_FOUND);
+        let Err(failure) = parse::<SwapBody>(b"{\"fiel\": 1}") else { panic!("it is refused") };
+        assert!(failure.0 == StatusCode::BAD_REQUEST && failure.1.contains("unknown field `fiel`"), "{}", failure.1);
+    }
+}

@@ -37,7 +37,7 @@ pub async fn scale() {
         show(kib(&many, MANY)),
         &show(kib(&few, FEW)),
         None,
-        ("<= 68 KiB", kib(&many, MANY) <= 68.0),
+        ("<= 64 KiB", kib(&many, MANY) <= 64.0),
     );
     let maps = |measured: &Measured, devices: usize| format!("{:.2}", measured.maps as f64 / devices as f64);
     print(

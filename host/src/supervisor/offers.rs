@@ -90,6 +90,11 @@ impl Offers {
         self.newest_software.insert((session.clone(), device.to_owned()), version.to_owned());
     }
 
+    /// Forgets the software that was offered to a device that is gone.
+    pub(super) fn forget_software(&mut self, device: &str) {
+        self.newest_software.retain(|(_, other), _| other != device);
+    }
+
     /// Whether a version is still what the session offers.
     pub(super) fn is_newest_software(&self, session: &SessionName, device: &str, version: &str) -> bool {
         let newest = self.newest_software.get(&(session.clone(), device.to_owned()));
@@ -148,5 +153,8 @@ mod tests {
         offers.set_newest_software(&s, "a", "1.0.0");
         offers.set_newest_software(&s, "a", "1.1.0");
         assert!(offers.is_newest_software(&s, "a", "1.1.0") && !offers.is_newest_software(&s, "a", "1.0.0"));
+        offers.set_newest_software(&s, "b", "1.1.0");
+        offers.forget_software("a");
+        assert!(offers.is_newest_software(&s, "b", "1.1.0") && !offers.is_newest_software(&s, "a", "1.1.0"));
     }
 }

@@ -221,13 +221,19 @@ impl Supervisor {
         let Some(entry) = self.devices.get_mut(id) else { return };
         entry.latest.store(number, Ordering::Relaxed);
         entry.work = Work::Ending(number);
-        let Some(handle) = entry.handle.clone() else { return drop(self.devices.remove(id)) };
+        let Some(handle) = entry.handle.clone() else { return self.remove_device(id) };
         let (report, device) = (self.report.clone(), id.to_owned());
         tokio::spawn(async move {
             handle.ask(Input::Stop).await;
             // The supervisor may be gone at the end of the program.
             let _ = report.send(Report::Ended { device, number }).await;
         });
+    }
+
+    fn remove_device(&mut self, id: &str) {
+        let held = self.devices.remove(id).map(|entry| entry.held).unwrap_or_default();
+        held.into_iter().for_each(|waiting| self.late_command(id, waiting));
+        self.offers.forget_software(id);
     }
 
     /// Goes on with what a task has to report.
@@ -251,7 +257,7 @@ impl Supervisor {
             }
             Report::Ended { device, number } => {
                 if self.devices.get(&device).is_some_and(|entry| entry.work.is(number)) {
-                    self.devices.remove(&device);
+                    self.remove_device(&device);
                     self.publish_soon();
                 }
             }
