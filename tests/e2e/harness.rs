@@ -119,6 +119,53 @@ impl Broker {
         Broker { port: told.recv().unwrap(), process: None, _folder: None, _end: Some(end) }
     }
 
+    /// Debian's nats-server, whose MQTT is a layer over JetStream.
+    pub fn nats() -> Broker {
+        let (port, own) = (free_port(), free_port());
+        let config = format!(
+            "server_name: test\nlisten: 127.0.0.1:{own}\njetstream {{ store_dir: FOLDER }}\n\
+             mqtt {{ host: 127.0.0.1, port: {port} }}\n"
+        );
+        Broker::program(port, "nats-server", &config, |command, config| drop(command.arg("-c").arg(config)))
+    }
+
+    /// Debian's RabbitMQ with its plugin for MQTT, as a node of its own.
+    pub fn rabbitmq() -> Broker {
+        let (port, own, distribution) = (free_port(), free_port(), free_port());
+        let config = format!(
+            "listeners.tcp.1 = 127.0.0.1:{own}\nmqtt.listeners.tcp.1 = 127.0.0.1:{port}\nmqtt.allow_anonymous = true\n"
+        );
+        Broker::program(port, "rabbitmq-server", &config, |command, config| {
+            let folder = config.parent().unwrap();
+            std::fs::write(folder.join("plugins"), "[rabbitmq_mqtt].").unwrap();
+            command
+                .env("HOME", folder)
+                .env("RABBITMQ_NODENAME", format!("sandgate-{port}@localhost"))
+                .env("RABBITMQ_DIST_PORT", distribution.to_string())
+                .env("RABBITMQ_MNESIA_BASE", folder.join("data"))
+                .env("RABBITMQ_LOG_BASE", folder.join("log"))
+                .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("plugins"))
+                .env("RABBITMQ_CONFIG_FILE", config)
+                .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+                .env("RABBITMQ_PID_FILE", folder.join("pid"));
+        })
+    }
+
+    /// A program with this configuration, in whose folder it works; ended with all of its children.
+    fn program(port: u16, name: &str, config: &str, set_up: impl FnOnce(&mut Command, &Path)) -> Broker {
+        use std::os::unix::process::CommandExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("broker.conf");
+        std::fs::write(&path, config.replace("FOLDER", folder.path().to_str().unwrap())).unwrap();
+        let mut command = Command::new(name);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        set_up(&mut command, &path);
+        let process = command.spawn().unwrap();
+        let broker = Broker { port, process: Some(process), _folder: Some(folder), _end: None };
+        until(&format!("{name} to listen"), || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+        broker
+    }
+
     /// Debian's mosquitto with further lines in its configuration, in whose
     /// folder the files are.
     pub fn mosquitto(lines: &str, files: &[(&str, &str)]) -> Broker {
@@ -143,6 +190,9 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         if let Some(process) = &mut self.process {
+            // A script may have started the program itself, in the group of its own that some have.
+            let _ =
+                Command::new("kill").args(["-9", "--", &format!("-{}", process.id())]).stderr(Stdio::null()).status();
             let _ = process.kill();
             let _ = process.wait();
         }

@@ -10,6 +10,7 @@ mod harness;
 
 mod again;
 mod broken;
+mod brokers;
 mod commands;
 mod durable;
 mod fault_proxy;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use sandgate_test_needs::needs;
 use serde_json::{Value as Json, json};
 
 use crate::field::Field;
@@ -20,6 +21,7 @@ pub fn answers(observer: &Observer) -> BTreeMap<String, Vec<Json>> {
     answers
 }
 
+#[needs("mosquitto")]
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_run_once_and_are_answered_whenever_the_gateway_is_killed() {
     const LIVES: u64 = 12;
@@ -88,6 +90,7 @@ async fn a_command_that_waited_too_long_is_refused_and_not_run_late() {
 
 /// Without a long absence the broker keeps commands for the gateway; after one
 /// it is told to forget them.
+#[needs("mosquitto")]
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_come_while_the_gateway_is_away_run_after_a_short_absence_only() {
     let broker = Broker::mosquitto("allow_anonymous true", &[]);

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use sandgate_test_needs::needs;
 use serde_json::json;
 
 use crate::field::Field;
@@ -82,6 +83,7 @@ impl Site {
     }
 }
 
+#[needs("mosquitto")]
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_what_was_accepted_arrives_and_commands_run_once() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

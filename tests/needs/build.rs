@@ -3,8 +3,18 @@
 use std::path::PathBuf;
 
 /// All that a test may need.
-const TOOLS: [&str; 8] =
-    ["mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_sub", "npm", "python3", "script", "socat"];
+const TOOLS: [&str; 10] = [
+    "mosquitto",
+    "mosquitto_passwd",
+    "mosquitto_pub",
+    "mosquitto_sub",
+    "nats-server",
+    "npm",
+    "python3",
+    "rabbitmq-server",
+    "script",
+    "socat",
+];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=PATH");
