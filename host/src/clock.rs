@@ -1,6 +1,7 @@
 //! Time: the wall clock, which may be wrong and may be set, and a steady one,
 //! which only goes on. What is measured in one is corrected by the other.
 
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -56,11 +57,6 @@ impl Moment {
         Moment { wall, steady: self.steady.saturating_sub(age) }
     }
 
-    /// The same, none where the wall clock cannot tell: it was not set yet, or has gone back.
-    pub fn surely_as_old_as(self, wall: Time) -> Option<Moment> {
-        (EARLIEST..=self.wall).contains(&wall).then(|| self.as_old_as(wall))
-    }
-
     /// How long ago another moment was, whatever the wall clock says.
     pub fn since(self, earlier: Moment) -> Duration {
         Duration::from_millis(self.steady.saturating_sub(earlier.steady))
@@ -73,6 +69,16 @@ impl Moment {
         let shift = offset(self) - offset(earlier);
         (shift.unsigned_abs() > u128::from(TOLERANCE)).then(|| i64::try_from(shift).unwrap_or_default())
     }
+}
+
+/// A number that stands for the machine's last start.
+pub fn boot() -> u64 {
+    static BOOT: OnceLock<u64> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+        u64::from_str_radix(&digits, 16).unwrap_or_default()
+    })
 }
 
 /// How a time is written in a payload.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::clock::Moment;
+use crate::clock::{Moment, boot};
 use crate::ledger::{Ledger, Safety};
 use crate::message::{CommandError, CommandRequest, CommandResult, DeviceId, SessionName, Uplink};
 use crate::router::Outlet;
@@ -48,11 +48,11 @@ struct Shared {
 struct Job {
     line: Option<Line>,
     safety: Safety,
-    /// What is done when it is written as safely as asked, or cannot be. Gives a line that follows.
+    /// What is done when it is written as safely as asked, or cannot be.
     done: Done,
 }
 
-type Done = Box<dyn FnOnce(Result<(), &str>) -> Option<Line> + Send>;
+type Done = Box<dyn FnOnce(Result<(), &str>) + Send>;
 
 /// What is known about a command that comes.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,8 +63,6 @@ pub enum Seen {
     Before,
     /// It was answered so.
     Answered(CommandResult),
-    /// Nothing, and nothing can be noted now: the disk does not answer.
-    Stalled,
 }
 
 /// On which terms a command runs.
@@ -109,7 +107,7 @@ impl Journal {
     /// Opens the file, and gives the commands that were not over.
     pub fn open(path: &Path, deadline: Duration) -> std::io::Result<(Journal, Vec<Leftover>)> {
         let (mut memory, now) = (Memory::default(), Moment::now());
-        let mut ledger = Ledger::open(path, "commands", |line| memory.read(line, now));
+        let mut ledger = Ledger::open(path, "commands", |line| memory.read(line, now, boot()));
         let leftovers = memory.interrupt().into_iter().filter_map(leftover).collect();
         if let Err(error) = ledger.rewrite(memory.lines().into_iter()) {
             tracing::error!("writing {}: {error}; commands are refused until it can be written", path.display());
@@ -133,26 +131,34 @@ impl Journal {
                     (Seen::Answered(result.clone().unwrap_or_else(|| Err(forgotten()))), None)
                 }
                 Some(_) => (Seen::Before, None),
-                // What waits for the disk stays bounded so.
-                None if is_stalled => return Seen::Stalled,
+                // What waits for the disk stays bounded so. One that comes again is refused again.
+                None if is_stalled => {
+                    let refused = State::Answered { result: Some(Err(stalled())), is_sent: true };
+                    let known = memory.coming(now, refused);
+                    memory.set(device, key, known);
+                    return Seen::Answered(Err(stalled()));
+                }
                 None => {
-                    let state = State::Waiting(request.clone());
-                    memory.set(device, key.clone(), Known { came: Some(now), time: now.wall, state });
+                    let known = memory.coming(now, State::Waiting(request.clone()));
+                    memory.set(device, key.clone(), known);
                     (Seen::New, memory.line(device, &key))
                 }
             }
         };
+        if is_stalled {
+            return seen;
+        }
         // One that came before may still be on its way to the disk.
-        self.write(line, Safety::Durable, move |_| {
-            drop(receipt);
-            None
-        });
+        self.write(line, Safety::Durable, move |_| drop(receipt));
         seen
     }
 
     /// Notes that a driver is about to be called, and returns when that is on
     /// the disk. An error says why it must not be called.
     pub async fn begin(&self, request: &CommandRequest, device: &DeviceId, terms: Terms) -> Result<(), CommandError> {
+        if self.shared.is_stalled() {
+            return Err(stalled());
+        }
         let (key, now) = (Key::of(request), Moment::now());
         let before = self.shared.memory().get(device, &key).cloned();
         let deadline = terms.deadline.map_or(self.deadline, |deadline| deadline.min(self.deadline));
@@ -168,18 +174,21 @@ impl Journal {
             }
             Some(_) | None => {}
         }
-        let (came, time) = before.as_ref().map_or((Some(now), now.wall), |known| (known.came, known.time));
-        self.shared.memory().set(
-            device,
-            key.clone(),
-            Known { came, time, state: State::Started(Some(request.clone())) },
-        );
-        let line = Line::started(device, &key, time);
+        let state = State::Started(Some(request.clone()));
+        let line = {
+            let mut memory = self.shared.memory();
+            let known = match &before {
+                Some(before) => Known { state, ..*before },
+                None => memory.coming(now, state),
+            };
+            let line = Line::started(device, &key, &known);
+            memory.set(device, key.clone(), known);
+            line
+        };
         let (done, written) = oneshot::channel();
         self.write(Some(line), Safety::Durable, move |result| {
             // Whoever waited may have gone: the disk took too long.
             let _ = done.send(result.map_err(str::to_owned));
-            None
         });
         let problem = match self.soon(written).await {
             Some(Ok(Ok(()))) => return Ok(()),
@@ -200,47 +209,58 @@ impl Journal {
     pub fn finish(&self, outlet: &Arc<Outlet>, session: Option<&SessionName>, command: &str, result: CommandResult) {
         let (key, now) = (Key { session: session.cloned(), id: command.to_owned() }, Moment::now());
         let (outlet, shared) = (Arc::clone(outlet), Arc::clone(&self.shared));
-        let (line, time, result) = {
+        let (line, result) = {
             let mut memory = self.shared.memory();
             let before = memory.get(&outlet.device, &key);
-            let (came, time) = before.map_or((Some(now), now.wall), |known| (known.came, known.time));
             let is_interrupted = before.is_some_and(|known| matches!(known.state, State::Interrupted(_)));
             let result = if is_interrupted { Err(interrupted()) } else { result };
             let state = State::Answered { result: Some(result.clone()), is_sent: false };
-            memory.set(&outlet.device, key.clone(), Known { came, time, state });
-            (memory.line(&outlet.device, &key), time, result)
+            let known = match before {
+                Some(before) => Known { state, ..*before },
+                None => memory.coming(now, state),
+            };
+            memory.set(&outlet.device, key.clone(), known);
+            (memory.line(&outlet.device, &key), result)
         };
+        let (writer, runtime) = (self.writer.clone(), tokio::runtime::Handle::try_current());
         let send = move || {
             outlet.answer(key.session.as_ref(), &Uplink::CommandResult { command: &key.id, result: &result });
-            shared.memory().sent(&outlet.device, &key);
-            Line::sent(&outlet.device, &key, time)
+            let (Some(writer), Ok(runtime)) = (writer, runtime) else {
+                return drop(shared.memory().sent(&outlet.device, &key));
+            };
+            // Until the outbox has it on the disk the next life would give it again.
+            runtime.spawn(async move {
+                if outlet.settle().await.is_ok() {
+                    let line = shared.memory().sent(&outlet.device, &key);
+                    // The journal may have ended.
+                    let _ = writer.send(Job { line, safety: Safety::Accepted, done: Box::new(|_| ()) });
+                }
+            });
         };
         // Whoever asked is not to wait for a disk that may never answer.
         if self.shared.is_stalled() {
-            let sent = send();
-            self.write(line, Safety::Accepted, move |_| Some(sent));
+            send();
+            self.write(line, Safety::Accepted, |_| ());
         } else {
-            self.write(line, Safety::Accepted, move |_| Some(send()));
+            self.write(line, Safety::Accepted, move |_| send());
         }
+    }
+
+    /// Notes that all answers so far are in outboxes that are on the disk.
+    pub fn all_sent(&self) {
+        let lines = self.shared.memory().all_sent();
+        lines.into_iter().for_each(|line| self.write(Some(line), Safety::Accepted, |_| ()));
     }
 
     /// Waits until all that was noted so far is on the disk, and its answers in their outboxes.
     pub async fn flush(&self) {
         let (done, all_done) = oneshot::channel();
-        self.write(None, Safety::Durable, move |_| {
-            let _ = done.send(());
-            None
-        });
+        self.write(None, Safety::Durable, move |_| done.send(()).unwrap_or_default());
         let _ = all_done.await;
     }
 
-    fn write(
-        &self,
-        line: Option<Line>,
-        safety: Safety,
-        done: impl FnOnce(Result<(), &str>) -> Option<Line> + Send + 'static,
-    ) {
-        let Some(writer) = &self.writer else { return drop(done(Ok(()))) };
+    fn write(&self, line: Option<Line>, safety: Safety, done: impl FnOnce(Result<(), &str>) + Send + 'static) {
+        let Some(writer) = &self.writer else { return done(Ok(())) };
         // The thread ends after its last sender only.
         let _ = writer.send(Job { line, safety, done: Box::new(done) });
     }
@@ -292,11 +312,14 @@ impl Shared {
         let all = || self.memory().lines().into_iter();
         let written = ledger.record(&lines, Safety::Accepted, all);
         let problem = written.as_ref().err().map(ToString::to_string);
-        let outcome = problem.as_deref().map_or(Ok(()), Err);
         let (durable, accepted): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.safety == Safety::Durable);
-        let following: Vec<Line> = accepted.into_iter().filter_map(|job| (job.done)(outcome)).collect();
-        let safety = if durable.is_empty() { Safety::Accepted } else { Safety::Durable };
-        let synced = written.and_then(|()| ledger.record(&following, safety, all));
+        for job in accepted {
+            (job.done)(problem.as_deref().map_or(Ok(()), Err));
+        }
+        if durable.is_empty() {
+            return written;
+        }
+        let synced = written.and_then(|()| ledger.record(&[] as &[Line], Safety::Durable, all));
         let problem = synced.as_ref().err().map(ToString::to_string);
         for job in durable {
             (job.done)(problem.as_deref().map_or(Ok(()), Err));
@@ -310,6 +333,11 @@ pub fn interrupted() -> CommandError {
     CommandError::Failed("interrupted by a restart of the gateway; the state of the device is unknown".into())
 }
 
+/// The answer to a command that comes while the disk does not answer.
+fn stalled() -> CommandError {
+    CommandError::Busy("not carried out: the disk of the gateway does not answer".into())
+}
+
 /// The answer to a command that comes again long after it was answered.
 fn forgotten() -> CommandError {
     CommandError::Failed("it was carried out or refused before; its answer is no longer known".into())
@@ -319,7 +347,7 @@ fn forgotten() -> CommandError {
 fn late(known: &Known, now: Moment, deadline: Duration) -> CommandError {
     let waited = match known.came {
         Some(came) => format!("it has waited for {} s", now.since(came).as_secs()),
-        None => "nobody knows how long it has waited".into(),
+        None => "it has waited since before the machine was started".into(),
     };
     CommandError::TimedOut(format!("not carried out: {waited}; it may {}", humantime::format_duration(deadline)))
 }
@@ -397,6 +425,9 @@ mod tests {
         }
         finish(&journal, "over", &outlet);
         journal.flush().await;
+        // An outbox in memory keeps nothing; at a stop it is told what was kept.
+        journal.all_sent();
+        journal.flush().await;
         assert_eq!(answers(&outlet), 1);
         assert_eq!(journal.receive(&command("over"), &device, ()), Seen::Answered(Ok(vec![])));
         drop(journal);
@@ -416,6 +447,7 @@ mod tests {
         let idempotent = Terms { is_idempotent: true, ..TERMS };
         journal.begin(&command("b runs"), &device, idempotent).await.unwrap();
         ["a waits", "b runs"].iter().for_each(|id| finish(&journal, id, &outlet));
+        journal.all_sent();
         journal.flush().await;
         drop(journal);
         assert_eq!(Journal::open(&path, MINUTE).unwrap().1, []);
@@ -428,7 +460,7 @@ mod tests {
         let device = DeviceId::new("meter");
         let (mut memory, now) = (Memory::default(), Moment::now());
         let state = State::Answered { result: Some(Ok(vec![])), is_sent: false };
-        memory.set(&device, Key::of(&command("a")), Known { came: Some(now), time: now.wall, state });
+        memory.set(&device, Key::of(&command("a")), Known { came: Some(now), time: now.wall, number: 1, state });
         let mut ledger = Ledger::open(&path, "commands", |_| true);
         ledger.rewrite(memory.lines().into_iter()).unwrap();
         let (_, leftovers) = Journal::open(&path, MINUTE).unwrap();
@@ -442,7 +474,7 @@ mod tests {
         let long_ago = Moment { steady: now.steady - 61_000, ..now };
         for came in [Some(long_ago), None] {
             let state = State::Waiting(command("a"));
-            journal.shared.memory().set(&device, Key::of(&command("a")), Known { came, time: 0, state });
+            journal.shared.memory().set(&device, Key::of(&command("a")), Known { came, time: 0, number: 1, state });
             assert!(matches!(journal.begin(&command("a"), &device, TERMS).await, Err(CommandError::TimedOut(_))));
         }
     }
@@ -488,6 +520,7 @@ mod tests {
         for number in 0..10_000 {
             finish(&journal, &number.to_string(), &outlet);
         }
+        journal.all_sent();
         journal.flush().await;
         assert!(path.metadata().unwrap().len() < 1 << 20);
         drop(journal);

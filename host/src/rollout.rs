@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
 use crate::device::Phase;
+use crate::message::now;
 use crate::receipt::{Outcome, Receipt};
 use crate::status::DeviceReport;
 use crate::supervisor::{Control, ControlError};
@@ -210,11 +211,16 @@ struct Swapped {
 impl Rollout {
     async fn run(mut self) {
         let result = self.go_on().await;
+        // A gateway that stops leaves all as it is.
+        if self.control.status().await.is_none() {
+            return;
+        }
         let Some(first) = self.swapped.first() else {
             // Nothing has changed; the device's own receipt says why.
             return self.tell(|progress| (progress.phase, progress.reason) = (RolloutPhase::Failed, result.err()));
         };
         let mut receipt = Receipt {
+            time: now(),
             device: format!("({})", text::count(self.swapped.len(), "device")),
             asked_by: self.asked_by.clone(),
             pause_us: self.swapped.iter().map(|swapped| swapped.receipt.pause_us).max().unwrap_or_default(),
@@ -265,14 +271,28 @@ impl Rollout {
     async fn swap_next(&mut self) -> Result<(), String> {
         let Some(device) = self.devices.get(self.swapped.len()).cloned() else { return Ok(()) };
         let before = self.report(&device).await?;
+        if before.driver != self.order.driver {
+            return Err(format!("{device}: it runs another driver by now, {}", before.driver));
+        }
         let receipt = self.control.swap(&device, self.order.file.clone(), &self.asked_by).await;
         let receipt = receipt.map_err(|error| format!("{device}: {error}"))?;
         match &receipt.outcome {
             Outcome::Accepted => {}
             Outcome::Rejected(reason) | Outcome::RolledBack(reason) => return Err(format!("{device}: {reason}")),
         }
-        self.swapped.push(Swapped { device, receipt, crashes: before.crashes });
-        Ok(())
+        // The old driver may have crashed when it was asked for its state.
+        let crashes = self.report(&device).await?.crashes;
+        let (new, first) = (receipt.new.clone(), self.swapped.first().and_then(|first| first.receipt.new.clone()));
+        let is_other = new.as_ref().is_some_and(|new| new.name != self.order.driver);
+        let has_changed = self.order.file.is_some() && first.is_some() && first != new;
+        let problem = match (is_other, has_changed) {
+            (true, _) => Some("the file holds another driver"),
+            (_, true) => Some("the file has changed since the first device was swapped"),
+            _ => None,
+        };
+        let wrong = problem.map(|problem| format!("{device}: {problem}"));
+        self.swapped.push(Swapped { device, receipt, crashes });
+        wrong.map_or(Ok(()), Err)
     }
 
     /// Whether all that were swapped do well.
@@ -283,7 +303,7 @@ impl Rollout {
             let Some(report) = status.devices.iter().find(|report| report.id == *device) else {
                 return wrong("it is no longer configured");
             };
-            let is_new = receipt.new.as_ref().is_some_and(|new| new.digest.starts_with(&report.digest));
+            let is_new = receipt.new.as_ref().is_some_and(|new| is_digest_of(&report.digest, &new.digest));
             match report.problem.as_deref() {
                 _ if !is_new => return wrong("it has gone back to another driver; `sandgate swaps` says why"),
                 problem if report.crashes > *crashes => return wrong(problem.unwrap_or("the driver has crashed")),
@@ -303,12 +323,11 @@ impl Rollout {
                 // It is gone.
                 Err(_) => continue,
             };
-            if receipt.old.digest.starts_with(&report.digest) {
+            if is_digest_of(&report.digest, &receipt.old.digest) {
                 continue;
             }
-            // While it is watched the old driver waits beside it.
-            let to = (!report.watching).then(|| receipt.old.digest.clone());
-            let back = self.control.roll_back(device, to, &self.asked_by).await;
+            // By its digest: what waits beside a watched driver is the last accepted one, which may be another.
+            let back = self.control.roll_back(device, Some(receipt.old.digest.clone()), &self.asked_by).await;
             if let Err(error) = back {
                 stays.push(format!("{device} could not go back: {error}"));
             }
@@ -327,6 +346,11 @@ impl Rollout {
             change(progress);
         }
     }
+}
+
+/// Whether the first digits of a digest, of which there are none without a driver, are those of another.
+fn is_digest_of(short: &str, whole: &str) -> bool {
+    !short.is_empty() && whole.starts_with(short)
 }
 
 #[cfg(test)]

@@ -63,6 +63,14 @@ impl Outlet {
         Ok(())
     }
 
+    /// The same without hurry: others come along.
+    pub async fn settle(&self) -> Result<(), String> {
+        for Route { outbox, .. } in &self.routes {
+            outbox.settle().await?;
+        }
+        Ok(())
+    }
+
     /// The device's address in a session.
     pub fn channel(&self, session: &SessionName) -> Option<&Channel> {
         self.routes.iter().find(|route| route.session == *session).map(|route| &route.channel)

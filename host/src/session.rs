@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::FutureExt;
+use rumqttc::ConnectReturnCode::{BadClientId, RefusedProtocolVersion};
 use rumqttc::{ConnectionError, Event, EventLoop, Outgoing, Packet, PubAck, Publish, QoS, Request, SubAck};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -240,6 +241,7 @@ impl Session {
                 forgotten = self.parts.forget() => forgotten.with_context(|| address.clone())?,
                 () = self.wishes.refuse() => return Ok(()),
             }
+            self.contact.heard();
         }
         let (client, mut events) = self.parts.client(!self.resumes)?;
         let mut connection = Connection {
@@ -337,14 +339,17 @@ impl Session {
     /// Takes an event of the client. An error ends the connection.
     fn handle(&mut self, connection: &mut Connection, events: &mut EventLoop, event: Event) -> Result<()> {
         match event {
-            Event::Incoming(Packet::ConnAck(ack)) if ack.session_present && self.contact.is_stale() => {
+            Event::Incoming(Packet::ConnAck(ack)) if ack.session_present && self.resumes && self.contact.is_stale() => {
                 self.must_forget = true;
                 bail!(
                     "the broker has kept messages since a time that is long ago or unknown; it is told to forget them"
                 );
             }
-            Event::Incoming(Packet::ConnAck(_)) => {
-                self.contact.heard();
+            Event::Incoming(Packet::ConnAck(ack)) => {
+                // What it has kept is as old as it was, until it comes.
+                if !ack.session_present {
+                    self.contact.heard();
+                }
                 events.network_options.set_connection_timeout(LONGEST_PATIENCE.as_secs());
                 let picture = self.subscribe(connection);
                 self.parts.dialogue.connected(&picture, now());
@@ -352,6 +357,7 @@ impl Session {
                 connection.stands = true;
             }
             Event::Incoming(Packet::PingResp) => {
+                self.contact.heard();
                 let is_stalled = [connection.writer.is_stalled(), connection.subscriptions.is_stalled()];
                 if is_stalled.contains(&true) {
                     bail!("the broker answers pings and acknowledges no message, or no subscription");
@@ -396,8 +402,10 @@ impl Session {
         for event in std::mem::take(&mut events.state.events) {
             self.note(&mut connection, event);
         }
-        if matches!(error, ConnectionError::ConnectionRefused(_)) && self.contact.is_kept() {
-            // It may be that the broker does not want to keep anything.
+        if matches!(error, ConnectionError::ConnectionRefused(BadClientId | RefusedProtocolVersion))
+            && self.contact.is_kept()
+        {
+            // It may be that the broker does not want to keep anything for this client.
             self.resumes = !self.resumes;
         }
         if is_closed_by_peer(&error) {
@@ -424,7 +432,7 @@ impl Session {
     /// subscribing, the subscriptions, and then all else, so that whoever answers
     /// a message finds the gateway listening.
     fn next_request(&mut self, connection: &mut Connection) -> Option<Request> {
-        if let Some(packet) = connection.acknowledgements.next() {
+        if let Some(packet) = connection.acknowledgements.next(Instant::now()) {
             return Some(Request::PubAck(PubAck::new(packet)));
         }
         let message = match self.parts.dialogue.announce() {
@@ -510,6 +518,7 @@ impl Session {
             self.parts.dialogue.next_wake(connection.writer.is_quiet()),
             self.blame.next_wake(),
             connection.subscriptions.next_wake(),
+            connection.acknowledgements.next_wake().filter(|_| connection.writer.is_quiet()),
         ];
         times.into_iter().flatten().min()
     }
@@ -551,7 +560,7 @@ impl Session {
     /// Takes a message from the cloud to whom it is for.
     fn receive(&mut self, connection: &mut Connection, message: &Publish) {
         let (topic, payload) = (&*message.topic, &*message.payload);
-        let receipt = connection.acknowledgements.begin(message.pkid);
+        let receipt = connection.acknowledgements.begin(message.pkid, Instant::now());
         self.tell_exchange("receives", topic, payload);
         for meaning in self.parts.dialogue.receive(topic, payload, Instant::now()) {
             match meaning {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
@@ -143,6 +143,8 @@ pub struct Supervisor {
     orders: mpsc::Receiver<Order>,
     /// What clouds offer and is not yet taken or refused.
     offers: Offers,
+    /// Who waits until the trial of a driver is on the disk.
+    trials: Vec<oneshot::Sender<()>>,
     installations: Installations,
     notices: Notices,
     manifest: crate::manifest::Manifest,
@@ -228,6 +230,7 @@ impl Supervisor {
             changes,
             orders,
             offers: Offers::default(),
+            trials: Vec::new(),
             installations: Installations::new(),
             notices: Notices::new(),
             manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
@@ -255,7 +258,11 @@ impl Supervisor {
         }
         let mut look = interval(Duration::from_secs(1));
         let news = self.news.clone();
+        let mut writing = None;
         loop {
+            if writing.is_none() && !self.trials.is_empty() {
+                writing = Some(self.write_trials());
+            }
             if self.pace.due().is_some_and(|time| time <= Instant::now()) {
                 self.publish();
             }
@@ -281,6 +288,11 @@ impl Supervisor {
                 _ = properties.tick() => self.publish_soon(),
                 _ = look.tick() => self.every_second(),
                 () = until(self.pace.due()) => {}
+                ready = finished(&mut writing) => {
+                    writing = None;
+                    // A swap may have been given up.
+                    ready.into_iter().for_each(|ready| ready.send(()).unwrap_or_default());
+                }
             }
         }
     }
@@ -481,8 +493,14 @@ impl Supervisor {
         if tokio::time::timeout(FLUSH, futures::future::join_all(sessions)).await.is_err() {
             tracing::warn!("stopping though some sessions have not ended");
         }
+        let mut is_kept = true;
         for (session, outbox) in outboxes {
-            keep_for_the_next_start(&session, outbox).await;
+            is_kept &= keep_for_the_next_start(&session, outbox).await;
+        }
+        if is_kept {
+            self.journal.all_sent();
+            // Else the next start gives the last answers once more.
+            let _ = tokio::time::timeout(FLUSH, self.journal.flush()).await;
         }
         self.memory.save();
         if tokio::time::timeout(FLUSH, self.scribe.flush()).await.is_err() {
@@ -505,17 +523,27 @@ impl SessionEntry {
 }
 
 /// Brings what a session has not delivered to the disk, and says what is left.
-async fn keep_for_the_next_start(session: &SessionName, outbox: Arc<Outbox>) {
+/// False where that does not work.
+async fn keep_for_the_next_start(session: &SessionName, outbox: Arc<Outbox>) -> bool {
     let waiting = outbox.stats().waiting;
     let flushed = tokio::time::timeout(FLUSH, outbox.flush()).await;
     let messages = crate::text::count(waiting, "message");
-    match flushed {
+    match &flushed {
         _ if waiting == 0 => {}
         Ok(Ok(())) => tracing::info!(%session, "{messages} wait in the outbox; the next start sends them"),
         Ok(Err(problem)) => tracing::error!(%session, "{messages} may be lost: {problem}"),
         Err(_) => {
             tracing::warn!(%session, "{messages} wait in the outbox, and the disk is busy: a power cut now loses some")
         }
+    }
+    matches!(flushed, Ok(Ok(())))
+}
+
+/// Waits for the end of what is under way; for ever when nothing is.
+async fn finished<T: Default>(work: &mut Option<oneshot::Receiver<T>>) -> T {
+    match work {
+        Some(work) => work.await.unwrap_or_default(),
+        None => std::future::pending().await,
     }
 }
 

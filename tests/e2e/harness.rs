@@ -88,7 +88,7 @@ pub fn free_port() -> u16 {
 /// A running broker.
 pub struct Broker {
     pub port: u16,
-    process: Option<Child>,
+    processes: Vec<Child>,
     _folder: Option<tempfile::TempDir>,
     /// Ends the broker of this process when it is dropped.
     _end: Option<std::sync::mpsc::Sender<()>>,
@@ -116,7 +116,7 @@ impl Broker {
                 }
             });
         });
-        Broker { port: told.recv().unwrap(), process: None, _folder: None, _end: Some(end) }
+        Broker { port: told.recv().unwrap(), processes: Vec::new(), _folder: None, _end: Some(end) }
     }
 
     /// Debian's nats-server, whose MQTT is a layer over JetStream.
@@ -126,20 +126,29 @@ impl Broker {
             "server_name: test\nlisten: 127.0.0.1:{own}\njetstream {{ store_dir: FOLDER }}\n\
              mqtt {{ host: 127.0.0.1, port: {port} }}\n"
         );
-        Broker::program(port, "nats-server", &config, |command, config| drop(command.arg("-c").arg(config)))
+        Broker::program(port, "nats-server", &config, |command, config| {
+            command.arg("-c").arg(config);
+        })
     }
 
     /// Debian's RabbitMQ with its plugin for MQTT, as a node of its own.
     pub fn rabbitmq() -> Broker {
-        let (port, own, distribution) = (free_port(), free_port(), free_port());
+        let (port, own, distribution, names) = (free_port(), free_port(), free_port(), free_port().to_string());
         let config = format!(
             "listeners.tcp.1 = 127.0.0.1:{own}\nmqtt.listeners.tcp.1 = 127.0.0.1:{port}\nmqtt.allow_anonymous = true\n"
         );
-        Broker::program(port, "rabbitmq-server", &config, |command, config| {
+        // Erlang would start one that outlives the test.
+        let mut name_server = Command::new("epmd");
+        name_server.args(["-port", &names, "-address", "127.0.0.1"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let name_server = name_server.spawn().unwrap();
+        // The program in the path is a script that becomes another user.
+        let program = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+        let mut broker = Broker::program(port, program, &config, |command, config| {
             let folder = config.parent().unwrap();
             std::fs::write(folder.join("plugins"), "[rabbitmq_mqtt].").unwrap();
             command
                 .env("HOME", folder)
+                .env("ERL_EPMD_PORT", &names)
                 .env("RABBITMQ_NODENAME", format!("sandgate-{port}@localhost"))
                 .env("RABBITMQ_DIST_PORT", distribution.to_string())
                 .env("RABBITMQ_MNESIA_BASE", folder.join("data"))
@@ -148,7 +157,9 @@ impl Broker {
                 .env("RABBITMQ_CONFIG_FILE", config)
                 .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
                 .env("RABBITMQ_PID_FILE", folder.join("pid"));
-        })
+        });
+        broker.processes.push(name_server);
+        broker
     }
 
     /// A program with this configuration, in whose folder it works; ended with all of its children.
@@ -161,7 +172,7 @@ impl Broker {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         set_up(&mut command, &path);
         let process = command.spawn().unwrap();
-        let broker = Broker { port, process: Some(process), _folder: Some(folder), _end: None };
+        let broker = Broker { port, processes: vec![process], _folder: Some(folder), _end: None };
         until(&format!("{name} to listen"), || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         broker
     }
@@ -181,7 +192,7 @@ impl Broker {
         let path = folder.path().join("mosquitto.conf");
         std::fs::write(&path, config).unwrap();
         let process = Command::new("mosquitto").arg("-c").arg(&path).stderr(Stdio::null()).spawn().unwrap();
-        let broker = Broker { port, process: Some(process), _folder: Some(folder), _end: None };
+        let broker = Broker { port, processes: vec![process], _folder: Some(folder), _end: None };
         until("mosquitto to listen", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         broker
     }
@@ -189,10 +200,10 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            // A script may have started the program itself, in the group of its own that some have.
-            let _ =
-                Command::new("kill").args(["-9", "--", &format!("-{}", process.id())]).stderr(Stdio::null()).status();
+        for process in &mut self.processes {
+            // A script starts the program itself, in a group of its own.
+            let group = format!("-{}", process.id());
+            let _ = Command::new("kill").args(["-9", "--", &group]).stderr(Stdio::null()).status();
             let _ = process.kill();
             let _ = process.wait();
         }

@@ -112,8 +112,9 @@ async fn commands_that_come_while_the_gateway_is_away_run_after_a_short_absence_
     let folder = gateway.path("sandgate-state/outbox");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let contact = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "contact")).unwrap();
-    let heard: u64 = std::fs::read_to_string(&contact).unwrap().parse().unwrap();
-    std::fs::write(contact, (heard - 61_000).to_string()).unwrap();
+    let text = std::fs::read_to_string(&contact).unwrap();
+    let (heard, boot) = text.split_once(' ').unwrap();
+    std::fs::write(&contact, format!("{} {boot}", heard.parse::<u64>().unwrap() - 61_000)).unwrap();
     gateway.restart();
     // Those that come before it has connected are gone with the late one.
     let (begin, mut number) = (Instant::now(), 0);

@@ -177,14 +177,18 @@ impl Device {
         let log = self.spec.log(&driver);
         let new =
             Life { instance: Some(instance), since: Some(Instant::now()), configuration: configuration.into(), log };
-        let old = std::mem::replace(&mut self.life, new);
+        let mut old = std::mem::replace(&mut self.life, new);
+        let mut old_calls = std::mem::take(&mut self.outcomes);
         let old_driver = std::mem::replace(&mut self.driver, driver);
-        self.previous = Some(old_driver);
+        match self.watch.take() {
+            // One that has not proved itself is nothing to go back to.
+            Some(watch) => (old, old_calls) = (watch.old, watch.old_calls),
+            None => self.previous = Some(old_driver),
+        }
         self.backoff.reset();
         self.restart_at = None;
         self.failed = false;
         self.problem = None;
-        let old_calls = std::mem::take(&mut self.outcomes);
         let (now, window) = (Instant::now(), self.spec.health_window);
         self.watch = old.instance.is_some().then(|| {
             let (until, latest) = (now + window, now + window * MOST_WINDOWS);

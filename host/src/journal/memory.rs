@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use crate::clock::{Moment, Time};
+use crate::clock::{Moment, Time, boot};
 use crate::message::{
     CommandError, CommandRequest, CommandResult, DeviceId, SessionName, attributes_of, json_object, size_of_attribute,
     size_of_request,
@@ -17,11 +17,16 @@ use crate::message::{
 const REMEMBERED: usize = 1000;
 /// Bytes of their ids and answers; old answers are forgotten before ids are.
 const REMEMBERED_BYTES: usize = 256 << 10;
+/// The same for all devices together, which share it: the file is written anew
+/// as a whole, and read at the start.
+const ALL_BYTES: usize = 16 << 20;
 
 /// See the module documentation.
 #[derive(Default)]
 pub(super) struct Memory {
     devices: HashMap<DeviceId, Commands>,
+    /// Commands that came so far.
+    numbers: u64,
 }
 
 /// The commands of one device.
@@ -45,10 +50,12 @@ pub(super) struct Key {
 /// One command.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
-    /// When it came; none when that was so long ago, or by such a clock, that nobody knows.
+    /// When it came; none when that was before the machine's last start.
     pub came: Option<Moment>,
     /// By the wall clock.
     pub time: Time,
+    /// Its place among all that came.
+    pub number: u64,
     pub state: State,
 }
 
@@ -74,6 +81,11 @@ pub(super) struct Line {
     session: Option<String>,
     /// When it came.
     time: Time,
+    /// The same by the steady clock, and in which life of the machine.
+    #[serde(default)]
+    steady: u64,
+    #[serde(default)]
+    boot: u64,
     answered: bool,
     /// Whether the driver was not called yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -109,20 +121,27 @@ impl Memory {
 
     /// Notes a command, new or in a new state.
     pub(super) fn set(&mut self, device: &DeviceId, key: Key, known: Known) {
-        match self.devices.get_mut(device) {
-            Some(commands) => commands.set(key, known),
-            None => self.devices.entry(device.clone()).or_default().set(key, known),
+        if !self.devices.contains_key(device) {
+            self.devices.insert(device.clone(), Commands::default());
+        }
+        let most = (ALL_BYTES / self.devices.len()).min(REMEMBERED_BYTES);
+        if let Some(commands) = self.devices.get_mut(device) {
+            commands.set(key, known, most);
         }
     }
 
+    /// A command that comes now.
+    pub(super) fn coming(&mut self, now: Moment, state: State) -> Known {
+        self.numbers += 1;
+        Known { came: Some(now), time: now.wall, number: self.numbers, state }
+    }
+
     /// Notes that an outbox has accepted the answer.
-    pub(super) fn sent(&mut self, device: &DeviceId, key: &Key) {
-        let commands = self.devices.get_mut(device);
-        if let Some(known) = commands.and_then(|commands| commands.known.get_mut(key))
-            && let State::Answered { is_sent, .. } = &mut known.state
-        {
-            *is_sent = true;
-        }
+    pub(super) fn sent(&mut self, device: &DeviceId, key: &Key) -> Option<Line> {
+        let known = self.devices.get_mut(device)?.known.get_mut(key)?;
+        let State::Answered { is_sent, .. } = &mut known.state else { return None };
+        *is_sent = true;
+        Some(Line::sent(device, key, known))
     }
 
     pub(super) fn forget(&mut self, device: &DeviceId, key: &Key) {
@@ -132,11 +151,14 @@ impl Memory {
     }
 
     /// Takes a line of the file; false when it is none that was written here.
-    pub(super) fn read(&mut self, line: Json, now: Moment) -> bool {
+    pub(super) fn read(&mut self, line: Json, now: Moment, boot: u64) -> bool {
         let Ok(line) = serde_json::from_value::<Line>(line) else { return false };
         let session = line.session.as_deref().map(SessionName::new);
         let (device, key) = (DeviceId::new(&line.device), Key { session: session.clone(), id: line.id.clone() });
-        let before = self.get(&device, &key).map(|known| known.state.clone());
+        let before = self.get(&device, &key).cloned();
+        let number = before.as_ref().map_or(self.numbers + 1, |known| known.number);
+        self.numbers = self.numbers.max(number);
+        let before = before.map(|known| known.state);
         let asked = |asked: Asked| CommandRequest {
             id: line.id.clone(),
             session: session.clone(),
@@ -161,13 +183,14 @@ impl Memory {
                 State::Answered { result, is_sent: !line.unsent }
             }
         };
-        let came = now.surely_as_old_as(line.time);
-        self.set(&device, key, Known { came, time: line.time, state });
+        let is_this_boot = line.boot == boot && line.steady <= now.steady;
+        let came = is_this_boot.then_some(Moment { wall: line.time, steady: line.steady });
+        self.set(&device, key, Known { came, time: line.time, number, state });
         true
     }
 
     /// Notes that what was started has been interrupted, and gives all commands
-    /// that are not over, oldest first.
+    /// that are not over, in the order in which they came.
     pub(super) fn interrupt(&mut self) -> Vec<(DeviceId, Key, Known)> {
         let mut open = Vec::new();
         for (device, commands) in &mut self.devices {
@@ -180,7 +203,7 @@ impl Memory {
                 }
             }
         }
-        open.sort_by(|a, b| (a.2.time, &a.0, &a.1).cmp(&(b.2.time, &b.0, &b.1)));
+        open.sort_by_key(|(.., known)| known.number);
         open
     }
 
@@ -189,27 +212,45 @@ impl Memory {
         Some(line(device, key, self.get(device, key)?))
     }
 
+    /// Notes that outboxes have accepted all answers.
+    pub(super) fn all_sent(&mut self) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for (device, commands) in &mut self.devices {
+            for (key, known) in &mut commands.known {
+                if let State::Answered { is_sent: is_sent @ false, .. } = &mut known.state {
+                    *is_sent = true;
+                    lines.push(Line::sent(device, key, known));
+                }
+            }
+        }
+        lines
+    }
+
     /// All that is remembered, as lines of the file.
     pub(super) fn lines(&self) -> Vec<Line> {
         let of = |(device, commands): (&DeviceId, &Commands)| {
             let answered = commands.answered.iter().filter_map(|key| commands.known.get_key_value(key));
             let open = commands.known.iter().filter(|(_, known)| !known.is_answered());
-            answered.chain(open).map(|(key, known)| line(device, key, known)).collect::<Vec<_>>()
+            answered.chain(open).map(|(key, known)| (known.number, line(device, key, known))).collect::<Vec<_>>()
         };
-        self.devices.iter().flat_map(of).collect()
+        // In the order in which they came, which is all that a reader has to go by.
+        let mut lines: Vec<(u64, Line)> = self.devices.iter().flat_map(of).collect();
+        lines.sort_by_key(|(number, _)| *number);
+        lines.into_iter().map(|(_, line)| line).collect()
     }
 }
 
 impl Commands {
-    fn set(&mut self, key: Key, known: Known) {
+    fn set(&mut self, key: Key, known: Known, most: usize) {
         self.forget(&key);
         if known.is_answered() {
             self.bytes += key.size() + known.size();
             self.answered.push_back(key.clone());
         }
         self.known.insert(key, known);
-        while self.bytes > REMEMBERED_BYTES && self.forget_an_answer() {}
-        while self.answered.len() > REMEMBERED || self.bytes > REMEMBERED_BYTES {
+        while self.bytes > most && self.forget_an_answer() {}
+        // The last one stays, however large its answer is.
+        while self.answered.len() > REMEMBERED || self.bytes > most && self.answered.len() > 1 {
             let Some(oldest) = self.answered.pop_front() else { break };
             self.bare = self.bare.saturating_sub(1);
             self.bytes -= oldest.size() + self.known.remove(&oldest).map_or(0, |known| known.size());
@@ -272,14 +313,14 @@ impl Known {
 
 impl Line {
     /// That an outbox has accepted the answer.
-    pub(super) fn sent(device: &DeviceId, key: &Key, time: Time) -> Line {
+    pub(super) fn sent(device: &DeviceId, key: &Key, known: &Known) -> Line {
         let state = State::Answered { result: None, is_sent: true };
-        line(device, key, &Known { came: None, time, state })
+        line(device, key, &Known { state, ..*known })
     }
 
     /// That the driver is about to be called; what is asked stands in the line before.
-    pub(super) fn started(device: &DeviceId, key: &Key, time: Time) -> Line {
-        line(device, key, &Known { came: None, time, state: State::Started(None) })
+    pub(super) fn started(device: &DeviceId, key: &Key, known: &Known) -> Line {
+        line(device, key, &Known { state: State::Started(None), ..*known })
     }
 }
 
@@ -310,7 +351,8 @@ fn line(device: &DeviceId, key: &Key, known: &Known) -> Line {
     };
     let session = key.session.as_ref().map(ToString::to_string);
     let (id, device) = (key.id.clone(), device.to_string());
-    Line { id, device, session, time: known.time, answered, waiting, request, result, unsent }
+    let (steady, boot) = known.came.map_or((0, 0), |came| (came.steady, boot()));
+    Line { id, device, session, time: known.time, steady, boot, answered, waiting, request, result, unsent }
 }
 
 #[cfg(test)]
@@ -323,7 +365,7 @@ mod tests {
 
     fn answered(text: &str) -> Known {
         let result = Some(Err(CommandError::Failed(text.into())));
-        Known { came: None, time: 0, state: State::Answered { result, is_sent: true } }
+        Known { came: None, time: 0, number: 0, state: State::Answered { result, is_sent: true } }
     }
 
     fn is_answer_kept(memory: &Memory, device: &DeviceId, id: usize) -> Option<bool> {
@@ -336,7 +378,7 @@ mod tests {
         let (mut memory, device, other) = (Memory::default(), DeviceId::new("a"), DeviceId::new("b"));
         memory.set(&other, key(0), answered("other"));
         let waiting = CommandRequest { id: "w".into(), session: None, name: "ping".into(), arguments: Map::new() };
-        let waits = Known { came: None, time: 0, state: State::Waiting(waiting.clone()) };
+        let waits = Known { came: None, time: 0, number: 0, state: State::Waiting(waiting.clone()) };
         memory.set(&device, Key::of(&waiting), waits);
         let large = "x".repeat(60 << 10);
         (0..20).for_each(|id| memory.set(&device, key(id), answered(&large)));
@@ -367,21 +409,33 @@ mod tests {
             State::Answered { result: Some(Err(CommandError::Busy("x".into()))), is_sent: true },
         ];
         for state in states {
-            memory.set(&device, Key::of(&request), Known { came: Some(now), time: now.wall, state: state.clone() });
+            memory.set(
+                &device,
+                Key::of(&request),
+                Known { came: Some(now), time: now.wall, number: 1, state: state.clone() },
+            );
             let mut read = Memory::default();
             for line in memory.lines() {
-                assert!(read.read(serde_json::to_value(line).unwrap(), now));
+                assert!(read.read(serde_json::to_value(line).unwrap(), now, boot()));
             }
             assert_eq!(read.get(&device, &Key::of(&request)).unwrap().state, state);
         }
         // Short lines add to those before.
         let mut read = Memory::default();
-        memory.set(&device, Key::of(&request), Known { came: None, time: 0, state: State::Waiting(request.clone()) });
-        let lines = memory.lines().into_iter().chain([Line::started(&device, &Key::of(&request), 0)]);
-        lines.for_each(|line| assert!(read.read(serde_json::to_value(line).unwrap(), now)));
+        memory.set(
+            &device,
+            Key::of(&request),
+            Known { came: None, time: 0, number: 0, state: State::Waiting(request.clone()) },
+        );
+        let lines = memory.lines().into_iter().chain([Line::started(
+            &device,
+            &Key::of(&request),
+            memory.get(&device, &Key::of(&request)).unwrap(),
+        )]);
+        lines.for_each(|line| assert!(read.read(serde_json::to_value(line).unwrap(), now, boot())));
         let (.., known) = read.interrupt().pop().unwrap();
         assert_eq!(known.state, State::Interrupted(Some(request)));
-        // Times that cannot be are no ages.
+        // Of another life of the machine: nobody knows how old it is.
         assert_eq!(known.came, None);
     }
 

@@ -20,7 +20,7 @@ use super::log::{FILE, Log, Work};
 use super::queue::{Entry, Place, Queue};
 use super::record::Kept;
 use super::{Inner, Outbox, Sequence};
-use crate::clock::Moment;
+use crate::clock::{Moment, boot};
 
 /// How long the disk is left alone after it has failed, at first and at most.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -151,6 +151,15 @@ impl Outbox {
     /// Waits until all that was accepted so far survives a power cut. An error
     /// says why it does not.
     pub async fn flush(&self) -> Result<(), String> {
+        self.durable(true).await
+    }
+
+    /// The same, with the next group.
+    pub async fn settle(&self) -> Result<(), String> {
+        self.durable(false).await
+    }
+
+    async fn durable(&self, in_a_hurry: bool) -> Result<(), String> {
         let (mut synced, mut target) = (self.synced.subscribe(), None);
         loop {
             {
@@ -171,7 +180,11 @@ impl Outbox {
                         return Ok(());
                     }
                 }
-                keeping.signal.hurry();
+                if in_a_hurry {
+                    keeping.signal.hurry();
+                } else {
+                    keeping.signal.set();
+                }
             }
             // The sender lives as long as the outbox.
             let _ = synced.changed().await;
@@ -440,11 +453,4 @@ impl Queue {
         self.next = self.next.max(next);
         self.is_kept = true;
     }
-}
-
-/// A number that stands for the machine's last start.
-fn boot() -> u64 {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
-    u64::from_str_radix(&digits, 16).unwrap_or_default()
 }

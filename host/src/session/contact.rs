@@ -1,6 +1,7 @@
 //! When the broker was heard last, over restarts. It keeps messages for a
 //! gateway that was away; among them may be commands, and nobody says how old
-//! they are. So what it keeps is taken only after a short absence.
+//! they are. So what it keeps is taken only after a short absence, measured by
+//! the machine's steady clock: over a restart of the machine nobody knows.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::clock::Moment;
+use crate::clock::{Moment, boot};
 use crate::files;
 use crate::scribe::Scribe;
 
@@ -38,8 +39,12 @@ impl Contact {
     /// What an earlier life has written to the file; the scribe writes there.
     pub fn open(path: PathBuf, longest: Duration, scribe: Scribe) -> Contact {
         let text = files::read(&path, 100).ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok());
-        let time = text.and_then(|text| text.trim().parse().ok());
-        let last = time.and_then(|time| Moment::now().surely_as_old_as(time));
+        let last = text.and_then(|text| {
+            let (steady, of) = text.trim().split_once(' ')?;
+            let is_this_boot = of.parse() == Ok(boot());
+            let steady = steady.parse().ok().filter(|steady| is_this_boot && *steady <= Moment::now().steady)?;
+            Some(Moment { wall: 0, steady })
+        });
         Contact(Some(Kept { path, longest, last, written: None, is_writing: Arc::default(), scribe }))
     }
 
@@ -70,7 +75,7 @@ impl Contact {
             // Not the state folder itself: one that is gone is made again by who marks it.
             let _ = std::fs::create_dir(files::folder_of(&path));
             // Without it the broker is asked to forget at the next start; no more is lost.
-            let _ = files::replace(&path, now.wall.to_string().as_bytes());
+            let _ = files::replace(&path, format!("{} {}", now.steady, boot()).as_bytes());
             is_writing.store(false, Ordering::Release);
         });
     }
@@ -92,12 +97,13 @@ mod tests {
         assert!(!contact.is_stale());
         scribe.flush().await;
         assert!(!open(60).is_stale());
-        let minutes_ago = Moment::now().wall - 120_000;
-        for (text, is_stale) in [(minutes_ago.to_string(), true), ("".into(), true), ("99999999999999".into(), true)] {
-            std::fs::write(&path, text).unwrap();
-            assert_eq!(open(60).is_stale(), is_stale);
+        let (boot, minutes_ago) = (boot(), Moment::now().steady - 120_000);
+        let others = [format!("{minutes_ago} {boot}"), String::new(), format!("99999999999999999 {boot}")];
+        for text in others.into_iter().chain([format!("{} 7", Moment::now().steady)]) {
+            std::fs::write(&path, &text).unwrap();
+            assert!(open(60).is_stale(), "{text}");
         }
-        std::fs::write(&path, minutes_ago.to_string()).unwrap();
+        std::fs::write(&path, format!("{minutes_ago} {boot}")).unwrap();
         assert!(!open(600).is_stale());
         assert!(!Contact::none().is_stale());
     }

@@ -40,10 +40,6 @@ impl Reception {
             Seen::New => {}
             Seen::Before => return,
             Seen::Answered(result) => return self.answer(recipient, &id, &result),
-            Seen::Stalled => {
-                let busy = CommandError::Busy("the disk of the gateway does not answer".into());
-                return self.answer(recipient, &id, &Err(busy));
-            }
         }
         let result = match recipient {
             Recipient::Gateway => self.order(Order::Command(request)),

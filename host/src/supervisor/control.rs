@@ -83,9 +83,9 @@ pub(super) enum Request {
 pub type Arguments = serde_json::Map<String, serde_json::Value>;
 
 impl Control {
-    /// Waits until the supervisor has looked at its requests.
-    pub async fn ping(&self) {
-        self.ask(Request::Ping).await;
+    /// Waits until the supervisor has looked at its requests; false when it is gone.
+    pub async fn ping(&self) -> bool {
+        self.ask(Request::Ping).await.is_some()
     }
 
     /// The state of everything.

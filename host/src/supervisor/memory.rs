@@ -59,6 +59,12 @@ struct Entry {
     /// A driver that is to take over, or has and is still watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     trial: Option<DriverName>,
+    /// The digest of one whose trial ended with the gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut_short: Option<String>,
+    /// The digest of the driver before the one that runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<String>,
     /// Configurations of clouds that the device has taken, by session and name;
     /// the default one has the empty name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -123,6 +129,16 @@ impl Memory {
         self.update(device, |entry| entry.trial = trial);
     }
 
+    /// Notes that a driver's trial ended with the gateway: it may have been the cause.
+    pub(super) fn set_cut_short(&mut self, device: &str, digest: &str) {
+        self.update(device, |entry| entry.cut_short = Some(digest.to_owned()));
+    }
+
+    /// The digest of a driver whose trial ended with the gateway.
+    pub(super) fn cut_short(&self, device: &str) -> Option<String> {
+        self.devices.get(device)?.cut_short.clone()
+    }
+
     /// The child type of a device, if its driver was ever loaded.
     pub(super) fn kind(&self, device: &str) -> Option<String> {
         self.devices.get(device)?.kind.clone()
@@ -130,7 +146,8 @@ impl Memory {
 
     /// The digests of drivers whose copies may still be asked for.
     pub(super) fn needed(&self) -> BTreeSet<String> {
-        let digests = |entry: &Arc<Entry>| entry.running.clone().into_iter().chain(trial_of(entry));
+        let digests =
+            |entry: &Arc<Entry>| [entry.running.clone(), entry.before.clone(), trial_of(entry)].into_iter().flatten();
         self.devices.values().flat_map(digests).collect()
     }
 
@@ -142,7 +159,11 @@ impl Memory {
     /// Notes which driver a device runs; whether it is another one than before.
     pub(super) fn running(&mut self, device: &str, driver: &Driver) -> bool {
         self.update(device, |entry| {
-            entry.running = Some(driver.digest.to_string());
+            let digest = driver.digest.to_string();
+            entry.cut_short = entry.cut_short.take().filter(|cut_short| *cut_short != digest);
+            if let Some(before) = entry.running.replace(digest.clone()).filter(|before| *before != digest) {
+                entry.before = Some(before);
+            }
             entry.kind = Some(driver.manifest.child_type());
         })
     }

@@ -19,7 +19,7 @@ use super::swap::{Asker, SwapOrder};
 use super::{Report, Supervisor};
 use crate::device::{DeviceHandle, Firmware, Input};
 use crate::download::{self, Image};
-use crate::message::{DeviceId, Offer, SessionName, now};
+use crate::message::{DeviceId, Offer, SessionName};
 use crate::receipt::{Outcome, Receipt};
 use crate::registry::Origin;
 use crate::sandbox::FirmwareStep;
@@ -166,10 +166,10 @@ impl Supervisor {
             }
             Step::Updated(Err(reason)) => self.refuse_software(&session, &device, offer, specification, &reason),
             Step::Swapped(result) => match *result {
-                Ok(Receipt { outcome: Outcome::Accepted, new: Some(new), .. }) => {
+                Ok(Receipt { outcome: Outcome::Accepted, new: Some(new), time: since, .. }) => {
                     self.offers.end(&session, &device, &offer);
                     self.report_applied(&session, &device, &offer, Ok(()));
-                    let (digest, since) = (new.digest, now());
+                    let digest = new.digest;
                     self.installations.on_trial.push(Trial { session, device, offer, specification, digest, since });
                     self.every_second();
                 }

@@ -167,7 +167,7 @@ impl Supervisor {
                 Some(digest) => Some(digest.to_string()),
                 None => self.memory.last_good(id),
             },
-            trial: self.memory.trial(id).filter(|_| tried.is_none()).map(|trial| trial.digest.clone()),
+            trial: self.memory.trial(id).filter(|_| entry.handle.is_none()).map(|trial| trial.digest.clone()),
             progress: Arc::clone(&progress),
             registry: Arc::clone(&self.registry),
             id: id.to_owned(),
@@ -231,9 +231,17 @@ impl Supervisor {
     }
 
     fn remove_device(&mut self, id: &str) {
-        let held = self.devices.remove(id).map(|entry| entry.held).unwrap_or_default();
-        held.into_iter().for_each(|waiting| self.late_command(id, waiting));
+        let outlet = self.outlet(id, None);
+        let Some(entry) = self.devices.remove(id) else { return };
+        for (request, reply) in entry.held {
+            let gone = Err(CommandError::Failed(GONE.into()));
+            self.journal.finish(&outlet, request.session.as_ref(), &request.id, gone.clone());
+            // Whoever waited may be gone.
+            let _ = reply.map(|reply| reply.send(gone));
+        }
         self.offers.forget_software(id);
+        // It may come back under the same name, and is judged anew then.
+        self.memory.set_trial(id, None);
     }
 
     /// Goes on with what a task has to report.
@@ -351,6 +359,7 @@ impl Supervisor {
         if was_running || tried.digest == running.digest {
             return;
         }
+        self.memory.set_cut_short(id, &tried.digest);
         let receipt = Receipt::roll_back(id, "start of the gateway", tried, running, ENDED_IN_TRIAL);
         tracing::warn!(device = id, "{receipt}");
         self.receipts.keep(&receipt);
@@ -358,8 +367,9 @@ impl Supervisor {
 
     /// Keeps commands that the life before had not begun, ahead of later ones.
     fn keep_commands(&mut self, device: &str, waiting: Vec<Waiting>) {
-        if let Some(entry) = self.devices.get_mut(device) {
-            entry.held.splice(0..0, waiting);
+        match self.devices.get_mut(device) {
+            Some(entry) => drop(entry.held.splice(0..0, waiting)),
+            None => waiting.into_iter().for_each(|waiting| self.late_command(device, waiting)),
         }
     }
 
@@ -399,7 +409,8 @@ impl Supervisor {
                 Done::Answered(result) => result,
                 // The driver says whether what was cut short may run again.
                 Done::Waiting(request) | Done::Interrupted(Some(request)) if is_here => {
-                    self.late_command(device.as_str(), (request, None));
+                    // All of them start; none has a handle yet.
+                    self.keep_commands(device.as_str(), vec![(request, None)]);
                     continue;
                 }
                 Done::Waiting(request) if device.as_str() == GATEWAY => {
@@ -515,7 +526,8 @@ impl Start {
     /// hand beside this very file, the file, the driver that ran last.
     fn candidates(&self, configured: Option<&str>) -> Vec<Origin> {
         let last_good = self.last_good.clone();
-        let is_seen = configured == self.configured_before.as_deref() || configured == self.trial.as_deref();
+        let is_tried = self.trial.is_some() && configured == self.trial.as_deref();
+        let is_seen = is_tried || configured == self.configured_before.as_deref();
         let is_chosen = |good: &String| is_seen && configured != Some(good.as_str());
         let chosen = last_good.clone().filter(is_chosen).map(Origin::Copy);
         let last = last_good.filter(|_| chosen.is_none()).map(Origin::Copy);

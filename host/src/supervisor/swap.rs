@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tokio::sync::{mpsc, oneshot};
 
 use super::control::ControlError;
@@ -32,6 +32,7 @@ impl Supervisor {
             given: self.configuration(id, &entry.config),
             configured: self.config.driver_path(&entry.config),
             configured_before: self.memory.configured_digest(id),
+            cut_short: self.memory.cut_short(id),
             registry: Arc::clone(&self.registry),
             receipts: self.receipts.clone(),
             report: self.report.clone(),
@@ -58,19 +59,28 @@ pub(super) enum Trial {
     Begins(DriverName, oneshot::Sender<()>),
     /// It has taken over and is watched.
     Runs,
-    /// It has not taken over.
-    Ends,
+    /// The one of this digest has not taken over.
+    Ends(String),
 }
 
 impl Supervisor {
+    /// Writes down all trials that are about to begin, together. Gives what says
+    /// that they are on the disk.
+    pub(super) fn write_trials(&mut self) -> oneshot::Receiver<Vec<oneshot::Sender<()>>> {
+        let (written, is_written) = oneshot::channel();
+        let ready = std::mem::take(&mut self.trials);
+        self.memory.save();
+        // After it, so that they are on the disk then. The supervisor may be gone.
+        self.scribe.write(move || drop(written.send(ready)));
+        is_written
+    }
+
     /// Notes how far a swap is.
     pub(super) fn note_trial(&mut self, device: &str, step: Trial) {
         match step {
             Trial::Begins(driver, ready) => {
                 self.memory.set_trial(device, Some(driver));
-                self.memory.save();
-                // After it, so that it is on the disk then. The swap may have been given up.
-                self.scribe.write(move || ready.send(()).unwrap_or_default());
+                self.trials.push(ready);
             }
             Trial::Runs => {
                 if let Some(entry) = self.devices.get_mut(device) {
@@ -78,7 +88,12 @@ impl Supervisor {
                 }
                 self.statuses_changed([DeviceId::new(device)].into());
             }
-            Trial::Ends => self.memory.set_trial(device, None),
+            Trial::Ends(digest) => {
+                let is_its = self.memory.trial(device).is_some_and(|trial| trial.digest == digest);
+                if is_its {
+                    self.memory.set_trial(device, None);
+                }
+            }
         }
     }
 }
@@ -135,6 +150,8 @@ struct Swap {
     configured: PathBuf,
     /// Its digest when the running driver was chosen.
     configured_before: Option<String>,
+    /// The digest of a driver whose trial ended with the gateway.
+    cut_short: Option<String>,
     registry: Arc<Registry>,
     receipts: Receipts,
     report: mpsc::Sender<Report>,
@@ -157,21 +174,24 @@ impl Swap {
                 Ok(prepared) => self.switch(prepared).await,
             },
         };
-        // What was refused may run when its reason is gone, so it does not count as chosen against.
-        let is_accepted = matches!(&result, Ok(Receipt { outcome: Outcome::Accepted, .. }));
-        Some((result, file.filter(|_| is_accepted)))
+        // What was refused before the device was asked may run when its reason is gone, so it does
+        // not count as chosen against; what the device has tried does.
+        let is_tried = result.is_ok();
+        Some((result, file.filter(|_| is_tried)))
     }
 
     /// Lets the device switch over, once it is noted that the driver is on trial.
     async fn switch(&self, prepared: Prepared) -> Result<Receipt, ControlError> {
         let (begin, noted) = oneshot::channel();
-        self.tell(Trial::Begins(DriverName::of(&prepared.driver), begin)).await;
+        let name = DriverName::of(&prepared.driver);
+        let digest = name.digest.clone();
+        self.tell(Trial::Begins(name, begin)).await;
         // A disk that does not answer keeps no device from a new driver; nor does a gateway that stops.
         let _ = tokio::time::timeout(PATIENCE, noted).await;
         let asked_by = self.order.asked_by.to_string();
         let result = self.handle.ask(|reply| Input::Swap(Box::new(prepared), asked_by, reply)).await;
         let is_accepted = result.as_ref().is_some_and(|receipt| receipt.outcome == Outcome::Accepted);
-        self.tell(if is_accepted { Trial::Runs } else { Trial::Ends }).await;
+        self.tell(if is_accepted { Trial::Runs } else { Trial::Ends(digest) }).await;
         result.ok_or(ControlError::DeviceStopped)
     }
 
@@ -192,6 +212,12 @@ impl Swap {
         };
         if let Asker::Software { version, .. } = &self.order.asked_by {
             is_version(&driver, version, &self.handle)?;
+            // Its cloud would offer it again and again.
+            let is_cut_short = self.cut_short.as_deref() == Some(driver.digest.to_string().as_str());
+            ensure!(
+                !is_cut_short,
+                "the gateway ended while this driver was on trial; expected a swap by hand, or another one"
+            );
         }
         Ok(driver)
     }

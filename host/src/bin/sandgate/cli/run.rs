@@ -23,6 +23,8 @@ pub(super) async fn run(path: &Path, check_only: bool, json: bool) -> Result<Out
     let gateway = launch::start(path, config, tap)?;
     let stopped = stop_when_told(&gateway);
     let outcome = tokio::select! {
+        // One that has stopped no longer answers either.
+        biased;
         outcome = stopped => outcome?,
         () = service::tell_life(&gateway) => Outcome::Failed,
         () = logging.tell_drops() => Outcome::Failed,
