@@ -233,11 +233,9 @@ impl Registry {
         let Some(folder) = self.copies.clone() else { return };
         let keep = move || {
             let path = folder.join(format!("{digest}.wasm"));
-            if let Ok(there) = std::fs::File::open(&path).and_then(|file| Ok((file.metadata()?.is_file(), file)))
-                && there.0
-            {
+            if let Ok(Some(file)) = files::open(&path) {
                 // The newest are kept, and this one is used now.
-                return there.1.set_modified(SystemTime::now());
+                return file.set_modified(SystemTime::now());
             }
             std::fs::create_dir_all(&folder)?;
             // Something else in its place is moved out of the way.

@@ -9,6 +9,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+mod durable;
 mod in_process;
 mod setup;
 mod through_broker;
@@ -41,9 +42,15 @@ fn main() {
             if wanted("throughput") {
                 through_broker::throughput().await;
             }
+            if wanted("durable") {
+                durable::throughput().await;
+            }
             if wanted("round_trip") {
                 through_broker::command_round_trip().await;
             }
+        }
+        if wanted("outbox") {
+            durable::outbox().await;
         }
         if through_broker::mosquitto_is_here() && wanted("scale") {
             through_process::scale().await;

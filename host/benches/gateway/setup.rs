@@ -126,14 +126,19 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
 }
 
 pub async fn start(spec: &Arc<Specification>, driver: &Arc<Driver>, configuration: serde_json::Value) -> DeviceHandle {
+    start_with(spec, driver, configuration, Arc::new(Journal::in_memory(Duration::from_secs(60)))).await
+}
+
+/// The same with a journal.
+pub async fn start_with(
+    spec: &Arc<Specification>,
+    driver: &Arc<Driver>,
+    configuration: serde_json::Value,
+    journal: Arc<Journal>,
+) -> DeviceHandle {
     let given = Configuration::own(json!({ "main": configuration }).as_object().unwrap().clone());
     let prepared = prepare(spec, Arc::clone(driver), &given).await.unwrap();
-    DeviceHandle::start(
-        Arc::clone(spec),
-        prepared,
-        Arc::new(Journal::in_memory(Duration::from_secs(60))),
-        Receipts::in_memory(),
-    )
+    DeviceHandle::start(Arc::clone(spec), prepared, journal, Receipts::in_memory())
 }
 
 pub fn median(mut times: Vec<Duration>) -> Duration {

@@ -1,6 +1,7 @@
 //! Measurements through mosquitto, against bare rumqttc.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -21,7 +22,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::print;
-use crate::setup::{cloud, driver, median, micros, outbox, parts, sandbox, specification, start};
+use crate::setup::{cloud, driver, median, micros, outbox, parts, sandbox, specification, start, start_with};
 
 pub struct Mosquitto(Child, pub u16);
 
@@ -59,6 +60,15 @@ pub fn options(name: &str, port: u16) -> MqttOptions {
 
 /// Starts a session and waits until it is connected.
 async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> watch::Sender<Arc<Picture>> {
+    session_with(port, outbox, handles, Arc::new(Journal::in_memory(Duration::from_secs(60)))).await
+}
+
+async fn session_with(
+    port: u16,
+    outbox: &Arc<Outbox>,
+    handles: &[&DeviceHandle],
+    journal: Arc<Journal>,
+) -> watch::Sender<Arc<Picture>> {
     let cloud = cloud();
     let channels = handles.iter().map(|handle| {
         let device = handle.spec.id.clone();
@@ -76,7 +86,6 @@ async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> 
     let (_, questions) = mpsc::channel(1);
     let dialogue = Box::new(EnapterDialogue::new(&SessionName::new("bench"), cloud.clone(), Arc::clone(outbox)));
     let parts = parts(port, outbox, Arc::new(cloud), dialogue);
-    let journal = Arc::new(Journal::in_memory(Duration::from_secs(60)));
     let links = Links {
         picture: pictures,
         gateway,
@@ -103,7 +112,7 @@ pub async fn throughput() {
     let (mut ours, mut bares) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let bare = bare_throughput(broker.1, &payload, MESSAGES).await;
-        let own = own_throughput(broker.1, &driver, MESSAGES, round).await;
+        let own = own_throughput(broker.1, &driver, MESSAGES, Kept::InMemory(round)).await;
         ratios.push(own / bare);
         ours.push(own);
         bares.push(bare);
@@ -116,7 +125,7 @@ pub async fn throughput() {
     print(what, show(&ours), &show(&bares), Some(ratios[ROUNDS / 2]), (">= 0.9", ratios[ROUNDS / 2] >= 0.9));
 }
 
-fn sample_payload() -> Vec<u8> {
+pub fn sample_payload() -> Vec<u8> {
     json!({"timestamp": now() / 1000, "count": 123_456, "voltage": 231.4, "power": 148.5, "on": true})
         .to_string()
         .into_bytes()
@@ -149,8 +158,17 @@ async fn bare_throughput(port: u16, payload: &[u8], messages: u64) -> f64 {
     rate
 }
 
-async fn own_throughput(port: u16, driver: &Arc<Driver>, messages: u64, round: usize) -> f64 {
-    let outbox = outbox(1 << 30);
+/// Where an outbox is kept, and in which round.
+pub enum Kept {
+    InMemory(usize),
+    OnDisk(usize, Arc<Outbox>),
+}
+
+pub async fn own_throughput(port: u16, driver: &Arc<Driver>, messages: u64, kept: Kept) -> f64 {
+    let (round, outbox) = match kept {
+        Kept::InMemory(round) => (round, outbox(1 << 30)),
+        Kept::OnDisk(round, outbox) => (round, outbox),
+    };
     let spec = specification(&format!("bench{round}"), &outbox);
     // More samples than the broker takes, so that the way to it is the limit.
     let handle = start(&spec, driver, json!({"interval_ms": 1.0, "burst": 500})).await;
@@ -179,9 +197,12 @@ pub async fn command_round_trip() {
     let sandbox = sandbox();
     let driver = driver(&sandbox, "bench", "1.0.0").await;
     let outbox = outbox(1 << 24);
-    let handle = start(&specification("bench", &outbox), &driver, json!({"interval_ms": 0.0})).await;
-    let _picture = session(broker.1, &outbox, &[&handle]).await;
-    echo(broker.1).await;
+    let (journal, _) = Journal::open(&folder.path().join("commands.jsonl"), Duration::from_secs(60)).unwrap();
+    let journal = Arc::new(journal);
+    let spec = specification("bench", &outbox);
+    let handle = start_with(&spec, &driver, json!({"interval_ms": 0.0}), Arc::clone(&journal)).await;
+    let _picture = session_with(broker.1, &outbox, &[&handle], journal).await;
+    echo(broker.1, &folder.path().join("echo")).await;
     // In turns, because the machine's pace changes from second to second.
     let (mut owns, mut bares, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -196,7 +217,7 @@ pub async fn command_round_trip() {
     ratios.sort_by(f64::total_cmp);
     let (own, bare, ratio) = (median(owns), median(bares), ratios[ROUNDS / 2]);
     print(
-        "command round trip through the broker, p50, vs a bare echo",
+        "command round trip through the broker, p50, vs an echo that syncs a line",
         micros(own),
         &micros(bare),
         Some(ratio),
@@ -204,8 +225,10 @@ pub async fn command_round_trip() {
     );
 }
 
-/// Answers on a topic what comes on another, as barely as rumqttc can.
-async fn echo(port: u16) {
+/// Answers on a topic what comes on another, as barely as rumqttc can, once it
+/// is on the disk.
+async fn echo(port: u16, path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
     let mut options = options("echo", port);
     options.set_keep_alive(Duration::from_secs(60));
     let (client, mut events) = AsyncClient::new(options, 100);
@@ -218,6 +241,8 @@ async fn echo(port: u16) {
             match event {
                 Event::Incoming(Packet::SubAck(_)) => drop(ready.take().map(|ready| ready.send(()))),
                 Event::Incoming(Packet::Publish(publish)) => {
+                    file.write_all(&[b'x'; 200]).unwrap();
+                    file.sync_data().unwrap();
                     client.publish("echo/responses", QoS::AtLeastOnce, false, publish.payload).await.unwrap();
                 }
                 _ => {}

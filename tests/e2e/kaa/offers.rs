@@ -3,8 +3,8 @@
 use sandgate_standin::kaa::software::Offer;
 use serde_json::{Value as Json, json};
 
-use super::site::{APP, Site, wait_for_log};
-use crate::harness::{fixture, fixture_with};
+use super::site::{APP, Site, echo, wait_for_log};
+use crate::harness::{fixture, fixture_with, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_is_applied_reported_and_kept_over_restarts() {
@@ -73,8 +73,23 @@ pub async fn offer(site: &Site, version: &str, file: Vec<u8>, change: impl FnOnc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn offered_software_replaces_the_driver_without_losing_a_sample() {
+async fn software_whose_trial_the_gateway_did_not_survive_is_refused() {
     let mut site = Site::with_echo("").await;
+    let new = fixture_with("echo", "version: 1.0.0", "version: 1.1.0");
+    offer(&site, "1.1.0", new, |_| ()).await;
+    site.wait_for_report("t1", "software", "1.1.0", true).await;
+    site.gateway.kill();
+    site.gateway.restart();
+    let report = site.wait_for_report("t1", "software", "1.1.0", false).await;
+    assert!(report.to_string().contains("the gateway ended while this driver was on trial"), "{report}");
+    assert_eq!(site.gateway.device("d1")["version"], "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offered_software_replaces_the_driver_without_losing_a_sample() {
+    let mut site = Site::prepare(&[("echo.wasm", fixture("echo"))]).await;
+    site.start("", &format!("{}health_window = '1ms'\n", echo("d1", "t1", 20)));
+    site.wait_for_samples("t1", 1).await;
     site.until("the version that runs", || {
         (site.cloud.cloud.endpoint("t1").ok()?["software"] == "1.0.0").then_some(())
     })
@@ -85,6 +100,11 @@ async fn offered_software_replaces_the_driver_without_losing_a_sample() {
     assert_eq!(site.gateway.device("d1")["version"], "1.1.0");
     site.wait_for_all_counts("t1").await;
     // It is the one that runs after a restart, and nothing is downloaded again.
+    until("the end of its trial to be written down", || {
+        let text = std::fs::read_to_string(site.gateway.path("sandgate-state/devices.jsonl")).unwrap();
+        let last: Json = serde_json::from_str(text.lines().last()?).ok()?;
+        (last["trial"].is_null() && !last["before"].is_null()).then_some(())
+    });
     site.gateway.kill();
     site.gateway.restart();
     site.gateway.wait_for_device("d1", "the new version", |device| (device["version"] == "1.1.0").then_some(()));
