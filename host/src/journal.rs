@@ -28,6 +28,8 @@ use memory::{Key, Known, Line, Memory, State};
 const STALLED: Duration = Duration::from_secs(5);
 /// Lines that are written together.
 const TOGETHER: usize = 1000;
+/// How long a command that came waits for others, above all for its own start.
+const COMPANY: Duration = Duration::from_millis(2);
 
 /// See the module documentation.
 pub struct Journal {
@@ -48,6 +50,8 @@ struct Shared {
 struct Job {
     line: Option<Line>,
     safety: Safety,
+    /// Whether nobody waits for it but the broker.
+    can_wait: bool,
     /// What is done when it is written as safely as asked, or cannot be.
     done: Done,
 }
@@ -149,7 +153,7 @@ impl Journal {
             return seen;
         }
         // One that came before may still be on its way to the disk.
-        self.write(line, Safety::Durable, move |_| drop(receipt));
+        self.send(Job { line, safety: Safety::Durable, can_wait: true, done: Box::new(move |_| drop(receipt)) });
         seen
     }
 
@@ -233,7 +237,7 @@ impl Journal {
                 if outlet.settle().await.is_ok() {
                     let line = shared.memory().sent(&outlet.device, &key);
                     // The journal may have ended.
-                    let _ = writer.send(Job { line, safety: Safety::Accepted, done: Box::new(|_| ()) });
+                    let _ = writer.send(Job { line, safety: Safety::Accepted, can_wait: true, done: Box::new(|_| ()) });
                 }
             });
         };
@@ -260,9 +264,13 @@ impl Journal {
     }
 
     fn write(&self, line: Option<Line>, safety: Safety, done: impl FnOnce(Result<(), &str>) + Send + 'static) {
-        let Some(writer) = &self.writer else { return done(Ok(())) };
+        self.send(Job { line, safety, can_wait: false, done: Box::new(done) });
+    }
+
+    fn send(&self, job: Job) {
+        let Some(writer) = &self.writer else { return (job.done)(Ok(())) };
         // The thread ends after its last sender only.
-        let _ = writer.send(Job { line, safety, done: Box::new(done) });
+        let _ = writer.send(job);
     }
 
     /// Waits for the thread as long as a disk may take. Without a thread the
@@ -296,7 +304,7 @@ impl Shared {
     fn write(&self, jobs: &mpsc::Receiver<Job>, mut ledger: Ledger) {
         let mut is_told = false;
         while let Ok(first) = jobs.recv() {
-            let jobs: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(TOGETHER)).collect();
+            let jobs = together(first, jobs);
             *self.writing() = Some(Instant::now());
             let problem = self.write_together(jobs, &mut ledger).err();
             *self.writing() = None;
@@ -325,6 +333,22 @@ impl Shared {
             (job.done)(problem.as_deref().map_or(Ok(()), Err));
         }
         synced
+    }
+}
+
+/// What is written at once: all that is there, and where that is only what came,
+/// what comes within a moment.
+fn together(first: Job, inbox: &mpsc::Receiver<Job>) -> Vec<Job> {
+    let (mut jobs, end) = (vec![first], Instant::now() + COMPANY);
+    loop {
+        jobs.extend(inbox.try_iter().take(TOGETHER));
+        if jobs.len() >= TOGETHER || jobs.iter().any(|job| !job.can_wait) {
+            return jobs;
+        }
+        match inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(job) => jobs.push(job),
+            Err(_) => return jobs,
+        }
     }
 }
 

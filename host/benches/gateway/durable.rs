@@ -128,9 +128,24 @@ fn raw_throughput(port: u16, payload: &[u8], messages: u64) -> f64 {
 pub async fn outbox() {
     const MANY: usize = 1_000_000;
     let (device, payload) = (DeviceId::new("bench"), [b'x'; 128]);
+    let publications: Vec<Publication> = (0..1000).map(|_| entry(&payload)).collect();
+    // Before there is much that the system still has to write.
     let place = tempfile::tempdir().unwrap();
     let outbox = kept(place.path());
-    let publications: Vec<Publication> = (0..1000).map(|_| entry(&payload)).collect();
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    for number in 0..5000 {
+        tick.tick().await;
+        for place in 0..10 {
+            outbox.append(&device, Class::Stream, Moment::now(), publications[(number * 10 + place) % 1000].clone());
+        }
+    }
+    let lag = outbox.durability().lag_p99_ms;
+    let what = "from accepted to durable at 10,000/s, p99";
+    print(what, format!("{lag:.0} ms"), "", None, ("<= 100 ms", lag <= 100.0));
+    drop(outbox);
+
+    let place = tempfile::tempdir().unwrap();
+    let outbox = kept(place.path());
     let before = written();
     let begin = Instant::now();
     for number in 0..MANY {
@@ -151,18 +166,4 @@ pub async fn outbox() {
     let what = "start with a million messages that wait";
     print(what, format!("{:.2} s", time.as_secs_f64()), "", None, ("<= 1 s", time <= Duration::from_secs(1)));
     print("the same: memory beyond an empty one", format!("{more:.0} MiB"), "", None, ("<= 64 MiB", more <= 64.0));
-    drop(outbox);
-
-    let place = tempfile::tempdir().unwrap();
-    let outbox = kept(place.path());
-    let mut tick = tokio::time::interval(Duration::from_millis(1));
-    for number in 0..5000 {
-        tick.tick().await;
-        for place in 0..10 {
-            outbox.append(&device, Class::Stream, Moment::now(), publications[(number * 10 + place) % 1000].clone());
-        }
-    }
-    let lag = outbox.durability().lag_p99_ms;
-    let what = "from accepted to durable at 10,000/s, p99";
-    print(what, format!("{lag:.0} ms"), "", None, ("<= 100 ms", lag <= 100.0));
 }
