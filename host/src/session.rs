@@ -79,10 +79,7 @@ pub struct Session {
     reception: Reception,
     blame: Blame,
     contact: Contact,
-    /// Whether the broker is asked to keep messages while the gateway is away; not
-    /// when it refuses to connect so.
-    resumes: bool,
-    /// Whether it has kept some that may be too old.
+    /// Whether the broker has kept messages that may be too old.
     must_forget: bool,
     status: watch::Sender<SessionStatus>,
     /// A message that goes as soon as nothing else is on the way.
@@ -151,6 +148,8 @@ struct Connection {
     subscriptions: Subscriptions,
     acknowledgements: Acknowledgements,
     since: Instant,
+    /// Whether the broker is asked to keep messages while the gateway is away.
+    is_kept: bool,
     /// Whether the broker has taken the CONNECT.
     stands: bool,
     /// Events that were taken in a row.
@@ -173,7 +172,6 @@ impl Session {
             },
             blame: Blame::new(name, Arc::clone(&parts.cloud), Arc::clone(&parts.outbox)),
             wishes: Wishes { picture, questions },
-            resumes: contact.is_kept(),
             must_forget: false,
             contact,
             parts,
@@ -243,12 +241,14 @@ impl Session {
             }
             self.contact.heard();
         }
-        let (client, mut events) = self.parts.client(!self.resumes)?;
+        let is_kept = self.contact.asks_to_keep();
+        let (client, mut events) = self.parts.client(!is_kept)?;
         let mut connection = Connection {
             writer: Writer::new(client, self.qos(), self.blame.is_careful()),
             subscriptions: Subscriptions::default(),
             acknowledgements: Acknowledgements::default(),
             since: Instant::now(),
+            is_kept,
             stands: false,
             streak: 0,
         };
@@ -339,13 +339,16 @@ impl Session {
     /// Takes an event of the client. An error ends the connection.
     fn handle(&mut self, connection: &mut Connection, events: &mut EventLoop, event: Event) -> Result<()> {
         match event {
-            Event::Incoming(Packet::ConnAck(ack)) if ack.session_present && self.resumes && self.contact.is_stale() => {
+            Event::Incoming(Packet::ConnAck(ack))
+                if ack.session_present && connection.is_kept && self.contact.is_stale() =>
+            {
                 self.must_forget = true;
                 bail!(
                     "the broker has kept messages since a time that is long ago or unknown; it is told to forget them"
                 );
             }
             Event::Incoming(Packet::ConnAck(ack)) => {
+                self.contact.stands();
                 // What it has kept is as old as it was, until it comes.
                 if !ack.session_present {
                     self.contact.heard();
@@ -402,13 +405,13 @@ impl Session {
         for event in std::mem::take(&mut events.state.events) {
             self.note(&mut connection, event);
         }
-        if matches!(error, ConnectionError::ConnectionRefused(BadClientId | RefusedProtocolVersion))
-            && self.contact.is_kept()
-        {
-            // It may be that the broker does not want to keep anything for this client.
-            self.resumes = !self.resumes;
+        if matches!(error, ConnectionError::ConnectionRefused(BadClientId | RefusedProtocolVersion)) {
+            self.contact.refused();
         }
         if is_closed_by_peer(&error) {
+            if !connection.stands {
+                self.contact.closed_early();
+            }
             let entries = connection.writer.unproved().into_iter();
             let mut groups: Vec<_> = entries.map(|entry| entry.map(|entry| vec![entry])).collect();
             let held = self.trial.take().and_then(|message| message.proof.sequence());

@@ -28,7 +28,14 @@ struct Kept {
     written: Option<Instant>,
     is_writing: Arc<AtomicBool>,
     scribe: Scribe,
+    /// Whether the broker has refused to connect so, an odd number of times.
+    is_refused: bool,
+    /// How often in a row it closed the connection before it had answered.
+    closed_early: u32,
 }
+
+/// Of so many connects that it closes early in a row, one asks for nothing.
+const OTHERWISE: u32 = 4;
 
 impl Contact {
     /// With a broker that is to keep nothing.
@@ -45,12 +52,39 @@ impl Contact {
             let steady = steady.parse().ok().filter(|steady| is_this_boot && *steady <= Moment::now().steady)?;
             Some(Moment { wall: 0, steady })
         });
-        Contact(Some(Kept { path, longest, last, written: None, is_writing: Arc::default(), scribe }))
+        let is_writing = Arc::default();
+        Contact(Some(Kept {
+            path,
+            longest,
+            last,
+            written: None,
+            is_writing,
+            scribe,
+            is_refused: false,
+            closed_early: 0,
+        }))
     }
 
-    /// Whether the broker is to keep messages.
-    pub(super) fn is_kept(&self) -> bool {
-        self.0.is_some()
+    /// Whether the next connect asks the broker to keep messages. One that may
+    /// not want to is asked for less now and then.
+    pub(super) fn asks_to_keep(&self) -> bool {
+        let Some(kept) = &self.0 else { return false };
+        !kept.is_refused && kept.closed_early % OTHERWISE != OTHERWISE - 1
+    }
+
+    /// The broker refused a client like this.
+    pub(super) fn refused(&mut self) {
+        self.0.iter_mut().for_each(|kept| kept.is_refused = !kept.is_refused);
+    }
+
+    /// It closed the connection before it had answered the CONNECT.
+    pub(super) fn closed_early(&mut self) {
+        self.0.iter_mut().for_each(|kept| kept.closed_early = kept.closed_early.wrapping_add(1));
+    }
+
+    /// It has taken a CONNECT.
+    pub(super) fn stands(&mut self) {
+        self.0.iter_mut().for_each(|kept| kept.closed_early = 0);
     }
 
     /// Whether what it has kept may be too old.
@@ -92,7 +126,7 @@ mod tests {
         let scribe = Scribe::start().unwrap();
         let open = |longest| Contact::open(path.clone(), Duration::from_secs(longest), scribe.clone());
         let mut contact = open(60);
-        assert!(contact.is_stale() && contact.is_kept());
+        assert!(contact.is_stale() && contact.asks_to_keep());
         contact.heard();
         assert!(!contact.is_stale());
         scribe.flush().await;
@@ -106,5 +140,24 @@ mod tests {
         std::fs::write(&path, format!("{minutes_ago} {boot}")).unwrap();
         assert!(!open(600).is_stale());
         assert!(!Contact::none().is_stale());
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_does_not_want_to_keep_anything_is_asked_for_less() {
+        let folder = tempfile::tempdir().unwrap();
+        let scribe = Scribe::start().unwrap();
+        let mut contact = Contact::open(folder.path().join("contact"), Duration::from_secs(60), scribe);
+        let asked: Vec<bool> = (0..8)
+            .map(|_| {
+                let asks = contact.asks_to_keep();
+                contact.closed_early();
+                asks
+            })
+            .collect();
+        assert_eq!(asked, [true, true, true, false, true, true, true, false]);
+        contact.stands();
+        contact.refused();
+        assert!(!contact.asks_to_keep());
+        assert!(!Contact::none().asks_to_keep());
     }
 }
