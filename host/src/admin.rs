@@ -296,7 +296,7 @@ mod tests {
             assert_eq!(Failure::from(error.clone()).0, status, "{error}");
         }
         assert_eq!(Failure::from(NotBegun::UnknownDriver(text())).0, StatusCode::NOT_FOUND);
-        let Err(failure) = parse::<SwapBody>(b"{\"fiel\": 1}") else { panic!("it is refused") };
-        assert!(failure.0 == StatusCode::BAD_REQUEST && failure.1.contains("unknown field `fiel`"), "{}", failure.1);
+        let Err(failure) = parse::<SwapBody>(b"{\"usb\": 1}") else { panic!("it is refused") };
+        assert!(failure.0 == StatusCode::BAD_REQUEST && failure.1.contains("unknown field `usb`"), "{}", failure.1);
     }
 }
