@@ -22,6 +22,8 @@ pub struct Noted {
     pub accepted: BTreeSet<i64>,
     /// How often each command was carried out.
     pub runs: BTreeMap<String, usize>,
+    /// The commands in the order in which they came.
+    pub order: Vec<String>,
 }
 
 impl Field {
@@ -67,7 +69,11 @@ async fn serve(stream: TcpStream, noted: &Mutex<Noted>, pace: Duration) -> std::
         }
         let answer = match line.trim().split_once(' ') {
             Some(("act", id)) => {
-                *noted.lock().unwrap().runs.entry(id.to_owned()).or_default() += 1;
+                {
+                    let mut noted = noted.lock().unwrap();
+                    *noted.runs.entry(id.to_owned()).or_default() += 1;
+                    noted.order.push(id.to_owned());
+                }
                 tokio::time::sleep(pace).await;
                 0
             }

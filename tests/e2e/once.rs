@@ -126,3 +126,27 @@ async fn commands_that_come_while_the_gateway_is_away_run_after_a_short_absence_
     }
     assert!(!field.noted().runs.contains_key("late"), "{:?}", field.noted().runs);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_wait_when_the_gateway_is_killed_run_in_their_order() {
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let field = Field::start(Duration::from_secs(2)).await;
+    let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
+    gateway.start(broker.port, &field.device("a1", 0));
+    gateway.wait_for_log("connected to");
+    let ids = ["first", "d", "b", "c", "a"];
+    for id in ids {
+        let request = json!({"id": id, "name": "act"});
+        observer.publish("v1/to/S01/s--a1/v1/command/requests", &request.to_string()).await;
+    }
+    until("all to be noted", || {
+        let text = std::fs::read_to_string(gateway.path("sandgate-state/commands.jsonl")).unwrap_or_default();
+        let is_noted = |id: &&str| text.contains(&format!("\"id\":\"{id}\""));
+        (ids.iter().all(is_noted) && field.noted().order == ["first"]).then_some(())
+    });
+    gateway.kill();
+    gateway.restart();
+    until("all of them", || (field.noted().order.len() == ids.len()).then_some(()));
+    assert_eq!(field.noted().order, ids);
+}

@@ -1,6 +1,6 @@
 //! Starting sessions and devices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -397,6 +397,7 @@ impl Supervisor {
 
     /// Goes on with the commands that were not over when the gateway died.
     pub(super) fn resume_commands(&mut self, leftovers: Vec<Leftover>) {
+        let mut held: BTreeMap<String, Vec<Waiting>> = BTreeMap::new();
         for Leftover { device, command, session, progress } in leftovers {
             if matches!(progress, Done::Interrupted(_)) {
                 tracing::warn!(
@@ -409,8 +410,7 @@ impl Supervisor {
                 Done::Answered(result) => result,
                 // The driver says whether what was cut short may run again.
                 Done::Waiting(request) | Done::Interrupted(Some(request)) if is_here => {
-                    // All of them start; none has a handle yet.
-                    self.keep_commands(device.as_str(), vec![(request, None)]);
+                    held.entry(device.to_string()).or_default().push((request, None));
                     continue;
                 }
                 Done::Waiting(request) if device.as_str() == GATEWAY => {
@@ -422,6 +422,10 @@ impl Supervisor {
             };
             let outlet = self.outlet(device.as_str(), session.as_ref());
             self.journal.finish(&outlet, session.as_ref(), &command, result);
+        }
+        // All of them start; none has a handle yet.
+        for (device, commands) in held {
+            self.keep_commands(&device, commands);
         }
     }
 
