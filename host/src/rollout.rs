@@ -163,6 +163,7 @@ impl Rollouts {
         let progress = Progress {
             driver: order.driver.clone(),
             devices: own.len(),
+            step: 1,
             steps: order.steps.len(),
             ..Progress::default()
         };

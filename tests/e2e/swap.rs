@@ -308,9 +308,13 @@ async fn all_devices_of_a_driver_are_swapped_in_steps_and_go_back_together() {
     let all = gateway.json(&["swaps", "(3 devices)"]);
     assert_eq!(all[0]["outcome"], "rolled_back");
     assert!(all[0]["reason"].as_str().unwrap().starts_with("d3: "), "{all}");
+    // What is no driver changes nothing, and that is said.
+    gateway.write("rubbish.wasm", b"rubbish");
+    let (code, text) = roll_out(&gateway, "rubbish.wasm");
+    assert!(code == Some(1) && text.contains("failed, and nothing was swapped: d0: "), "{text}");
     for (arguments, problem) in [
         (["--driver", "ecko", "--steps", "1"], "no device runs a driver \"ecko\"; did you mean"),
-        (["--driver", "echo", "--steps", "0"], "expected a number of devices such as 5"),
+        (["--driver", "echo", "--steps", "0"], "--steps: expected a number of devices such as 5"),
     ] {
         let output = gateway.cli(&[&["swap"], &arguments[..]].concat());
         let text = String::from_utf8(output.stderr).unwrap();

@@ -16,7 +16,7 @@ use crate::say::say;
 use sandgate::admin::SOCKET;
 use sandgate::logs::LogLine;
 use sandgate::receipt::Receipt;
-use sandgate::rollout::{Progress, RolloutPhase};
+use sandgate::rollout::{Progress, RolloutPhase, Step};
 use sandgate::text;
 
 /// How far two looks for rates are apart.
@@ -177,6 +177,9 @@ pub(super) async fn roll_out(
     watch: &str,
     json: bool,
 ) -> Result<Outcome> {
+    for step in steps {
+        step.parse::<Step>().map_err(|problem| anyhow!("--steps: {problem}"))?;
+    }
     // The gateway has its own working folder.
     let file = file.map(std::path::absolute).transpose().context("finding the driver file")?;
     let order = json!({ "driver": driver, "file": file, "steps": steps, "watch": watch });
@@ -211,6 +214,7 @@ fn describe(progress: &Progress) -> String {
         RolloutPhase::Watching => format!("step {step} of {steps}: watching {swapped} of {devices} devices"),
         RolloutPhase::GoingBack => format!("going back: {reason}"),
         RolloutPhase::Done => format!("done: {swapped} of {devices} devices run the new {driver}"),
+        RolloutPhase::Failed if *swapped == 0 => format!("failed, and nothing was swapped: {reason}"),
         RolloutPhase::Failed => format!("failed, and went back: {reason}"),
     }
 }
