@@ -165,6 +165,8 @@ pub struct TlsFiles {
 pub struct Outbox {
     /// Maximum bytes that wait; beyond it the oldest telemetry is dropped.
     pub max_size: Size,
+    /// How much of that may be in memory, where all of it is without a disk.
+    pub max_memory: Size,
     /// Telemetry and logs older than this are dropped.
     pub max_age: Span,
     /// How long what is accepted waits until it is brought to the disk together
@@ -175,7 +177,8 @@ pub struct Outbox {
 impl Default for Outbox {
     fn default() -> Self {
         Outbox {
-            max_size: Size(16 << 20),
+            max_size: Size(256 << 20),
+            max_memory: Size(16 << 20),
             max_age: Span(Duration::from_secs(7 * 24 * 3600)),
             sync_every: Delay(Duration::from_millis(50)),
         }

@@ -9,12 +9,14 @@
 //! device that holds the most loses its oldest telemetry or log lines first, and
 //! that is counted. What is appended is written to a log (`keep_in`), so that
 //! it survives the process; when the disk fails, the outbox goes on without it.
+//! When more waits than memory is for, the rest is on the disk only.
 
 mod disk;
 mod keep;
 mod log;
 mod queue;
 mod record;
+mod stored;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::{Deref, DerefMut};
@@ -29,10 +31,11 @@ use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};
 use keep::Keeping;
 pub use keep::{Durability, Recovered};
-use queue::{Entry, Place, Queue};
+use queue::{Place, Queue};
+use record::Message;
 
 /// What may happen to a message when there is no room or no hurry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// Measurements and logs: the oldest are dropped when there is no room.
     Stream,
@@ -46,14 +49,30 @@ pub enum Class {
 pub type Sequence = u64;
 
 /// Bounds.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Bytes of topics and payloads, with a little for each entry.
     pub bytes: usize,
+    /// How much of that may be in memory.
+    pub memory: usize,
     /// The age at which an entry of class `Stream` is worth nothing.
     pub age: Duration,
     /// How messages of a device are put together.
     pub batching: Batching,
+}
+
+impl Default for Bounds {
+    /// No room at all, as far as nothing else is said; what is there is in memory.
+    fn default() -> Self {
+        Bounds { bytes: 0, memory: usize::MAX, age: Duration::ZERO, batching: Batching::default() }
+    }
+}
+
+impl Bounds {
+    /// How much is loaded, so that what goes next is at hand.
+    fn window(&self) -> usize {
+        self.memory / 4
+    }
 }
 
 /// When messages of one device that may join go as one.
@@ -107,6 +126,16 @@ pub struct Drops {
     pub for_room: u64,
     /// It was too old.
     pub for_age: u64,
+    /// It could not be read from the disk.
+    #[serde(default)]
+    pub damaged: u64,
+}
+
+impl Drops {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.for_room + self.for_age + self.damaged
+    }
 }
 
 /// An outbox as people see it.
@@ -146,13 +175,8 @@ impl Outbox {
 
     /// Takes a message. `moment` is now.
     pub fn append(&self, device: &DeviceId, class: Class, moment: Moment, publication: Publication) {
-        let (device, place) = (device.clone(), Place::Unsent);
-        {
-            let mut inner = self.inner();
-            let sequence = inner.queue.append(Entry { device, class, moment, place, alone: false, publication });
-            inner.settle();
-            inner.keep(sequence);
-        }
+        let message = Message { device: device.clone(), class, moment, alone: false, publication };
+        self.inner().accept(message);
         self.appended.notify_one();
     }
 
@@ -217,7 +241,7 @@ impl Outbox {
         let mut queue = self.lock();
         let entry = queue.remove(sequence)?;
         queue.stats.rejected += 1;
-        Some((entry.device, entry.publication))
+        Some((entry.message.device, entry.message.publication))
     }
 
     /// Whether a message still waits, or is on its way.
@@ -241,7 +265,7 @@ impl Outbox {
     pub fn look(&self, sequence: Sequence) -> Option<(DeviceId, Arc<str>)> {
         let queue = self.lock();
         let entry = queue.entries.get(&sequence)?;
-        Some((entry.device.clone(), Arc::clone(&entry.publication.topic)))
+        Some((entry.message.device.clone(), Arc::clone(&entry.message.publication.topic)))
     }
 
     /// Makes sent messages unsent: no proof came. With `alone`, each goes by
@@ -272,12 +296,11 @@ impl Outbox {
     pub fn state(&self) -> State {
         let (oldest, max_bytes, dropped) = {
             let queue = self.lock();
-            (queue.oldest(), queue.bounds.bytes, queue.all_drops.clone())
+            (queue.oldest(Moment::now()), queue.bounds.bytes, queue.all_drops.clone())
         };
-        let now = Moment::now();
         State {
             max_bytes,
-            oldest_s: oldest.map(|moment| now.since(moment).as_secs()),
+            oldest_s: oldest.map(|age| age.as_secs()),
             dropped: dropped.into_iter().map(|(device, drops)| (device.to_string(), drops)).collect(),
             disk: self.durability(),
         }
@@ -323,7 +346,7 @@ impl Drop for Locked<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::queue::OVERHEAD;
+    use super::stored::OVERHEAD;
     use super::*;
 
     fn outbox(bytes: usize) -> Outbox {
@@ -332,7 +355,7 @@ mod tests {
 
     fn batching() -> Outbox {
         let batching = Batching { count: 3, bytes: 1000, age: Duration::from_secs(1) };
-        Outbox::new(Bounds { bytes: 1 << 20, age: Duration::from_secs(60), batching })
+        Outbox::new(Bounds { bytes: 1 << 20, age: Duration::from_secs(60), batching, ..Bounds::default() })
     }
 
     /// Appends a message that may join others on its topic.
@@ -622,7 +645,7 @@ mod tests {
         for (steady, text) in [(0, "a1"), (1, "a2"), (2, "a3"), (60_002, "a4")] {
             append(&outbox, "a", Class::Stream, steady, text);
         }
-        assert_eq!(outbox.take_drops(), [(DeviceId::new("a"), Drops { for_room: 1, for_age: 1 })].into());
+        assert_eq!(outbox.take_drops(), [(DeviceId::new("a"), Drops { for_room: 1, for_age: 1, damaged: 0 })].into());
         assert!(outbox.take_drops().is_empty());
     }
 }

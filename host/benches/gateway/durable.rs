@@ -16,6 +16,7 @@ use crate::through_broker::{Kept, mosquitto, own_throughput, sample_payload};
 
 const ROOM: Bounds = Bounds {
     bytes: 4 << 30,
+    memory: 16 << 20,
     age: Duration::from_secs(3600),
     batching: sandgate::outbox::Batching { count: 1, bytes: usize::MAX, age: Duration::ZERO },
 };

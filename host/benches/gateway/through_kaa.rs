@@ -158,7 +158,7 @@ pub async fn batching() {
 /// Samples a second, from the first that a driver sends to the answer to the last.
 async fn delivery_rate(stand_in: &StandIn, driver: &Arc<Driver>, name: &str, batching: Batching) -> f64 {
     const SAMPLES: u64 = 200_000;
-    let bounds = Bounds { bytes: 1 << 30, age: Duration::from_secs(3600), batching };
+    let bounds = Bounds { bytes: 1 << 30, age: Duration::from_secs(3600), batching, ..Bounds::default() };
     let outbox = Arc::new(Outbox::new(bounds));
     let id = DeviceId::new(name);
     let route = route(&id, &outbox);

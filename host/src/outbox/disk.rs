@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub(super) trait Disk: Send {
     /// whether that is all.
     fn read(&mut self, number: u64, limit: usize) -> (Vec<u8>, bool);
 
-    /// Opens a file that is there, to sync it.
+    /// Opens a file that is there, to sync it and to read from it.
     fn open(&mut self, number: u64) -> io::Result<Self::File>;
 
     /// Makes a new file with room for this many bytes, which are zero.
@@ -58,6 +58,9 @@ pub(super) trait Syncer<F>: Send {
 
     /// Removes a file.
     fn remove(&mut self, number: u64) -> io::Result<()>;
+
+    /// Reads this many bytes from there.
+    fn read_at(&mut self, file: &F, at: u64, size: usize) -> io::Result<Vec<u8>>;
 }
 
 /// A folder of the file system.
@@ -114,7 +117,7 @@ impl Disk for Folder {
                 _ => {}
             }
         }
-        let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(self.path(number))?;
+        let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(self.path(number))?;
         // Room that is there is not missing later. Where the file system cannot, it is found out at a write.
         match fallocate(&file, FallocateFlags::empty(), 0, size) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(Arc::new(file)),
@@ -170,5 +173,11 @@ impl Syncer<Arc<File>> for Folder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn read_at(&mut self, file: &Arc<File>, at: u64, size: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; size];
+        file.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
     }
 }

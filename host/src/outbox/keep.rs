@@ -1,11 +1,13 @@
 //! Keeps an outbox on the disk: what it accepts survives the death of the
 //! process, and soon after a power cut as well.
 //!
-//! Whoever appends writes to the log; a thread brings it to the disk in groups.
-//! When the disk fails or stalls, the outbox goes on in memory and says so once;
-//! as soon as the disk takes it, all that waits is written anew.
+//! Whoever appends writes to the log; a thread brings it to the disk in groups,
+//! and another one loads what was left there and goes soon. When the disk fails or
+//! stalls, the outbox goes on in memory and says so once; as soon as the disk takes
+//! it, what is not there is written.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +17,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::Folder;
-use super::log::{FILE, Log, Work};
-use super::queue::{Entry, Place, Queue};
-use super::record::Kept;
-use super::{Inner, Outbox, Sequence};
+use super::disk::{Folder, Syncer};
+use super::log::{FILE, LARGEST_FILE, Log, Reader, Spot, Work};
+use super::queue::Entry;
+use super::record::Message;
+use super::stored::Stored;
+use super::{Class, Inner, Outbox, Sequence};
 use crate::clock::{Moment, boot};
+use crate::message::DeviceId;
 
 /// How long the disk is left alone after it has failed, at first and at most.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -29,8 +33,12 @@ const LONGEST_AGAIN: Duration = Duration::from_secs(30);
 const STALLED: Duration = Duration::from_secs(1);
 /// Entries that are written again while others wait.
 const SLICE: usize = 256;
+/// Entries that are loaded at once.
+const LOADED: usize = 512;
 /// The lags of this number of groups are remembered.
 const GROUPS: usize = 1000;
+/// How many files what waits takes, if they need not be larger or smaller for that.
+const FILES: usize = 64;
 
 /// An outbox's way to the disk.
 pub(super) struct Keeping {
@@ -48,10 +56,13 @@ pub(super) struct Keeping {
     is_behind: bool,
     lags: VecDeque<Duration>,
     worst: Duration,
+    /// Wakes the thread that syncs.
     signal: Arc<Signal>,
+    /// Wakes the thread that loads.
+    loader: Arc<Signal>,
 }
 
-/// Wakes the thread.
+/// Wakes a thread.
 #[derive(Default)]
 struct Signal {
     is_set: AtomicBool,
@@ -108,19 +119,21 @@ pub struct Recovered {
 impl Outbox {
     /// Keeps the outbox in a folder from now on, and takes over what is there.
     pub fn keep_in(self: &Arc<Self>, folder: &Path, every: Duration) -> io::Result<Recovered> {
-        let boot = boot();
-        let (log, entries, findings) = Log::open(Folder::new(folder), boot, FILE)?;
-        let recovered = Recovered { entries: entries.len(), damaged: findings.damaged };
-        let signal = Arc::<Signal>::default();
         let now = Moment::now();
+        let bytes = self.inner().queue.bounds.bytes;
+        let file = (bytes / FILES).clamp(FILE, LARGEST_FILE);
+        let (log, waiting, findings) = Log::open(Folder::new(folder), boot(), now, file)?;
+        let recovered =
+            Recovered { entries: waiting.iter().map(|(_, shelf)| shelf.len()).sum(), damaged: findings.damaged };
+        let (signal, loader) = (Arc::<Signal>::default(), Arc::<Signal>::default());
         {
             let mut inner = self.inner();
-            inner.queue.keep_from(log.next_sequence());
-            for (sequence, (kept, of)) in entries {
-                let moment = if of == boot { kept.moment } else { now.as_old_as(kept.moment.wall) };
-                inner.queue.restore(sequence, Entry { moment, ..Entry::of(kept) });
+            inner.queue.next = inner.queue.next.max(log.next_sequence());
+            for (device, shelf) in waiting {
+                inner.queue.restore(&device, shelf);
             }
             inner.queue.drop_all_old(now);
+            inner.queue.drop_for_room();
             inner.keeping = Some(Box::new(Keeping {
                 log,
                 is_writing: true,
@@ -131,20 +144,18 @@ impl Outbox {
                 lags: VecDeque::new(),
                 worst: Duration::ZERO,
                 signal: Arc::clone(&signal),
+                loader: Arc::clone(&loader),
             }));
             inner.settle();
-            // What was read of a file that has more in it.
-            let missing = inner.missing();
-            if let Err(error) = inner.write(&missing)
-                && let Some(keeping) = &mut inner.keeping
-            {
-                keeping.write_failed(&error);
-            }
         }
         let outbox = Arc::downgrade(self);
         let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || keep(&outbox, every))?;
         let _ = signal.thread.set(thread.thread().clone());
+        let outbox = Arc::downgrade(self);
+        let thread = std::thread::Builder::new().name("outbox-load".into()).spawn(move || load(&outbox))?;
+        let _ = loader.thread.set(thread.thread().clone());
         signal.set();
+        loader.set();
         Ok(recovered)
     }
 
@@ -210,33 +221,29 @@ impl Outbox {
     }
 }
 
+/// An entry of a device that is on the disk only.
+type OnShelf = (DeviceId, Class, Stored);
+
 impl Inner {
-    /// Writes an entry to the log.
-    pub(super) fn keep(&mut self, sequence: Sequence) {
-        let Inner { queue, keeping } = self;
-        let Some(keeping) = keeping else { return };
-        // It may have been dropped at once.
-        let Some(entry) = queue.entries.get(&sequence) else { return };
-        if !keeping.is_writing || keeping.is_stalled() {
-            keeping.is_behind = true;
-            keeping.since.get_or_insert_with(Instant::now);
-            return;
-        }
-        if let Err(error) = keeping.log.append(sequence, &entry.kept()) {
-            return keeping.write_failed(&error);
-        }
-        keeping.since.get_or_insert_with(Instant::now);
-        keeping.signal.set();
+    /// Takes a message: into the log, if there is one, and into the queue.
+    pub(super) fn accept(&mut self, message: Message) {
+        let sequence = self.queue.number();
+        let spot = self.keeping.as_mut().and_then(|keeping| keeping.write(sequence, &message));
+        self.queue.append(sequence, message, spot);
+        self.settle();
     }
 
-    /// Tells the log what has left the queue.
+    /// Tells the log what has left the queue, and its threads what there is to do.
     pub(super) fn settle(&mut self) {
         let Some(keeping) = &mut self.keeping else { return };
+        if self.queue.wants_to_load() {
+            keeping.loader.set();
+        }
         if self.queue.gone.is_empty() {
             return;
         }
-        for sequence in self.queue.gone.drain(..) {
-            if keeping.log.remove(sequence)
+        for (sequence, spot) in self.queue.gone.drain(..) {
+            if keeping.log.remove(sequence, spot)
                 && keeping.is_writing
                 && !keeping.is_stalled()
                 && let Err(error) = keeping.log.write_removals()
@@ -247,39 +254,87 @@ impl Inner {
         keeping.signal.set();
     }
 
-    /// What waits and is not in the log, in order.
-    fn missing(&self) -> Vec<Sequence> {
-        let Some(keeping) = &self.keeping else { return Vec::new() };
-        let keys = self.queue.entries.keys().copied();
-        let mut missing: Vec<Sequence> = keys.filter(|sequence| !keeping.log.holds(*sequence)).collect();
-        missing.sort_unstable();
-        missing
+    /// What is to be written: loaded entries that are not in the log, or in a
+    /// file of it that is to be emptied, in order; and stored ones in such files.
+    fn to_write(&self) -> (Vec<Sequence>, Vec<OnShelf>) {
+        let Some(keeping) = &self.keeping else { return Default::default() };
+        let files = keeping.log.to_empty();
+        if files.is_empty() && keeping.is_writing && !keeping.is_behind {
+            return Default::default();
+        }
+        let is_to_write = |entry: &Entry| entry.spot.is_none_or(|spot| files.contains(&spot.file));
+        let loaded = self.queue.entries.iter().filter(|(_, entry)| is_to_write(entry));
+        let mut loaded: Vec<Sequence> = loaded.map(|(sequence, _)| *sequence).collect();
+        loaded.sort_unstable();
+        let mut stored = Vec::new();
+        for (device, queue) in self.queue.devices.iter().filter(|_| !files.is_empty()) {
+            let own = queue.shelf.all().filter(|(_, entry)| files.contains(&entry.spot.file));
+            stored.extend(own.map(|(class, entry)| (device.clone(), class, *entry)));
+        }
+        stored.sort_unstable_by_key(|(_, _, entry)| entry.spot);
+        (loaded, stored)
     }
 
-    /// What holds back the oldest file, in order, if that is to go.
-    fn held_back(&self) -> Vec<Sequence> {
-        let Some(keeping) = &self.keeping else { return Vec::new() };
-        let Some(number) = keeping.log.to_make_free() else { return Vec::new() };
-        let keys = self.queue.entries.keys().copied();
-        let mut held: Vec<Sequence> = keys.filter(|sequence| keeping.log.is_in(*sequence, number)).collect();
-        held.sort_unstable();
-        held
-    }
-
-    /// Writes entries that still wait.
+    /// Writes loaded entries that still wait.
     fn write(&mut self, sequences: &[Sequence]) -> io::Result<()> {
         let Inner { queue, keeping } = self;
         let Some(keeping) = keeping else { return Ok(()) };
         for sequence in sequences {
-            if let Some(entry) = queue.entries.get(sequence) {
-                keeping.log.append(*sequence, &entry.kept())?;
+            let Some(entry) = queue.entries.get(sequence) else { continue };
+            if let Some(spot) = keeping.log.append(*sequence, &entry.message)?
+                && let Some(old) = queue.moved(*sequence, spot)
+            {
+                keeping.log.leave(old);
             }
         }
         Ok(())
     }
+
+    /// Writes a stored entry to another file, if it still lies where it was read.
+    fn write_stored(&mut self, (device, class, read): &OnShelf, message: Option<Message>) -> io::Result<()> {
+        let Inner { queue, keeping } = self;
+        let (Some(keeping), Some(message)) = (keeping, message) else {
+            // It cannot be read.
+            self.queue.load(device, *class, read, None);
+            return Ok(());
+        };
+        let shelf = queue.devices.get_mut(device).map(|queue| &mut queue.shelf);
+        let entry = shelf.and_then(|shelf| shelf.find(*class, read.sequence)).filter(|entry| entry.spot == read.spot);
+        let Some(entry) = entry else { return Ok(()) };
+        if let Some(spot) = keeping.log.append(read.sequence, &message)? {
+            keeping.log.leave(std::mem::replace(&mut entry.spot, spot));
+        }
+        Ok(())
+    }
+
+    /// How to read stored entries.
+    fn readers(&self, stored: &[OnShelf]) -> Vec<Option<Reader<Arc<File>>>> {
+        let look_up = |spot: Spot| self.keeping.as_ref().and_then(|keeping| keeping.log.look_up(spot));
+        stored.iter().map(|(_, _, entry)| look_up(entry.spot)).collect()
+    }
 }
 
 impl Keeping {
+    /// Writes a message to the log, and says where it lies there; nowhere when
+    /// the disk does not take it now.
+    fn write(&mut self, sequence: Sequence, message: &Message) -> Option<Spot> {
+        self.since.get_or_insert_with(Instant::now);
+        if !self.is_writing || self.is_stalled() {
+            self.is_behind = true;
+            return None;
+        }
+        match self.log.append(sequence, message) {
+            Ok(spot) => {
+                self.signal.set();
+                spot
+            }
+            Err(error) => {
+                self.write_failed(&error);
+                None
+            }
+        }
+    }
+
     /// Whether all is written as it comes; says so when it was not.
     fn is_well(&mut self) -> bool {
         if self.is_writing && self.problem.take().is_some() {
@@ -305,11 +360,11 @@ impl Keeping {
     /// The same, and what was written may be lost, whatever a later sync says.
     fn sync_failed(&mut self, error: &io::Error) {
         self.write_failed(error);
-        self.log.begin_anew();
+        self.log.doubt_unsynced();
     }
 
     /// Work was done that had begun with the oldest entry accepted then.
-    fn done(&mut self, work: &Work<Arc<std::fs::File>>, since: Option<Instant>) {
+    fn done(&mut self, work: &Work<Arc<File>>, since: Option<Instant>) {
         self.log.done(work);
         if let Some(since) = since {
             let lag = since.elapsed();
@@ -355,25 +410,94 @@ fn keep(outbox: &Weak<Outbox>, every: Duration) {
     }
 }
 
-/// Writes entries a few at a time, so that others get the lock in between.
-fn write(outbox: &Outbox, sequences: &[Sequence]) -> io::Result<()> {
-    sequences.chunks(SLICE).try_for_each(|slice| outbox.inner().write(slice))
+/// Loads entries until the outbox is gone.
+fn load(outbox: &Weak<Outbox>) {
+    loop {
+        let Some(outbox) = outbox.upgrade() else { return };
+        let Some((signal, mut syncer)) =
+            outbox.inner().keeping.as_ref().map(|keeping| (Arc::clone(&keeping.loader), keeping.log.syncer()))
+        else {
+            return;
+        };
+        signal.is_set.store(false, Ordering::Release);
+        while load_some(&outbox, &mut *syncer) {}
+        drop(outbox);
+        if !signal.is_set.load(Ordering::Acquire) {
+            // Now and then it is looked whether the outbox still is.
+            std::thread::park_timeout(Duration::from_secs(5));
+        }
+    }
 }
 
-/// Writes what is not in the log after an error, or holds back old files.
-fn catch_up(outbox: &Outbox) -> io::Result<()> {
-    let is_writing = outbox.inner().keeping.as_ref().is_none_or(|keeping| keeping.is_writing);
-    if is_writing {
-        let held = outbox.inner().held_back();
-        return write(outbox, &held);
+/// Loads the entries that go next; false when there are enough.
+fn load_some(outbox: &Outbox, syncer: &mut dyn Syncer<Arc<File>>) -> bool {
+    let (next, readers) = {
+        let mut inner = outbox.inner();
+        let next = inner.queue.next_to_load(LOADED);
+        let readers = inner.readers(&next);
+        (next, readers)
+    };
+    if next.is_empty() {
+        return false;
     }
-    let missing = outbox.inner().missing();
-    write(outbox, &missing)?;
-    // What has come meanwhile; from here on each is written as it comes.
+    let messages = read(&next, &readers, syncer);
+    {
+        let mut inner = outbox.lock();
+        for ((device, class, entry), message) in next.iter().zip(messages) {
+            inner.load(device, *class, entry, message);
+        }
+        next.iter().for_each(|(device, ..)| inner.loaded(device));
+    }
+    outbox.appended.notify_one();
+    true
+}
+
+/// Reads stored entries; none of those that cannot be read.
+fn read(
+    stored: &[OnShelf],
+    readers: &[Option<Reader<Arc<File>>>],
+    syncer: &mut dyn Syncer<Arc<File>>,
+) -> Vec<Option<Message>> {
+    let now = Moment::now();
+    let mut read = |(device, _, entry): &OnShelf, reader: &Option<Reader<_>>| {
+        let result = reader.as_ref()?.read(syncer, device, entry.sequence, now);
+        let failed = |error| tracing::error!(%device, "a message that waits cannot be read from the disk: {error}");
+        result.map_err(failed).ok()
+    };
+    stored.iter().zip(readers).map(|(stored, reader)| read(stored, reader)).collect()
+}
+
+/// Writes entries a few at a time, so that others get the lock in between.
+fn write(outbox: &Outbox, loaded: &[Sequence], stored: &[OnShelf]) -> io::Result<()> {
+    loaded.chunks(SLICE).try_for_each(|slice| outbox.inner().write(slice))?;
+    for slice in stored.chunks(SLICE) {
+        let (readers, syncer) = {
+            let inner = outbox.inner();
+            (inner.readers(slice), inner.keeping.as_ref().map(|keeping| keeping.log.syncer()))
+        };
+        let Some(mut syncer) = syncer else { return Ok(()) };
+        let messages = read(slice, &readers, &mut *syncer);
+        let mut inner = outbox.inner();
+        slice.iter().zip(messages).try_for_each(|(stored, message)| inner.write_stored(stored, message))?;
+        inner.settle();
+    }
+    Ok(())
+}
+
+/// Writes what is not in the log after an error, or lies in files that are to be emptied.
+fn catch_up(outbox: &Outbox) -> io::Result<()> {
+    let (loaded, stored) = outbox.inner().to_write();
+    write(outbox, &loaded, &stored)?;
     let mut inner = outbox.inner();
-    let missing = inner.missing();
-    inner.write(&missing)?;
-    if let Some(keeping) = &mut inner.keeping {
+    if inner.keeping.as_ref().is_none_or(|keeping| keeping.is_writing) {
+        return Ok(());
+    }
+    // What has come meanwhile; from here on each is written as it comes.
+    let (loaded, stored) = inner.to_write();
+    inner.write(&loaded)?;
+    if let Some(keeping) = &mut inner.keeping
+        && stored.is_empty()
+    {
         (keeping.is_writing, keeping.is_behind) = (true, false);
     }
     Ok(())
@@ -391,7 +515,8 @@ fn try_step(outbox: &Outbox) -> bool {
     if let Some(keeping) = &mut outbox.inner().keeping
         && !keeping.log.is_there()
     {
-        keeping.sync_failed(&io::Error::new(io::ErrorKind::NotFound, "its file is gone"));
+        keeping.write_failed(&io::Error::new(io::ErrorKind::NotFound, "its file is gone"));
+        keeping.log.doubt_all();
     }
     let caught_up = catch_up(outbox);
     let (work, since, mut syncer) = {
@@ -414,43 +539,20 @@ fn try_step(outbox: &Outbox) -> bool {
         return false;
     }
     keeping.done(&work, since);
-    if !keeping.is_well() || !std::mem::take(&mut keeping.is_behind) {
+    if !keeping.is_well() || !keeping.is_behind {
         return keeping.is_writing;
     }
     // What was accepted while the disk stalled.
-    let missing = inner.missing();
-    let written = inner.write(&missing);
+    let (loaded, _) = inner.to_write();
+    let written = inner.write(&loaded);
     let Some(keeping) = &mut inner.keeping else { return true };
     keeping.signal.set();
-    if let Err(error) = &written {
-        keeping.write_failed(error);
+    match &written {
+        Ok(()) => keeping.is_behind = false,
+        Err(error) => keeping.write_failed(error),
     }
     written.is_ok()
 }
 
-impl Entry {
-    /// An entry that was kept.
-    fn of(kept: Kept) -> Entry {
-        let Kept { device, class, moment, alone, publication } = kept;
-        Entry { device, class, moment, place: Place::Unsent, alone, publication }
-    }
-
-    /// What is kept of it.
-    fn kept(&self) -> Kept {
-        Kept {
-            device: self.device.clone(),
-            class: self.class,
-            moment: self.moment,
-            alone: self.alone,
-            publication: self.publication.clone(),
-        }
-    }
-}
-
-impl Queue {
-    /// Begins to number entries here, and to note which are gone.
-    fn keep_from(&mut self, next: Sequence) {
-        self.next = self.next.max(next);
-        self.is_kept = true;
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,20 +1,26 @@
 //! What an outbox keeps on the disk: a log of entries and of those that are gone.
 //!
-//! Files of a few MiB are written one after another and removed whole, oldest
-//! first, when all their entries are gone. What a few old entries hold back is
-//! written again at the end. Everything that waits is in memory as well, so the
-//! log is read at the start only. Plain state: the outbox's lock is around it,
-//! and another thread does what takes long (`Work`).
+//! Files are written one after another and removed whole, oldest first, when all
+//! their entries are gone. What a few old entries hold back is written again at
+//! the end. Of an entry the log gives where it lies (`Spot`); who holds that reads
+//! it there when its turn comes. Plain state: the outbox's lock is around it, and
+//! other threads do what takes long (`Work`, `Syncer`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::BuildHasherDefault;
 use std::io;
 
 use super::Sequence;
 use super::disk::{Disk, Syncer};
-use super::record::{self, HEADER, Kept, Record};
+use super::queue::Spread;
+use super::record::{self, HEADER, Message, Record, Span};
+use super::stored::{Found, Shelf, Stored};
+use crate::clock::Moment;
+use crate::message::DeviceId;
 
-/// The size of a file, unless a single record is larger.
+/// The size of a file, unless a single record is larger, at least and at most.
 pub(super) const FILE: usize = 4 << 20;
+pub(super) const LARGEST_FILE: usize = 64 << 20;
 /// Removals that wait for the next write, at most: after the death of the
 /// process these entries are sent a second time.
 pub(super) const MAX_PENDING: usize = 128;
@@ -28,17 +34,15 @@ pub(super) struct Log<D: Disk> {
     boot: u64,
     active: Option<Active<D::File>>,
     /// All files that are there, the active one among them.
-    files: BTreeMap<u64, Usage>,
-    /// In which file each entry lies, and its size there.
-    places: HashMap<Sequence, (u64, u32)>,
+    files: BTreeMap<u64, Usage<D::File>>,
     /// Bytes of the entries that wait.
     live: u64,
     /// Entries that are gone, and of which the log does not know yet.
     pending: Vec<Sequence>,
     buffer: Vec<u8>,
     next_file: u64,
-    /// Entries in older files are not sure to be there: the disk has failed since.
-    anew_from: u64,
+    /// Files of which nobody knows what is on the disk: it has failed.
+    doubted: BTreeSet<u64>,
     /// Files with something that is not synced, by number.
     unsynced: BTreeMap<u64, D::File>,
     /// How many files were made, and up to which one the folder knows them.
@@ -57,8 +61,11 @@ struct Active<F> {
     size: usize,
 }
 
-#[derive(Default)]
-struct Usage {
+struct Usage<F> {
+    /// Open as long as it is used: to read from, whatever becomes of its name.
+    file: F,
+    /// The start of the machine in which it was written.
+    boot: u64,
     /// Entries that wait.
     live: usize,
     bytes: u64,
@@ -66,8 +73,19 @@ struct Usage {
     freed_at: u64,
 }
 
-/// The entries that wait, each with the start of the machine in which it was accepted.
-pub(super) type Waiting = BTreeMap<Sequence, (Kept, u64)>;
+/// Where an entry lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Spot {
+    /// The number of the file.
+    pub file: u64,
+    /// Where in it its record begins.
+    pub at: u32,
+    /// The size of its record.
+    pub size: u32,
+}
+
+/// The entries that wait, by device.
+pub(super) type Waiting = Vec<(DeviceId, Shelf)>;
 
 /// What a log had to say when it was opened.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -89,24 +107,25 @@ pub(super) struct Work<F> {
     remove: Vec<u64>,
 }
 
+/// Numbers of entries that are gone.
+type Gone = HashSet<Sequence, BuildHasherDefault<Spread>>;
+
 impl<D: Disk> Log<D> {
-    /// Opens what is there, and gives the entries that wait, in order, each with
-    /// the start of the machine in which it was accepted.
-    pub(super) fn open(mut disk: D, boot: u64, file_size: usize) -> io::Result<(Self, Waiting, Findings)> {
+    /// Opens what is there, and gives the entries that wait. `boot` stands for
+    /// this start of the machine, `now` is now.
+    pub(super) fn open(mut disk: D, boot: u64, now: Moment, file_size: usize) -> io::Result<(Self, Waiting, Findings)> {
         let numbers = disk.list()?;
-        let (mut entries, mut findings) = (BTreeMap::new(), Findings::default());
         let mut log = Log {
             disk,
             file_size,
             boot,
             active: None,
             files: BTreeMap::new(),
-            places: HashMap::new(),
             live: 0,
             pending: Vec::new(),
             buffer: Vec::new(),
             next_file: numbers.last().map_or(0, |last| last + 1),
-            anew_from: 0,
+            doubted: BTreeSet::new(),
             unsynced: BTreeMap::new(),
             made: 0,
             known: 0,
@@ -114,39 +133,34 @@ impl<D: Disk> Log<D> {
             written: 0,
             synced: 0,
         };
-        for number in numbers {
-            log.read(number, &mut entries, &mut findings);
+        let (mut found, mut gone, mut findings) = (Found::default(), Gone::default(), Findings::default());
+        // The last file first: what it says is gone is not even looked at in those before.
+        for number in numbers.into_iter().rev() {
+            log.read(number, now, &mut found, &mut gone, &mut findings);
         }
-        for (place, size) in log.places.values() {
-            log.live += u64::from(*size);
-            if let Some(usage) = log.files.get_mut(place) {
-                usage.live += 1;
-            }
+        findings.files.reverse();
+        let mut waiting = Vec::with_capacity(found.devices.len());
+        for (device, classes) in found.devices {
+            let (shelf, copies) = Shelf::from_unsorted(classes);
+            copies.iter().for_each(|copy| log.leave(copy.spot));
+            waiting.push((device, shelf));
         }
         // What the process before has written may not be on the disk yet.
         log.made = log.unsynced.len() as u64;
         log.written = log.made;
-        Ok((log, entries, findings))
+        Ok((log, waiting, findings))
     }
 
-    fn read(&mut self, number: u64, entries: &mut Waiting, findings: &mut Findings) {
+    fn read(&mut self, number: u64, now: Moment, found: &mut Found, gone: &mut Gone, findings: &mut Findings) {
         // A larger one was not written here.
-        let (bytes, is_whole) = self.disk.read(number, 2 * self.file_size + record::MAX_BODY);
+        let (bytes, is_whole) = self.disk.read(number, 2 * LARGEST_FILE + record::MAX_BODY);
         let boot = record::read_header(&bytes);
         // A file that was made just before the power went has nothing in it.
         let is_empty = bytes.iter().all(|byte| *byte == 0);
-        let reading = record::read(&bytes, |record, size| match record {
-            Record::Entry(sequence, kept) => {
-                self.highest = self.highest.max(Some(sequence));
-                self.places.insert(sequence, (number, u32::try_from(size).unwrap_or(u32::MAX)));
-                entries.insert(sequence, (kept, boot.unwrap_or_default()));
-            }
-            Record::Removal(gone) => {
-                for sequence in gone {
-                    self.highest = self.highest.max(Some(sequence));
-                    self.places.remove(&sequence);
-                    entries.remove(&sequence);
-                }
+        let reading = record::read(&bytes, |record, _| {
+            if let Record::Removal(numbers) = record {
+                self.highest = self.highest.max(numbers.iter().copied().max());
+                gone.extend(numbers);
             }
         });
         let damaged = reading.damaged + usize::from(boot.is_none() && !is_empty) + usize::from(!is_whole);
@@ -156,14 +170,26 @@ impl<D: Disk> Log<D> {
             // Without it there is less to look at, and nothing else is lost.
             let _ = self.disk.keep_aside(number);
         }
-        match self.disk.open(number) {
-            Ok(file) if is_whole => {
-                self.unsynced.insert(number, file);
-                self.files.insert(number, Usage { bytes: reading.bytes as u64, ..Usage::default() });
-            }
-            // There may be more in it. It stays, and what was read of it is written again.
-            _ => self.places.retain(|_, (place, _)| *place != number),
+        let Ok(file) = self.disk.open(number) else { return };
+        let boot = boot.unwrap_or_default();
+        self.unsynced.insert(number, file.clone());
+        self.files.insert(number, Usage { file, boot, live: 0, bytes: reading.bytes as u64, freed_at: 0 });
+        if !is_whole {
+            // What can be read of it moves to another one, the rest was kept aside.
+            self.doubted.insert(number);
         }
+        record::read(&bytes, |record, span| {
+            let Record::Entry(view) = record else { return };
+            self.highest = self.highest.max(Some(view.sequence));
+            if gone.contains(&view.sequence) {
+                return;
+            }
+            let accepted = if boot == self.boot { view.moment } else { now.as_old_as(view.moment.wall) };
+            let spot = spot(number, span);
+            let entry = Stored::new(view.sequence, spot, view.topic.len() + view.payload.len(), accepted);
+            found.add(view.device, view.class, entry);
+            self.enter(spot);
+        });
     }
 
     /// A number that no entry of the log has.
@@ -171,39 +197,39 @@ impl<D: Disk> Log<D> {
         self.highest.map_or(0, |highest| highest + 1)
     }
 
-    /// Writes an entry. When this returns well, it survives the death of the process.
-    pub(super) fn append(&mut self, sequence: Sequence, entry: &Kept) -> io::Result<()> {
+    /// Writes an entry, and says where. When this returns well, it survives the
+    /// death of the process. One that does not fit the format lies nowhere; the
+    /// router lets nothing of this size pass.
+    pub(super) fn append(&mut self, sequence: Sequence, message: &Message) -> io::Result<Option<Spot>> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         self.add_pending(&mut buffer);
         let begin = buffer.len();
-        // One that does not fit waits in memory only; the router lets nothing of this size pass.
-        let fits = record::write_entry(&mut buffer, sequence, entry);
-        let size = u32::try_from(buffer.len() - begin).unwrap_or(u32::MAX);
-        let written = if buffer.is_empty() { Ok(0) } else { self.write(&buffer) };
+        let fits = record::write_entry(&mut buffer, sequence, message);
+        let written = if buffer.is_empty() { Ok((0, 0)) } else { self.write(&buffer) };
+        let size = buffer.len() - begin;
         self.buffer = buffer;
-        let number = written?;
+        let (number, at) = written?;
         self.pending.clear();
-        if fits {
-            self.place(sequence, number, size);
+        if !fits {
+            return Ok(None);
         }
-        Ok(())
+        let spot = spot(number, Span { at: at + begin, size });
+        self.enter(spot);
+        Ok(Some(spot))
     }
 
-    fn place(&mut self, sequence: Sequence, number: u64, size: u32) {
-        let before = self.places.insert(sequence, (number, size));
-        if let Some((old, size)) = before {
-            self.leave(old, size);
-        }
-        self.live += u64::from(size);
-        if let Some(usage) = self.files.get_mut(&number) {
+    fn enter(&mut self, spot: Spot) {
+        self.live += u64::from(spot.size);
+        if let Some(usage) = self.files.get_mut(&spot.file) {
             usage.live += 1;
         }
     }
 
-    fn leave(&mut self, number: u64, size: u32) {
-        self.live -= u64::from(size);
-        if let Some(usage) = self.files.get_mut(&number) {
+    /// An entry does not lie there any more: it was written again elsewhere.
+    pub(super) fn leave(&mut self, spot: Spot) {
+        self.live -= u64::from(spot.size);
+        if let Some(usage) = self.files.get_mut(&spot.file) {
             usage.live -= 1;
             usage.freed_at = self.written;
         }
@@ -211,11 +237,9 @@ impl<D: Disk> Log<D> {
 
     /// Notes that an entry is gone. The log hears of it with the next write;
     /// true when there are so many that one is due.
-    pub(super) fn remove(&mut self, sequence: Sequence) -> bool {
-        if let Some((number, size)) = self.places.remove(&sequence) {
-            self.leave(number, size);
-            self.pending.push(sequence);
-        }
+    pub(super) fn remove(&mut self, sequence: Sequence, spot: Spot) -> bool {
+        self.leave(spot);
+        self.pending.push(sequence);
         self.pending.len() >= MAX_PENDING
     }
 
@@ -237,8 +261,8 @@ impl<D: Disk> Log<D> {
         }
     }
 
-    /// Writes records to the active file, which one is given.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<u64> {
+    /// Writes records to the active file: which one, and where in it.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<(u64, usize)> {
         let is_full = self.active.as_ref().is_none_or(|active| active.size + bytes.len() > self.file_size);
         if is_full {
             self.begin_file(bytes.len())?;
@@ -249,12 +273,13 @@ impl<D: Disk> Log<D> {
             self.active = None;
             return Err(error);
         }
+        let at = active.size;
         active.size += bytes.len();
         self.written += bytes.len() as u64;
         if let Some(usage) = self.files.get_mut(&active.number) {
             usage.bytes += bytes.len() as u64;
         }
-        Ok(active.number)
+        Ok((active.number, at))
     }
 
     fn begin_file(&mut self, room: usize) -> io::Result<()> {
@@ -263,7 +288,8 @@ impl<D: Disk> Log<D> {
         self.next_file += 1;
         let size = self.file_size.max(HEADER + room);
         let file = self.disk.create(number, size as u64)?;
-        self.files.insert(number, Usage { bytes: HEADER as u64, ..Usage::default() });
+        let usage = Usage { file: file.clone(), boot: self.boot, live: 0, bytes: HEADER as u64, freed_at: 0 };
+        self.files.insert(number, usage);
         self.made += 1;
         let mut header = Vec::with_capacity(HEADER);
         record::write_header(&mut header, self.boot);
@@ -289,17 +315,23 @@ impl<D: Disk> Log<D> {
         self.files.values().map(|usage| usage.bytes).sum()
     }
 
-    /// The oldest file, if it is to be made free: what waits in it is to be
-    /// appended again.
-    pub(super) fn to_make_free(&self) -> Option<u64> {
-        let oldest = *self.files.keys().next()?;
-        let is_active = self.active.as_ref().is_some_and(|active| active.number == oldest);
-        (!is_active && self.bytes() > 2 * self.live + (SPARE * self.file_size) as u64).then_some(oldest)
+    /// The files that are to be made free: what waits in them is to be appended
+    /// again. Those that are doubted, and the oldest when there is too much on the disk.
+    pub(super) fn to_empty(&self) -> BTreeSet<u64> {
+        let is_used = |number: &u64| self.files.get(number).is_some_and(|usage| usage.live > 0);
+        let mut files: BTreeSet<u64> = self.doubted.iter().copied().filter(is_used).collect();
+        if let Some(oldest) = self.files.keys().next() {
+            let is_active = self.active.as_ref().is_some_and(|active| active.number == *oldest);
+            let is_too_much = self.bytes() > 2 * self.live + (SPARE * self.file_size) as u64;
+            files.extend((!is_active && is_too_much && is_used(oldest)).then_some(*oldest));
+        }
+        files
     }
 
-    /// Whether an entry lies in a file.
-    pub(super) fn is_in(&self, sequence: Sequence, number: u64) -> bool {
-        self.places.get(&sequence).is_some_and(|(place, _)| *place == number)
+    /// Where to read an entry, and what is to be read there.
+    pub(super) fn look_up(&self, spot: Spot) -> Option<Reader<D::File>> {
+        let usage = self.files.get(&spot.file)?;
+        Some(Reader { file: usage.file.clone(), spot, of: usage.boot, boot: self.boot })
     }
 
     /// Whether the file that is written to is still there: somebody may have
@@ -310,16 +342,16 @@ impl<D: Disk> Log<D> {
 
     /// After a sync that failed: what it should have brought to the disk may be
     /// lost, whatever a later one says. The next write begins a file of its own,
-    /// and what waits is to be written again; nothing depends on the files before.
-    pub(super) fn begin_anew(&mut self) {
+    /// and what waits in those files is to be written again (`to_empty`).
+    pub(super) fn doubt_unsynced(&mut self) {
         self.active = None;
-        self.unsynced.clear();
-        self.anew_from = self.next_file;
+        self.doubted.extend(std::mem::take(&mut self.unsynced).into_keys());
     }
 
-    /// Whether an entry was written, and since `begin_anew`.
-    pub(super) fn holds(&self, sequence: Sequence) -> bool {
-        self.places.get(&sequence).is_some_and(|(number, _)| *number >= self.anew_from)
+    /// The same for all files.
+    pub(super) fn doubt_all(&mut self) {
+        self.doubt_unsynced();
+        self.doubted.extend(self.files.keys());
     }
 
     /// What is to be done on the disk now, by a thread of its own; none when
@@ -347,12 +379,50 @@ impl<D: Disk> Log<D> {
         self.known = self.known.max(work.folder.unwrap_or_default());
         // One that was written on meanwhile has more to sync.
         self.unsynced.retain(|number, _| work.active == Some(*number) || !work.files.contains_key(number));
-        self.files.retain(|number, _| !work.remove.contains(number));
+        for number in &work.remove {
+            self.files.remove(number);
+            self.doubted.remove(number);
+        }
     }
 
-    /// How to do work.
+    /// How to do work, and to read.
     pub(super) fn syncer(&self) -> Box<dyn Syncer<D::File>> {
         self.disk.syncer()
+    }
+}
+
+fn spot(file: u64, span: Span) -> Spot {
+    // No file is so large, see `LARGEST_FILE`.
+    let number = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+    Spot { file, at: number(span.at), size: number(span.size) }
+}
+
+/// How to read one entry.
+pub(super) struct Reader<F> {
+    file: F,
+    spot: Spot,
+    of: u64,
+    boot: u64,
+}
+
+impl<F> Reader<F> {
+    /// Reads it, if it is there and whole.
+    pub(super) fn read(
+        &self,
+        syncer: &mut dyn Syncer<F>,
+        device: &DeviceId,
+        sequence: Sequence,
+        now: Moment,
+    ) -> io::Result<Message> {
+        let bytes = syncer.read_at(&self.file, u64::from(self.spot.at), self.spot.size as usize)?;
+        let view =
+            record::read_entry(&bytes).filter(|view| view.sequence == sequence && view.device == device.as_str());
+        let view = view.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an entry is damaged"))?;
+        let mut message = view.message(device);
+        if self.of != self.boot {
+            message.moment = now.as_old_as(message.moment.wall);
+        }
+        Ok(message)
     }
 }
 

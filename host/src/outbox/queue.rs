@@ -1,5 +1,9 @@
 //! What waits in an outbox: entries, each device's queue of them, and whose
 //! turn it is. Plain state behind the outbox's lock; time comes in.
+//!
+//! What goes soon is loaded: all of it is here. When much waits, the texts of
+//! what goes later are on the disk only (`Shelf`), and are loaded when their
+//! device's turn comes near.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -8,18 +12,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::log::Spot;
+use super::record::Message;
+use super::stored::{OVERHEAD, Shelf, Stored};
 use super::{Batch, Batching, Bounds, Class, Drops, Sequence, Stats};
 use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};
 
-/// What an entry costs beside its texts.
-pub(super) const OVERHEAD: usize = 96;
 /// Places in a list that entries may take which are gone, beside as many as there are others.
 const SPARE: usize = 64;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
+    /// What is loaded.
     pub(super) entries: Entries,
     /// What each device has here; devices with nothing have no queue.
     pub(super) devices: HashMap<DeviceId, DeviceQueue>,
@@ -30,9 +36,15 @@ pub(super) struct Queue {
     /// Whose messages may go; none: everybody's.
     admitted: Option<HashSet<DeviceId>>,
     pub(super) next: Sequence,
-    /// Whether it is noted which entries are gone, and which those are.
-    pub(super) is_kept: bool,
-    pub(super) gone: Vec<Sequence>,
+    /// Entries that are gone and lie in the log.
+    pub(super) gone: Vec<(Sequence, Spot)>,
+    /// Devices that have stored entries and few loaded ones, in the order in which they came to that.
+    hungry: VecDeque<DeviceId>,
+    /// How many devices have stored entries.
+    shelves: usize,
+    /// The size of what is loaded, and of what of that is not in the log.
+    loaded_bytes: usize,
+    unwritten_bytes: usize,
     pub(super) stats: Stats,
     /// What was dropped since somebody asked, and since the start.
     pub(super) drops: BTreeMap<DeviceId, Drops>,
@@ -71,9 +83,15 @@ pub(super) struct DeviceQueue {
     lanes: Vec<Lane>,
     /// What may be dropped, sent or not.
     streams: VecDeque<Sequence>,
+    /// What is on the disk only; later than what is loaded, but for what came
+    /// when the disk did not take it.
+    pub(super) shelf: Shelf,
+    /// Whether it is in the list of those whose shelf is to be looked into.
+    is_hungry: bool,
     bytes: usize,
-    /// Size of what is unsent.
+    /// Size of what is loaded and unsent, and of what is not in the log.
     unsent_bytes: usize,
+    unwritten_bytes: usize,
     turn: Turn,
     /// Nothing is sent before.
     paused_until: Option<Instant>,
@@ -109,13 +127,10 @@ enum Turn {
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) device: DeviceId,
-    pub(super) class: Class,
-    pub(super) moment: Moment,
+    pub(super) message: Message,
     pub(super) place: Place,
-    /// Goes without a batch: in one, it was refused.
-    pub(super) alone: bool,
-    pub(super) publication: Publication,
+    /// Where it lies in the log, if it does.
+    pub(super) spot: Option<Spot>,
 }
 
 /// Where an entry is on its way.
@@ -129,25 +144,45 @@ pub(super) enum Place {
     Aside,
 }
 
+/// What is dropped next of a device.
+#[derive(Debug, Clone, Copy)]
+enum Oldest {
+    Loaded(Sequence),
+    Stored(Class, Sequence),
+}
+
 impl Entry {
+    /// A message that waits for its turn.
+    pub(super) fn unsent(message: Message, spot: Option<Spot>) -> Entry {
+        Entry { message, place: Place::Unsent, spot }
+    }
+
     fn cost(&self) -> usize {
-        OVERHEAD + self.publication.topic.len() + self.publication.payload.len()
+        self.message.cost()
     }
 
     /// Whether `other` may travel in the same message; both are on one topic.
     fn joins(&self, other: &Entry) -> bool {
-        self.publication.joins && other.publication.joins && !(self.alone || other.alone)
+        let (first, second) = (&self.message, &other.message);
+        first.publication.joins && second.publication.joins && !(first.alone || second.alone)
     }
 
     /// The message, its time corrected if the clock was set meanwhile.
     fn publication_at(&self, now: Moment) -> Publication {
-        let mut publication = self.publication.clone();
+        let mut publication = self.message.publication.clone();
         if let Some(stamp) = publication.stamp
-            && let Some(shift) = now.set_since(self.moment)
+            && let Some(shift) = now.set_since(self.message.moment)
         {
             publication.payload = stamp.corrected(&publication.payload, shift);
         }
         publication
+    }
+}
+
+impl Message {
+    /// What it counts as in the outbox's bounds.
+    pub(super) fn cost(&self) -> usize {
+        OVERHEAD + self.publication.topic.len() + self.publication.payload.len()
     }
 }
 
@@ -156,41 +191,183 @@ impl Queue {
         Queue { bounds, ..Queue::default() }
     }
 
-    /// Takes an entry, and makes room for it. Gives its number.
-    pub(super) fn append(&mut self, entry: Entry) -> Sequence {
+    /// The number of the next message that is accepted.
+    pub(super) fn number(&mut self) -> Sequence {
         let sequence = self.next;
         self.next += 1;
         self.stats.appended += 1;
-        self.restore(sequence, entry);
         sequence
     }
 
-    /// Takes an entry that has a number already, higher than all that are here.
-    pub(super) fn restore(&mut self, sequence: Sequence, entry: Entry) {
-        self.stats.waiting += 1;
-        let cost = entry.cost();
-        self.stats.bytes += cost;
-        let (device, now) = (entry.device.clone(), entry.moment);
-        let queue = self.devices.entry(device.clone()).or_default();
-        queue.count += 1;
-        queue.bytes += cost;
+    /// Takes a message with its number, which is higher than all that are here,
+    /// and makes room for it. One that lies in the log may stay there.
+    pub(super) fn append(&mut self, sequence: Sequence, message: Message, spot: Option<Spot>) {
+        let (device, now) = (message.device.clone(), message.moment);
+        self.note(&device, 1, message.cost());
+        match spot.filter(|_| self.is_to_store(&message)) {
+            Some(spot) => {
+                let texts = message.cost() - OVERHEAD;
+                self.store(&device, message.class, Stored::new(sequence, spot, texts, now));
+            }
+            None => {
+                self.insert(sequence, Entry::unsent(message, spot));
+                self.schedule(&device);
+            }
+        }
+        self.drop_old(&device, now);
+        self.drop_for_room();
+    }
+
+    /// Counts entries that come.
+    fn note(&mut self, device: &DeviceId, entries: usize, bytes: usize) {
+        self.stats.waiting += entries;
+        self.stats.bytes += bytes;
+        if !self.devices.contains_key(device) {
+            self.devices.insert(device.clone(), DeviceQueue::default());
+        }
+        if let Some(queue) = self.devices.get_mut(device) {
+            queue.count += entries;
+            queue.bytes += bytes;
+        }
+    }
+
+    /// What goes later than it could be loaded again stays on the disk. Somebody
+    /// waits for answers.
+    fn is_to_store(&self, message: &Message) -> bool {
+        let follows = self.devices.get(&message.device).is_some_and(|queue| !queue.shelf.is_empty());
+        message.class != Class::Answer && (follows || self.loaded_bytes > self.bounds.window())
+    }
+
+    fn store(&mut self, device: &DeviceId, class: Class, entry: Stored) {
+        let Some(queue) = self.devices.get_mut(device) else { return };
+        self.shelves += usize::from(queue.shelf.is_empty());
+        queue.shelf.of_mut(class).push_back(entry);
+        self.look_at_shelf(device);
+    }
+
+    /// Takes over the stored entries of a device that has none.
+    pub(super) fn restore(&mut self, device: &DeviceId, shelf: Shelf) {
+        if shelf.is_empty() {
+            return;
+        }
+        self.note(device, shelf.len(), shelf.all().map(|(_, entry)| entry.cost as usize).sum());
+        if let Some(queue) = self.devices.get_mut(device) {
+            queue.shelf = shelf;
+            self.shelves += 1;
+        }
+        self.look_at_shelf(device);
+    }
+
+    /// Adds an entry to what is loaded.
+    fn insert(&mut self, sequence: Sequence, entry: Entry) {
+        let Some(queue) = self.devices.get_mut(&entry.message.device) else { return };
+        let (cost, class) = (entry.cost(), entry.message.class);
         queue.unsent_bytes += cost;
-        match entry.class {
-            Class::Stream => queue.streams.push_back(sequence),
-            Class::Keep => queue.urgent = Some(sequence),
+        self.loaded_bytes += cost;
+        if entry.spot.is_none() {
+            queue.unwritten_bytes += cost;
+            self.unwritten_bytes += cost;
+        }
+        match class {
+            Class::Stream => push_in_order(&mut queue.streams, sequence),
+            Class::Keep => queue.urgent = queue.urgent.max(Some(sequence)),
             Class::Answer => {}
         }
-        queue.lane(&entry).push_back(sequence);
-        // Most often it is in turn already.
-        let (is_in_turn, oldest) = (queue.turn == Turn::Now, queue.streams.front().copied());
+        push_in_order(queue.lane(&entry.message), sequence);
         self.entries.insert(sequence, entry);
-        if !is_in_turn {
-            self.schedule(&device);
+    }
+
+    /// Puts a device with a shelf in line when little of it is loaded.
+    fn look_at_shelf(&mut self, device: &DeviceId) {
+        let share = self.share();
+        let Some(queue) = self.devices.get_mut(device) else { return };
+        let is_hungry = !queue.shelf.is_empty() && queue.unsent_bytes <= share / 2;
+        if is_hungry && !queue.is_hungry {
+            queue.is_hungry = true;
+            self.hungry.push_back(device.clone());
         }
-        if oldest.is_some_and(|oldest| self.is_old(oldest, now)) {
-            self.drop_old(&device, now);
+    }
+
+    /// How much of a device is loaded when all share alike.
+    fn share(&self) -> usize {
+        self.bounds.window() / self.shelves.max(1)
+    }
+
+    /// Whether some entries can be loaded.
+    pub(super) fn wants_to_load(&self) -> bool {
+        !self.hungry.is_empty() && self.has_room_to_load()
+    }
+
+    fn has_room_to_load(&self) -> bool {
+        self.loaded_bytes < 3 * self.bounds.window()
+    }
+
+    /// The next stored entries of the next devices, about as many as asked.
+    pub(super) fn next_to_load(&mut self, number: usize) -> Vec<(DeviceId, Class, Stored)> {
+        let (share, mut all) = (self.share(), Vec::<(DeviceId, Class, Stored)>::new());
+        for _ in 0..self.hungry.len() {
+            if all.len() >= number || !self.has_room_to_load() {
+                break;
+            }
+            let Some(device) = self.hungry.pop_front() else { break };
+            let is_admitted = self.is_admitted(&device);
+            let Some(queue) = self.devices.get_mut(&device) else { continue };
+            queue.is_hungry = false;
+            if !is_admitted {
+                continue;
+            }
+            let mut bytes = queue.unsent_bytes;
+            for (class, entry) in queue.shelf.next() {
+                if bytes > share && all.last().is_some_and(|(last, ..)| *last == device) {
+                    break;
+                }
+                bytes += entry.cost as usize;
+                all.push((device.clone(), class, entry));
+                if all.len() >= number {
+                    break;
+                }
+            }
         }
-        self.drop_for_room();
+        all
+    }
+
+    /// An entry was read from the disk; none when it could not be. It may have
+    /// been dropped meanwhile, or lie elsewhere now.
+    pub(super) fn load(&mut self, device: &DeviceId, class: Class, read: &Stored, message: Option<Message>) {
+        let Some(queue) = self.devices.get_mut(device) else { return };
+        let Some(entry) = queue.shelf.find(class, read.sequence).copied() else { return };
+        match message {
+            Some(message) => {
+                queue.shelf.remove(class, read.sequence);
+                self.shelves -= usize::from(queue.shelf.is_empty());
+                self.insert(entry.sequence, Entry::unsent(message, Some(entry.spot)));
+            }
+            None if entry.spot == read.spot => {
+                self.drop_stored(device, class, entry.sequence, |drops| drops.damaged += 1);
+            }
+            // It is read again, where it lies now.
+            None => {}
+        }
+    }
+
+    /// Entries of a device were loaded.
+    pub(super) fn loaded(&mut self, device: &DeviceId) {
+        self.schedule(device);
+        self.look_at_shelf(device);
+    }
+
+    /// An entry was written again; gives where it lay.
+    pub(super) fn moved(&mut self, sequence: Sequence, spot: Spot) -> Option<Spot> {
+        let entry = self.entries.get_mut(&sequence)?;
+        let old = entry.spot.replace(spot);
+        if old.is_none() {
+            let cost = entry.cost();
+            self.unwritten_bytes -= cost;
+            if let Some(queue) = self.devices.get_mut(&entry.message.device) {
+                queue.unwritten_bytes -= cost;
+            }
+        }
+        old
     }
 
     /// Takes the next message: of the device whose turn it is, as large a batch
@@ -203,6 +380,7 @@ impl Queue {
             queue.turn = Turn::None;
             let parts = queue.take(&mut self.entries, self.bounds.batching, moment);
             self.schedule(&device);
+            self.look_at_shelf(&device);
             if !parts.is_empty() {
                 return Some(Batch { device, parts });
             }
@@ -228,12 +406,13 @@ impl Queue {
 
     /// Decides when a device with unsent entries sends the next one.
     fn schedule(&mut self, device: &DeviceId) {
+        // Most often it is in turn already.
+        if self.devices.get(device).is_none_or(|queue| queue.turn == Turn::Now) {
+            return;
+        }
         let is_admitted = self.is_admitted(device);
         let Some(queue) = self.devices.get_mut(device) else { return };
         let before = queue.turn;
-        if before == Turn::Now {
-            return;
-        }
         let after = if is_admitted { queue.next_turn(&self.entries, self.bounds.batching) } else { Turn::None };
         queue.turn = after;
         if before == after {
@@ -272,61 +451,102 @@ impl Queue {
                 self.unschedule(&device);
             }
             self.schedule(&device);
+            self.look_at_shelf(&device);
         }
     }
 
     pub(super) fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
         let entry = self.entries.remove(&sequence)?;
-        if self.is_kept {
-            self.gone.push(sequence);
-        }
-        self.stats.waiting -= 1;
-        self.stats.bytes -= entry.cost();
-        let Some(queue) = self.devices.get_mut(&entry.device) else { return Some(entry) };
-        queue.count -= 1;
-        queue.bytes -= entry.cost();
-        if entry.place == Place::Unsent {
-            queue.unsent_bytes -= entry.cost();
-        }
-        if queue.count == 0 {
-            if let Turn::At(time) = queue.turn {
-                self.waiting.remove(&(time, entry.device.clone()));
+        let (cost, device) = (entry.cost(), &entry.message.device);
+        self.gone.extend(entry.spot.map(|spot| (sequence, spot)));
+        self.loaded_bytes -= cost;
+        if let Some(queue) = self.devices.get_mut(device) {
+            if entry.place == Place::Unsent {
+                queue.unsent_bytes -= cost;
             }
-            // One that is paused goes on being so.
-            if queue.paused_until.is_none() && queue.lanes.iter().all(|lane| lane.paused_until.is_none()) {
-                self.devices.remove(&entry.device);
-            } else {
-                queue.clear();
+            if entry.spot.is_none() {
+                queue.unwritten_bytes -= cost;
+                self.unwritten_bytes -= cost;
             }
-            return Some(entry);
+            queue.tidy(&self.entries);
         }
-        queue.tidy(&self.entries);
+        self.forget(device, cost);
         Some(entry)
     }
 
-    fn drop_entry(&mut self, sequence: Sequence, count: impl Fn(&mut Drops)) {
-        if let Some(entry) = self.remove(sequence) {
-            self.stats.dropped += 1;
-            count(self.all_drops.entry(entry.device.clone()).or_default());
-            count(self.drops.entry(entry.device).or_default());
+    /// Takes an entry off a device's shelf.
+    fn remove_stored(&mut self, device: &DeviceId, class: Class, sequence: Sequence) -> Option<Stored> {
+        let queue = self.devices.get_mut(device)?;
+        let entry = queue.shelf.remove(class, sequence)?;
+        self.shelves -= usize::from(queue.shelf.is_empty());
+        self.gone.push((sequence, entry.spot));
+        self.forget(device, entry.cost as usize);
+        Some(entry)
+    }
+
+    /// Counts an entry that is gone, and forgets a device that has none left.
+    fn forget(&mut self, device: &DeviceId, cost: usize) {
+        self.stats.waiting -= 1;
+        self.stats.bytes -= cost;
+        let Some(queue) = self.devices.get_mut(device) else { return };
+        queue.count -= 1;
+        queue.bytes -= cost;
+        if queue.count > 0 {
+            self.look_at_shelf(device);
+            return;
+        }
+        if let Turn::At(time) = queue.turn {
+            self.waiting.remove(&(time, device.clone()));
+        }
+        // One that is paused goes on being so.
+        if queue.paused_until.is_none() && queue.lanes.iter().all(|lane| lane.paused_until.is_none()) {
+            self.devices.remove(device);
+        } else {
+            queue.clear();
         }
     }
 
-    /// When the oldest message that waits was accepted.
-    pub(super) fn oldest(&self) -> Option<Moment> {
-        let lists = self.devices.values().flat_map(|queue| {
-            let unsent = queue.lanes.iter().filter_map(|lane| lane.unsent.front());
-            unsent.chain(queue.streams.front()).copied().min()
+    fn drop_loaded(&mut self, sequence: Sequence, count: impl Fn(&mut Drops)) {
+        if let Some(entry) = self.remove(sequence) {
+            self.count_drop(&entry.message.device, count);
+        }
+    }
+
+    fn drop_stored(&mut self, device: &DeviceId, class: Class, sequence: Sequence, count: impl Fn(&mut Drops)) {
+        if self.remove_stored(device, class, sequence).is_some() {
+            self.count_drop(device, count);
+        }
+    }
+
+    fn drop_oldest(&mut self, device: &DeviceId, oldest: Oldest, count: impl Fn(&mut Drops)) {
+        match oldest {
+            Oldest::Loaded(sequence) => self.drop_loaded(sequence, count),
+            Oldest::Stored(class, sequence) => self.drop_stored(device, class, sequence, count),
+        }
+    }
+
+    fn count_drop(&mut self, device: &DeviceId, count: impl Fn(&mut Drops)) {
+        self.stats.dropped += 1;
+        count(self.all_drops.entry(device.clone()).or_default());
+        count(self.drops.entry(device.clone()).or_default());
+    }
+
+    /// How long the oldest message has been waiting since it was accepted.
+    pub(super) fn oldest(&self, now: Moment) -> Option<Duration> {
+        let loaded = self.entries.keys().min().and_then(|first| Some(self.entries.get(first)?.message.moment));
+        let shelves = self.devices.values().flat_map(|queue| {
+            let firsts = [Class::Stream, Class::Keep, Class::Answer].map(|class| queue.shelf.of(class).front());
+            firsts.into_iter().flatten().map(Stored::accepted)
         });
-        lists.min().and_then(|first| Some(self.entries.get(&first)?.moment))
+        shelves.chain(loaded).map(|moment| now.since(moment)).max()
     }
 
     /// Drops what is too old of one device: the one that just sent something.
     fn drop_old(&mut self, device: &DeviceId, now: Moment) {
-        while let Some(first) = self.devices.get(device).and_then(|queue| queue.streams.front()).copied()
-            && self.is_old(first, now)
+        while let Some(oldest) = self.devices.get(device).and_then(DeviceQueue::oldest_stream)
+            && self.is_old(device, oldest, now)
         {
-            self.drop_entry(first, |drops| drops.for_age += 1);
+            self.drop_oldest(device, oldest, |drops| drops.for_age += 1);
         }
     }
 
@@ -336,20 +556,66 @@ impl Queue {
         devices.iter().for_each(|device| self.drop_old(device, now));
     }
 
-    fn is_old(&self, sequence: Sequence, now: Moment) -> bool {
-        self.entries.get(&sequence).is_some_and(|entry| now.since(entry.moment) > self.bounds.age)
+    fn is_old(&self, device: &DeviceId, oldest: Oldest, now: Moment) -> bool {
+        let accepted = match oldest {
+            Oldest::Loaded(sequence) => self.entries.get(&sequence).map(|entry| entry.message.moment),
+            Oldest::Stored(class, _) => {
+                self.devices.get(device).and_then(|queue| queue.shelf.of(class).front()).map(Stored::accepted)
+            }
+        };
+        accepted.is_some_and(|accepted| now.since(accepted) > self.bounds.age)
     }
 
     /// Makes room at the expense of the device that holds the most, so that one
-    /// that floods the outbox does not push the others out.
-    fn drop_for_room(&mut self) {
-        while self.stats.bytes > self.bounds.bytes {
-            let largest = self.devices.values().max_by_key(|queue| queue.bytes);
-            let oldest = largest.and_then(DeviceQueue::oldest);
-            let oldest = oldest.or_else(|| self.entries.keys().min().copied());
-            let Some(oldest) = oldest else { break };
-            self.drop_entry(oldest, |drops| drops.for_room += 1);
+    /// that floods the outbox does not push the others out. A little more than
+    /// needed, because it is looked for among all devices.
+    pub(super) fn drop_for_room(&mut self) {
+        if self.stats.bytes > self.bounds.bytes {
+            let target = self.bounds.bytes - self.bounds.bytes / 4096;
+            while self.stats.bytes > target {
+                let Some(device) = self.largest(|queue| queue.bytes) else { break };
+                let spare = self.devices.get(&device).map_or(0, |queue| queue.bytes / 2);
+                while self.stats.bytes > target
+                    && let Some(queue) = self.devices.get(&device).filter(|queue| queue.bytes >= spare)
+                    && let Some(oldest) = queue.oldest().or_else(|| self.first_of(&device))
+                {
+                    self.drop_oldest(&device, oldest, |drops| drops.for_room += 1);
+                }
+            }
         }
+        // What the disk does not take is in memory only, which has bounds of its own.
+        while self.unwritten_bytes > self.bounds.memory {
+            let excess = self.unwritten_bytes - (self.bounds.memory - self.bounds.memory / 64);
+            let Some(device) = self.largest(|queue| queue.unwritten_bytes) else { break };
+            let unwritten = self.unwritten_of(&device, excess);
+            unwritten.into_iter().for_each(|sequence| self.drop_loaded(sequence, |drops| drops.for_room += 1));
+        }
+    }
+
+    fn largest(&self, size: impl Fn(&DeviceQueue) -> usize) -> Option<DeviceId> {
+        let largest = self.devices.iter().max_by_key(|(_, queue)| size(queue))?;
+        (size(largest.1) > 0).then(|| largest.0.clone())
+    }
+
+    /// The first entry of a device, if all that it has is on its way.
+    fn first_of(&self, device: &DeviceId) -> Option<Oldest> {
+        let own = self.entries.iter().filter(|(_, entry)| entry.message.device == *device);
+        own.map(|(sequence, _)| *sequence).min().map(Oldest::Loaded)
+    }
+
+    /// Entries of a device that are not in the log, about as many bytes as asked:
+    /// telemetry before the rest, the oldest first.
+    fn unwritten_of(&self, device: &DeviceId, bytes: usize) -> Vec<Sequence> {
+        let own = self.entries.iter().filter(|(_, entry)| entry.message.device == *device && entry.spot.is_none());
+        let mut own: Vec<_> = own.map(|(sequence, entry)| (entry.message.class, *sequence, entry.cost())).collect();
+        own.sort_unstable();
+        let mut sum = 0;
+        let enough = own.into_iter().take_while(|(_, _, cost)| {
+            let before = sum;
+            sum += cost;
+            before < bytes
+        });
+        enough.map(|(_, sequence, _)| sequence).collect()
     }
 
     /// How many messages of a device are here.
@@ -359,11 +625,17 @@ impl Queue {
 
     /// Drops all messages of a device that is gone, and says how many.
     pub(super) fn discard(&mut self, device: &DeviceId) -> usize {
-        let all = self.entries.iter().filter(|(_, entry)| entry.device == *device).map(|(sequence, _)| *sequence);
-        let all: Vec<Sequence> = all.collect();
-        all.iter().for_each(|sequence| drop(self.remove(*sequence)));
-        self.stats.dropped += all.len() as u64;
-        all.len()
+        let own = self.entries.iter().filter(|(_, entry)| entry.message.device == *device);
+        let loaded: Vec<Sequence> = own.map(|(sequence, _)| *sequence).collect();
+        let shelf = self.devices.get(device).into_iter().flat_map(|queue| queue.shelf.all());
+        let stored: Vec<(Class, Sequence)> = shelf.map(|(class, entry)| (class, entry.sequence)).collect();
+        let number = loaded.len() + stored.len();
+        loaded.into_iter().for_each(|sequence| drop(self.remove(sequence)));
+        for (class, sequence) in stored {
+            self.remove_stored(device, class, sequence);
+        }
+        self.stats.dropped += number as u64;
+        number
     }
 
     /// Holds a sent message back by itself: others of its device do not wait for it.
@@ -379,15 +651,16 @@ impl Queue {
         let mut devices = BTreeSet::new();
         for sequence in sequences {
             let Some(entry) = self.entries.get_mut(&sequence) else { continue };
-            entry.alone |= alone;
+            entry.message.alone |= alone;
             if entry.place != from {
                 continue;
             }
             entry.place = Place::Unsent;
-            if let Some(queue) = self.devices.get_mut(&entry.device) {
+            let device = &entry.message.device;
+            if let Some(queue) = self.devices.get_mut(device) {
                 queue.unsent_bytes += entry.cost();
-                queue.lane(entry).push_back(sequence);
-                devices.insert(entry.device.clone());
+                queue.lane(&entry.message).push_back(sequence);
+                devices.insert(device.clone());
             }
         }
         for device in devices {
@@ -423,8 +696,8 @@ impl Queue {
 
 impl DeviceQueue {
     /// The list of unsent entries where one belongs.
-    fn lane(&mut self, entry: &Entry) -> &mut VecDeque<Sequence> {
-        let (topic, is_answer) = (&entry.publication.topic, entry.class == Class::Answer);
+    fn lane(&mut self, message: &Message) -> &mut VecDeque<Sequence> {
+        let (topic, is_answer) = (&message.publication.topic, message.class == Class::Answer);
         let found = self.lanes.iter().position(|lane| lane.is_answer == is_answer && lane.topic == *topic);
         let place = found.unwrap_or_else(|| {
             let topic = Arc::clone(topic);
@@ -436,16 +709,23 @@ impl DeviceQueue {
     }
 
     /// The lane whose first message goes next: answers first, then the oldest.
+    /// What is stored and older goes before.
     fn next_lane(&self) -> Option<usize> {
+        let stored = [false, true].map(|is_answer| self.shelf.first(is_answer).unwrap_or(Sequence::MAX));
         let open = self.lanes.iter().enumerate().filter(|(_, lane)| lane.paused_until.is_none());
-        let first = |(place, lane): (usize, &Lane)| Some(((!lane.is_answer, *lane.unsent.front()?), place));
-        open.filter_map(first).min().map(|(_, place)| place)
+        let first = |(place, lane): (usize, &Lane)| Some((lane.is_answer, *lane.unsent.front()?, place));
+        let may_go = open.filter_map(first).filter(|(is_answer, first, _)| {
+            let [others, answers] = stored;
+            *first < if *is_answer { answers } else { others }
+        });
+        may_go.min_by_key(|(is_answer, first, _)| (!is_answer, *first)).map(|(_, _, place)| place)
     }
 
-    /// The first unsent message of the other lanes.
+    /// The first unsent message that is not in this lane.
     fn first_of_others(&self, place: usize) -> Option<Sequence> {
         let open = self.lanes.iter().enumerate().filter(|(_, lane)| lane.paused_until.is_none());
-        open.filter(|(other, _)| *other != place).filter_map(|(_, lane)| lane.unsent.front().copied()).min()
+        let others = open.filter(|(other, _)| *other != place).filter_map(|(_, lane)| lane.unsent.front().copied());
+        others.chain(self.shelf.first(false)).min()
     }
 
     fn next_turn(&mut self, entries: &Entries, batching: Batching) -> Turn {
@@ -470,8 +750,9 @@ impl DeviceQueue {
         }
         let front = *lane.unsent.front()?;
         let first = entries.get(&front)?;
-        let hurry = self.urgent.is_some_and(|urgent| front <= urgent) || self.unsent_bytes >= batching.bytes;
-        if hurry || first.alone || !first.publication.joins {
+        let is_full = self.unsent_bytes >= batching.bytes || !self.shelf.is_empty();
+        let hurry = self.urgent.is_some_and(|urgent| front <= urgent) || is_full;
+        if hurry || first.message.alone || !first.message.publication.joins {
             return None;
         }
         // What waits already goes on waiting for the same time.
@@ -485,13 +766,28 @@ impl DeviceQueue {
         }
     }
 
+    /// The oldest of what may be dropped.
+    fn oldest_stream(&self) -> Option<Oldest> {
+        self.older(Class::Stream, self.streams.front().copied())
+    }
+
     /// What is dropped first.
-    fn oldest(&self) -> Option<Sequence> {
+    fn oldest(&self) -> Option<Oldest> {
         let fronts = |is_answer: bool| {
             let lanes = self.lanes.iter().filter(move |lane| lane.is_answer == is_answer);
             lanes.filter_map(|lane| lane.unsent.front().copied()).min()
         };
-        self.streams.front().copied().or_else(|| fronts(false)).or_else(|| fronts(true))
+        let keep = || self.older(Class::Keep, fronts(false));
+        self.oldest_stream().or_else(keep).or_else(|| self.older(Class::Answer, fronts(true)))
+    }
+
+    /// The older one of a loaded entry and the first stored one of its class.
+    fn older(&self, class: Class, loaded: Option<Sequence>) -> Option<Oldest> {
+        match (loaded, self.shelf.of(class).front().map(|entry| entry.sequence)) {
+            (Some(loaded), Some(stored)) if stored < loaded => Some(Oldest::Stored(class, stored)),
+            (Some(loaded), _) => Some(Oldest::Loaded(loaded)),
+            (None, stored) => stored.map(|stored| Oldest::Stored(class, stored)),
+        }
     }
 
     /// How many places its lists take.
@@ -516,7 +812,7 @@ impl DeviceQueue {
                 lane.unsent.pop_front();
                 continue;
             };
-            bytes += entry.publication.payload.len() + 1;
+            bytes += entry.message.publication.payload.len() + 1;
             if let Some((first, _)) = parts.first() {
                 let fits = entries.get(first).is_some_and(|first| first.joins(entry));
                 let is_full = parts.len() >= batching.count || bytes > batching.bytes;
@@ -543,7 +839,7 @@ impl DeviceQueue {
     /// Takes what is gone off the fronts of the lists, and out of those that
     /// one that stays at the front makes pile up.
     fn tidy(&mut self, entries: &Entries) {
-        let most = 2 * self.count + SPARE;
+        let most = 2 * (self.count - self.shelf.len()) + SPARE;
         for list in self.lanes.iter_mut().map(|lane| &mut lane.unsent).chain([&mut self.streams]) {
             trim(list, entries);
             if list.len() > most {
@@ -564,6 +860,13 @@ impl DeviceQueue {
         self.lanes.iter_mut().for_each(|lane| lane.unsent.clear());
         self.turn = Turn::None;
     }
+}
+
+/// Adds a number where it belongs: most often at the end.
+fn push_in_order(list: &mut VecDeque<Sequence>, sequence: Sequence) {
+    let is_last = list.back().is_none_or(|last| *last < sequence);
+    let place = if is_last { list.len() } else { list.partition_point(|other| *other < sequence) };
+    list.insert(place, sequence);
 }
 
 /// Takes entries that are gone off the front.

@@ -1,8 +1,8 @@
 //! The format of an outbox's log.
 //!
 //! A file begins with a header of 32 bytes: the text `SANDGATE-OUTBOX\n`, the
-//! format's number (u32), four bytes of zero, and a number that stands for the
-//! machine's last start (u64). Records follow, each at a multiple of 8 bytes:
+//! format's number (u32, 2), four bytes of zero, and a number that stands for
+//! the machine's last start (u64). Records follow, each at a multiple of 8 bytes:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -11,16 +11,19 @@
 //! | … | the body, then zeros up to the next multiple of 8 |
 //!
 //! Zeros where a record should begin are the end. The body of an entry: `1`,
-//! its class, flags (1: joins others, 2: goes alone), the length of the device's
-//! id (u8) and of the topic (u16), its number, the wall clock and the steady
-//! clock when it was accepted (u64 each, milliseconds), the id, the topic, the
-//! payload. The body of a removal: `2` and seven zeros, then the numbers of
-//! entries that are gone (u64 each). All numbers are little-endian.
+//! its class, flags (1: joins others, 2: goes alone, 4: has a stamp), the length
+//! of the device's id (u8) and of the topic (u16), its number, the wall clock and
+//! the steady clock when it was accepted (u64 each, milliseconds), the stamp, the
+//! id, the topic, the payload. A stamp is a time in the payload that this machine's
+//! clock gave: at which byte (u32), the time (u64), how it is written (0: ms, 1: s,
+//! 2: ISO 8601). The body of a removal: `2` and seven zeros, then the numbers of
+//! entries that are gone (u64 each). All numbers are little-endian. Format 1 was
+//! the same without stamps.
 
 use bytes::Bytes;
 
 use super::{Class, Sequence};
-use crate::clock::Moment;
+use crate::clock::{Moment, Stamp, TimeFormat};
 use crate::message::{DeviceId, Publication};
 
 /// The bytes of a header.
@@ -28,33 +31,70 @@ pub(super) const HEADER: usize = 32;
 /// What a record begins with.
 const FRAME: usize = 8;
 const MAGIC: &[u8; 16] = b"SANDGATE-OUTBOX\n";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const ENTRY: u8 = 1;
 const REMOVAL: u8 = 2;
-/// An entry's body without its texts.
+/// An entry's body without its stamp and its texts.
 const FIXED: usize = 30;
+const STAMP: usize = 13;
 const JOINS: u8 = 1;
 const ALONE: u8 = 2;
+const STAMPED: u8 = 4;
 /// Longer bodies are damage: the router lets no payload pass that is so large.
 pub(super) const MAX_BODY: usize = 2 << 20;
 
-/// An entry as the log keeps it.
+/// A message as it was accepted.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Kept {
+pub(super) struct Message {
     pub device: DeviceId,
     pub class: Class,
     pub moment: Moment,
+    /// Goes without a batch: in one, it was refused.
     pub alone: bool,
     pub publication: Publication,
 }
 
 /// What a log says, in order.
 #[derive(Debug, PartialEq)]
-pub(super) enum Record {
+pub(super) enum Record<'a> {
     /// An entry was accepted, or was written again.
-    Entry(Sequence, Kept),
+    Entry(View<'a>),
     /// Entries are gone.
     Removal(Vec<Sequence>),
+}
+
+/// An entry in the bytes of its record.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct View<'a> {
+    pub sequence: Sequence,
+    pub device: &'a str,
+    pub class: Class,
+    pub moment: Moment,
+    pub topic: &'a str,
+    pub payload: &'a [u8],
+    flags: u8,
+    stamp: Option<Stamp>,
+}
+
+impl View<'_> {
+    /// The message, for a device whose id this is.
+    pub(super) fn message(&self, device: &DeviceId) -> Message {
+        let publication = Publication {
+            topic: self.topic.into(),
+            payload: Bytes::copy_from_slice(self.payload),
+            joins: self.flags & JOINS > 0,
+            stamp: self.stamp,
+        };
+        let (device, alone) = (device.clone(), self.flags & ALONE > 0);
+        Message { device, class: self.class, moment: self.moment, alone, publication }
+    }
+}
+
+/// Where a record lies in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    pub at: usize,
+    pub size: usize,
 }
 
 /// Appends a file's header.
@@ -69,16 +109,16 @@ pub(super) fn write_header(out: &mut Vec<u8>, boot: u64) {
 /// damaged, or of another format.
 pub(super) fn read_header(bytes: &[u8]) -> Option<u64> {
     let rest = bytes.strip_prefix(MAGIC)?;
-    (u32_at(rest, 0)? == FORMAT).then(|| u64_at(rest, 8)).flatten()
+    (1..=FORMAT).contains(&u32_at(rest, 0)?).then(|| u64_at(rest, 8)).flatten()
 }
 
 /// Appends an entry. One whose texts are too long for the format is not written.
-pub(super) fn write_entry(out: &mut Vec<u8>, sequence: Sequence, entry: &Kept) -> bool {
-    let Kept { device, class, moment, alone, publication } = entry;
+pub(super) fn write_entry(out: &mut Vec<u8>, sequence: Sequence, message: &Message) -> bool {
+    let Message { device, class, moment, alone, publication } = message;
     let (Ok(id), Ok(topic)) = (u8::try_from(device.as_str().len()), u16::try_from(publication.topic.len())) else {
         return false;
     };
-    if FIXED + usize::from(id) + usize::from(topic) + publication.payload.len() > MAX_BODY {
+    if FIXED + STAMP + usize::from(id) + usize::from(topic) + publication.payload.len() > MAX_BODY {
         return false;
     }
     frame(out, |out| {
@@ -87,17 +127,42 @@ pub(super) fn write_entry(out: &mut Vec<u8>, sequence: Sequence, entry: &Kept) -
             Class::Keep => 1,
             Class::Answer => 2,
         };
-        let flags = if publication.joins { JOINS } else { 0 } | if *alone { ALONE } else { 0 };
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        let stamp = publication.stamp.and_then(stamp_bytes);
+        let flags = flag(publication.joins, JOINS) | flag(*alone, ALONE) | flag(stamp.is_some(), STAMPED);
         out.extend_from_slice(&[ENTRY, class, flags, id]);
         out.extend_from_slice(&topic.to_le_bytes());
         for number in [sequence, moment.wall, moment.steady] {
             out.extend_from_slice(&number.to_le_bytes());
         }
+        out.extend_from_slice(stamp.as_ref().map_or(&[], |stamp| &stamp[..]));
         out.extend_from_slice(device.as_str().as_bytes());
         out.extend_from_slice(publication.topic.as_bytes());
         out.extend_from_slice(&publication.payload);
     });
     true
+}
+
+/// A stamp as it is written; none when its place is beyond what a payload may have.
+fn stamp_bytes(stamp: Stamp) -> Option<[u8; STAMP]> {
+    let place = u32::try_from(stamp.place).ok()?.to_le_bytes();
+    let format = match stamp.format {
+        TimeFormat::Milliseconds => 0,
+        TimeFormat::Seconds => 1,
+        TimeFormat::Iso8601 => 2,
+    };
+    let bytes = place.into_iter().chain(stamp.time.to_le_bytes()).chain([format]);
+    bytes.collect::<Vec<u8>>().try_into().ok()
+}
+
+fn read_stamp(bytes: &[u8]) -> Option<Stamp> {
+    let format = match bytes.get(12)? {
+        0 => TimeFormat::Milliseconds,
+        1 => TimeFormat::Seconds,
+        2 => TimeFormat::Iso8601,
+        _ => return None,
+    };
+    Some(Stamp { place: usize::try_from(u32_at(bytes, 0)?).ok()?, time: u64_at(bytes, 4)?, format })
 }
 
 /// Appends a removal.
@@ -130,26 +195,34 @@ pub(super) struct Reading {
     pub bytes: usize,
 }
 
-/// Gives the records behind a header, each with its size; what is damaged is passed over.
-pub(super) fn read(bytes: &[u8], mut take: impl FnMut(Record, usize)) -> Reading {
+/// Gives the records behind a header, each with its place; what is damaged is passed over.
+pub(super) fn read<'a>(bytes: &'a [u8], mut take: impl FnMut(Record<'a>, Span)) -> Reading {
     let mut reading = Reading { damaged: 0, bytes: HEADER };
-    let (mut place, mut is_lost) = (HEADER, false);
-    while place < bytes.len() {
-        let Some((record, size)) = bytes.get(place..).and_then(record) else {
+    let (mut at, mut is_lost) = (HEADER, false);
+    while at < bytes.len() {
+        let Some((record, size)) = bytes.get(at..).and_then(record) else {
             is_lost = true;
-            place += 8;
+            at += 8;
             continue;
         };
         reading.damaged += usize::from(std::mem::take(&mut is_lost));
-        take(record, size);
-        place += size;
-        reading.bytes = place;
+        take(record, Span { at, size });
+        at += size;
+        reading.bytes = at;
     }
     reading
 }
 
+/// The entry in the bytes of one record, if they are whole.
+pub(super) fn read_entry(bytes: &[u8]) -> Option<View<'_>> {
+    match record(bytes)? {
+        (Record::Entry(view), _) => Some(view),
+        (Record::Removal(_), _) => None,
+    }
+}
+
 /// The record at the beginning, and how much of it there is.
-fn record(bytes: &[u8]) -> Option<(Record, usize)> {
+fn record(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok().filter(|length| (1..=MAX_BODY).contains(length))?;
     let body = bytes.get(FRAME..FRAME + length)?;
     if crc32fast::hash(body) != u32_at(bytes, 4)? {
@@ -158,7 +231,7 @@ fn record(bytes: &[u8]) -> Option<(Record, usize)> {
     Some((read_body(body)?, (FRAME + length).next_multiple_of(8)))
 }
 
-fn read_body(body: &[u8]) -> Option<Record> {
+fn read_body(body: &[u8]) -> Option<Record<'_>> {
     if *body.first()? == REMOVAL {
         let numbers = body.get(8..)?.chunks_exact(8);
         return Some(Record::Removal(numbers.filter_map(|number| u64_at(number, 0)).collect()));
@@ -171,24 +244,23 @@ fn read_body(body: &[u8]) -> Option<Record> {
         _ => return None,
     };
     let topic = usize::from(u16::from_le_bytes(body.get(4..6)?.try_into().ok()?));
-    let texts = body.get(FIXED..)?;
+    let rest = body.get(FIXED..)?;
+    let (stamp, texts) = match flags & STAMPED > 0 {
+        true => rest.split_at_checked(STAMP).and_then(|(stamp, texts)| Some((Some(read_stamp(stamp)?), texts)))?,
+        false => (None, rest),
+    };
     let (id, rest) = texts.split_at_checked(usize::from(id))?;
     let (topic, payload) = rest.split_at_checked(topic)?;
-    let publication = Publication {
-        topic: std::str::from_utf8(topic).ok()?.into(),
-        payload: Bytes::copy_from_slice(payload),
-        joins: flags & JOINS > 0,
-        // The time in the payload stays as it is from now on.
-        stamp: None,
-    };
-    let kept = Kept {
-        device: DeviceId::new(std::str::from_utf8(id).ok()?),
+    Some(Record::Entry(View {
+        sequence: u64_at(body, 6)?,
+        device: std::str::from_utf8(id).ok()?,
         class,
         moment: Moment { wall: u64_at(body, 14)?, steady: u64_at(body, 22)? },
-        alone: flags & ALONE > 0,
-        publication,
-    };
-    Some(Record::Entry(u64_at(body, 6)?, kept))
+        topic: std::str::from_utf8(topic).ok()?,
+        payload,
+        flags,
+        stamp,
+    }))
 }
 
 fn u32_at(bytes: &[u8], place: usize) -> Option<u32> {
@@ -203,14 +275,14 @@ fn u64_at(bytes: &[u8], place: usize) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn kept(text: &str) -> Kept {
+    fn message(text: &str) -> Message {
         let publication =
             Publication { topic: "v1/a".into(), payload: text.to_owned().into(), joins: true, stamp: None };
         let moment = Moment { wall: 7, steady: 9 };
-        Kept { device: DeviceId::new("d"), class: Class::Keep, moment, alone: false, publication }
+        Message { device: DeviceId::new("d"), class: Class::Keep, moment, alone: false, publication }
     }
 
-    fn records(bytes: &[u8]) -> (Vec<Record>, Reading) {
+    fn records(bytes: &[u8]) -> (Vec<Record<'_>>, Reading) {
         let mut all = Vec::new();
         let reading = read(bytes, |record, _| all.push(record));
         (all, reading)
@@ -221,14 +293,25 @@ mod tests {
         let mut bytes = Vec::new();
         write_header(&mut bytes, 42);
         assert_eq!((bytes.len(), read_header(&bytes)), (HEADER, Some(42)));
-        assert!(write_entry(&mut bytes, 3, &kept("{\"x\":1}")));
+        let plain = message("{\"x\":1}");
+        assert!(write_entry(&mut bytes, 3, &plain));
+        let stamp = Stamp { place: 5, time: 1 << 40, format: TimeFormat::Iso8601 };
+        let publication = Publication { stamp: Some(stamp), joins: false, ..plain.publication.clone() };
+        let stamped = Message { publication, alone: true, class: Class::Answer, ..plain.clone() };
+        assert!(write_entry(&mut bytes, 4, &stamped));
         write_removal(&mut bytes, &[3, 1 << 40]);
         let size = bytes.len();
         bytes.resize(4096, 0);
         let (all, reading) = records(&bytes);
-        assert_eq!(all, [Record::Entry(3, kept("{\"x\":1}")), Record::Removal(vec![3, 1 << 40])]);
+        let [Record::Entry(first), Record::Entry(second), removal] = &all[..] else { panic!("{all:?}") };
+        let device = DeviceId::new("d");
+        assert_eq!((first.sequence, first.message(&device)), (3, plain));
+        assert_eq!((second.sequence, second.message(&device)), (4, stamped));
+        assert_eq!(*removal, Record::Removal(vec![3, 1 << 40]));
         assert_eq!((reading.damaged, reading.bytes), (0, size));
-        assert_eq!(read_header(b"SANDGATE-OUTBOX\n\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"), None);
+        let header = |format: u8| [b"SANDGATE-OUTBOX\n".as_slice(), &[format, 0, 0, 0], &[0; 12]].concat();
+        // The format before has the same records.
+        assert_eq!([1, 2, 3].map(|format| read_header(&header(format))), [Some(0), Some(0), None]);
     }
 
     #[test]
@@ -236,7 +319,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_header(&mut bytes, 0);
         for sequence in 0..4 {
-            assert!(write_entry(&mut bytes, sequence, &kept(&format!("{{\"x\":{sequence}}}"))));
+            assert!(write_entry(&mut bytes, sequence, &message(&format!("{{\"x\":{sequence}}}"))));
         }
         for bit in HEADER * 8..bytes.len() * 8 {
             let mut damaged = bytes.clone();
@@ -244,7 +327,7 @@ mod tests {
             let (all, reading) = records(&damaged);
             assert!(all.len() >= 3, "bit {bit}: {}", all.len());
             // Damage of the last record looks like an end that was cut off, and in the padding like none.
-            let is_last = all.iter().all(|record| !matches!(record, Record::Entry(3, _)));
+            let is_last = all.iter().all(|record| !matches!(record, Record::Entry(view) if view.sequence == 3));
             assert!(reading.damaged == 1 || is_last || all.len() == 4, "bit {bit}");
         }
     }
@@ -252,10 +335,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_the_format_is_not_written() {
         let mut out = Vec::new();
-        let mut long = kept("x");
+        let mut long = message("x");
         long.publication.topic = "t".repeat(70_000).into();
         assert!(!write_entry(&mut out, 1, &long));
-        assert!(!write_entry(&mut out, 1, &kept(&"x".repeat(MAX_BODY))));
+        assert!(!write_entry(&mut out, 1, &message(&"x".repeat(MAX_BODY))));
         assert!(out.is_empty());
     }
 }

@@ -34,6 +34,7 @@ impl Notices {
             let sum = self.drops.entry(session.clone()).or_default().entry(device).or_default();
             sum.for_room += drops.for_room;
             sum.for_age += drops.for_age;
+            sum.damaged += drops.damaged;
         }
     }
 
@@ -53,11 +54,11 @@ fn describe(drops: &BTreeMap<DeviceId, Drops>) -> String {
     let causes = [
         (sum(|drops| drops.for_room), "for want of room (`outbox.max_size`)"),
         (sum(|drops| drops.for_age), "because they were too old (`outbox.max_age`)"),
+        (sum(|drops| drops.damaged), "because they could not be read from the disk"),
     ];
     let causes: Vec<String> =
         causes.iter().filter(|(count, _)| *count > 0).map(|(count, cause)| format!("{count} {cause}")).collect();
-    let mut devices: Vec<(u64, &DeviceId)> =
-        drops.iter().map(|(device, drops)| (drops.for_room + drops.for_age, device)).collect();
+    let mut devices: Vec<(u64, &DeviceId)> = drops.iter().map(|(device, drops)| (drops.total(), device)).collect();
     devices.sort_unstable_by_key(|(count, device)| (std::cmp::Reverse(*count), *device));
     let devices = text::list(devices.iter().map(|(count, device)| format!("{device} {count}")));
     format!("messages were dropped before they could be sent: {}; by device: {devices}", causes.join(" and "))
@@ -94,7 +95,8 @@ mod tests {
     fn drops_are_told_at_once_and_then_once_a_minute_with_their_sum() {
         let mut notices = Notices::new();
         let begin = Instant::now();
-        let drops = |device: &str, for_room, for_age| [(DeviceId::new(device), Drops { for_room, for_age })].into();
+        let drops =
+            |device: &str, for_room, for_age| [(DeviceId::new(device), Drops { for_room, for_age, damaged: 0 })].into();
         assert!(notices.due(begin).is_empty());
         notices.note(&SessionName::new("s"), drops("a", 1, 0));
         let told = notices.due(begin);

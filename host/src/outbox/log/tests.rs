@@ -167,9 +167,15 @@ impl Syncer<u64> for Simulated {
         }
         Ok(())
     }
+
+    fn read_at(&mut self, file: &u64, at: u64, size: usize) -> io::Result<Vec<u8>> {
+        let state = self.0.lock().unwrap();
+        let bytes = state.files.get(file).and_then(|file| file.bytes.get(at as usize..at as usize + size));
+        bytes.map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
-fn entry(sequence: Sequence, size: usize) -> Kept {
+fn entry(sequence: Sequence, size: usize) -> Message {
     let payload = format!("{sequence}:").into_bytes().into_iter().chain(std::iter::repeat_n(b'x', size));
     let publication = Publication {
         topic: "v1/from/S/d/v1/telemetry".into(),
@@ -179,7 +185,7 @@ fn entry(sequence: Sequence, size: usize) -> Kept {
     };
     let class = [Class::Stream, Class::Keep, Class::Answer][sequence as usize % 3];
     let moment = Moment { wall: sequence, steady: sequence };
-    Kept {
+    Message {
         device: DeviceId::new(&format!("d{}", sequence % 5)),
         class,
         moment,
@@ -192,8 +198,8 @@ fn entry(sequence: Sequence, size: usize) -> Kept {
 struct Model {
     disk: Simulated,
     log: Log<Simulated>,
-    /// What waits: the entry, and how far the log was written with it.
-    waiting: BTreeMap<Sequence, (Kept, u64)>,
+    /// What waits: the entry, where it lies, and how far the log was written with it.
+    waiting: BTreeMap<Sequence, (Message, Option<Spot>, u64)>,
     /// Entries that are gone, and how far the log was written when it knew; none
     /// when it does not, or when that may have been lost.
     gone: BTreeMap<Sequence, Option<u64>>,
@@ -201,34 +207,62 @@ struct Model {
     work: Option<Work<u64>>,
 }
 
+/// Opens a log and reads all that waits in it.
+fn open(disk: &Simulated, file: usize) -> (Log<Simulated>, BTreeMap<Sequence, (Message, Spot)>, Findings) {
+    let now = Moment { wall: 0, steady: 0 };
+    // A file that has lost its header is one of start 0: its moments are read as they are.
+    let (log, waiting, findings) = Log::open(disk.clone(), 0, now, file).unwrap();
+    let mut entries = BTreeMap::new();
+    let mut syncer = log.syncer();
+    for (device, shelf) in &waiting {
+        for (class, stored) in shelf.all() {
+            let reader = log.look_up(stored.spot).unwrap();
+            let message = reader.read(&mut *syncer, device, stored.sequence, now).unwrap();
+            assert_eq!((message.class, message.cost()), (class, stored.cost as usize));
+            assert!(entries.insert(stored.sequence, (message, stored.spot)).is_none(), "no entry is there twice");
+        }
+    }
+    drop(syncer);
+    (log, entries, findings)
+}
+
 impl Model {
-    fn open(disk: Simulated) -> (Model, BTreeMap<Sequence, Kept>) {
-        let (log, entries, _) = Log::open(disk.clone(), 1, SMALL).unwrap();
-        let next = log.next_sequence();
-        let entries: BTreeMap<_, _> = entries.into_iter().map(|(sequence, (kept, _))| (sequence, kept)).collect();
-        let written = log.written();
-        let waiting = entries.iter().map(|(sequence, kept)| (*sequence, (kept.clone(), written))).collect();
-        (Model { disk, log, waiting, gone: BTreeMap::new(), next, work: None }, entries)
+    fn open(disk: Simulated) -> (Model, BTreeMap<Sequence, Message>) {
+        let (log, entries, _) = open(&disk, SMALL);
+        let (next, written) = (log.next_sequence(), log.written());
+        let found = entries.iter().map(|(sequence, (message, _))| (*sequence, message.clone())).collect();
+        let waiting = entries.into_iter().map(|(sequence, (message, spot))| (sequence, (message, Some(spot), written)));
+        (Model { disk, log, waiting: waiting.collect(), gone: BTreeMap::new(), next, work: None }, found)
     }
 
-    /// After a write that failed, what is not in the log is written again; after
-    /// a sync all is. The outbox does it so.
+    /// Writes what waits and is in no file, or in one that is to be emptied. The
+    /// outbox does it so.
+    fn write_again(&mut self) -> io::Result<()> {
+        let files = self.log.to_empty();
+        for (sequence, (message, spot, written)) in &mut self.waiting {
+            if spot.is_some_and(|spot| !files.contains(&spot.file)) {
+                continue;
+            }
+            let new = self.log.append(*sequence, message)?;
+            if let Some(old) = std::mem::replace(spot, new) {
+                self.log.leave(old);
+            }
+            *written = self.log.written();
+        }
+        Ok(())
+    }
+
+    /// After an error of the disk.
     fn recover(&mut self, is_sync: bool) {
         self.disk.0.lock().unwrap().fails_after = None;
         self.disk.0.lock().unwrap().sync_fails = false;
         if is_sync {
             self.work = None;
-            self.log.begin_anew();
+            self.log.doubt_unsynced();
             // Who is gone may be forgotten, and come back.
             self.gone.values_mut().for_each(|known| *known = Some(NEVER));
         }
-        for (sequence, (kept, written)) in &mut self.waiting {
-            assert!(!(is_sync && self.log.holds(*sequence)));
-            if !self.log.holds(*sequence) {
-                self.log.append(*sequence, kept).unwrap();
-                *written = self.log.written();
-            }
-        }
+        self.write_again().unwrap();
     }
 
     fn step(&mut self, random: &mut Rng) {
@@ -236,12 +270,12 @@ impl Model {
             0..45 => {
                 // Large ones now and then, so that files fill up.
                 let size = if random.u32(..20) == 0 { random.usize(..20_000) } else { random.usize(..300) };
-                let (sequence, kept) = (self.next, entry(self.next, size));
+                let (sequence, message) = (self.next, entry(self.next, size));
                 self.next += 1;
-                match self.log.append(sequence, &kept) {
-                    Ok(()) => drop(self.waiting.insert(sequence, (kept, self.log.written()))),
+                match self.log.append(sequence, &message) {
+                    Ok(spot) => drop(self.waiting.insert(sequence, (message, spot, self.log.written()))),
                     Err(_) => {
-                        self.waiting.insert(sequence, (kept, 0));
+                        self.waiting.insert(sequence, (message, None, 0));
                         self.recover(false);
                     }
                 }
@@ -250,9 +284,9 @@ impl Model {
                 // The oldest mostly, as a session acknowledges.
                 let place = if random.u32(..4) == 0 { random.usize(..self.waiting.len().max(1)) } else { 0 };
                 let Some(sequence) = self.waiting.keys().nth(place).copied() else { return };
-                self.waiting.remove(&sequence);
+                let Some((_, Some(spot), _)) = self.waiting.remove(&sequence) else { panic!("all are written") };
                 self.gone.insert(sequence, None);
-                if self.log.remove(sequence) && self.log.write_removals().is_err() {
+                if self.log.remove(sequence, spot) && self.log.write_removals().is_err() {
                     self.recover(false);
                 }
             }
@@ -269,18 +303,8 @@ impl Model {
                 }
             }
             98 => {
-                while let Some(number) = self.log.to_make_free() {
-                    let all: Vec<_> =
-                        self.waiting.iter().filter(|(sequence, _)| self.log.is_in(**sequence, number)).collect();
-                    let all: Vec<_> = all.into_iter().map(|(sequence, (kept, _))| (*sequence, kept.clone())).collect();
-                    if all.is_empty() {
-                        break;
-                    }
-                    for (sequence, kept) in all {
-                        if self.log.append(sequence, &kept).is_err() {
-                            return self.recover(false);
-                        }
-                    }
+                if self.write_again().is_err() {
+                    self.recover(false);
                 }
             }
             _ => {
@@ -318,7 +342,7 @@ fn lives(seed: u64, deaths: u32) {
         let place = format!("seed {seed}, death {death}, {}", if is_cut { "power cut" } else { "kill" });
         let (next, found) = Model::open(disk.clone());
         model = next;
-        for (sequence, (kept, written)) in &waiting {
+        for (sequence, (kept, _, written)) in &waiting {
             let must_be = !is_cut || *written <= synced;
             assert!(!must_be || found.contains_key(sequence), "{place}: entry {sequence} is lost");
             assert!(found.get(sequence).is_none_or(|found| found == kept), "{place}: entry {sequence} is another");
@@ -356,7 +380,8 @@ fn what_was_accepted_survives_kills_and_what_is_durable_survives_power_cuts() {
 #[test]
 fn files_go_when_all_is_gone_and_what_a_few_hold_back_is_written_again() {
     let disk = Simulated::default();
-    let (mut log, _, _) = Log::open(disk.clone(), 1, FILE).unwrap();
+    let (mut log, _, _) = open(&disk, FILE);
+    let mut spots = BTreeMap::new();
     let files = || disk.0.lock().unwrap().files.len();
     let sync = |log: &mut Log<Simulated>| {
         while let Some(work) = log.work() {
@@ -369,9 +394,11 @@ fn files_go_when_all_is_gone_and_what_a_few_hold_back_is_written_again() {
         }
     };
     for sequence in 0..100_000 {
-        log.append(sequence, &entry(sequence, 100)).unwrap();
+        let spot = log.append(sequence, &entry(sequence, 100)).unwrap().unwrap();
         // One of a thousand stays.
-        if sequence % 1000 != 0 && log.remove(sequence) {
+        if sequence % 1000 == 0 {
+            spots.insert(sequence, spot);
+        } else if log.remove(sequence, spot) {
             log.write_removals().unwrap();
         }
         if sequence % 100 == 0 {
@@ -379,14 +406,19 @@ fn files_go_when_all_is_gone_and_what_a_few_hold_back_is_written_again() {
         }
     }
     assert!(files() > 4, "the few hold back all: {}", files());
-    while let Some(number) = log.to_make_free() {
-        for sequence in (0..100_000).filter(|sequence| log.is_in(*sequence, number)).collect::<Vec<_>>() {
-            log.append(sequence, &entry(sequence, 100)).unwrap();
+    loop {
+        let files = log.to_empty();
+        if files.is_empty() {
+            break;
+        }
+        for (sequence, spot) in spots.iter_mut().filter(|(_, spot)| files.contains(&spot.file)) {
+            let new = log.append(*sequence, &entry(*sequence, 100)).unwrap().unwrap();
+            log.leave(std::mem::replace(spot, new));
         }
         sync(&mut log);
     }
     sync(&mut log);
     assert!(log.bytes() <= (SPARE * FILE) as u64 + 2 * log.live, "{}", log.bytes());
-    let (_, found, findings) = Log::open(disk.clone(), 1, FILE).unwrap();
+    let (_, found, findings) = open(&disk, FILE);
     assert_eq!((found.len(), findings), (100, Findings::default()));
 }

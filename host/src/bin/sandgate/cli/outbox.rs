@@ -49,8 +49,12 @@ fn lines(before: &SessionReport, now: &SessionReport, time: Duration) -> Vec<Str
             disk.lag_worst_ms
         ),
     });
-    for (device, Drops { for_room, for_age }) in &state.dropped {
-        lines.push(format!("dropped of {device}: {for_room} for want of room, {for_age} because they were too old"));
+    for (device, Drops { for_room, for_age, damaged }) in &state.dropped {
+        let mut line = format!("dropped of {device}: {for_room} for want of room, {for_age} because they were too old");
+        if *damaged > 0 {
+            line.push_str(&format!(", {damaged} because the disk did not give them back"));
+        }
+        lines.push(line);
     }
     lines
 }

@@ -1,0 +1,241 @@
+//! An outbox on a real disk that holds far more than its memory may.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::*;
+use crate::message::Publication;
+use crate::outbox::{Bounds, Drops, Stats};
+
+/// So little that nearly all is on the disk only.
+const MEMORY: usize = 64 << 10;
+const DEVICES: usize = 3;
+
+fn outbox(folder: &Path) -> Arc<Outbox> {
+    let (bytes, age) = (64 << 20, Duration::from_secs(3600));
+    let outbox = Arc::new(Outbox::new(Bounds { bytes, memory: MEMORY, age, ..Bounds::default() }));
+    outbox.keep_in(folder, Duration::from_millis(5)).unwrap();
+    outbox
+}
+
+fn append(outbox: &Outbox, number: usize, class: Class) {
+    let payload = format!("{{\"n\":{number},\"text\":\"{}\"}}", "x".repeat(number % 100));
+    let publication =
+        Publication { topic: format!("t{}", number % 2).into(), payload: payload.into(), joins: false, stamp: None };
+    let device = DeviceId::new(&format!("d{}", number % DEVICES));
+    outbox.append(&device, class, Moment::now(), publication);
+}
+
+fn append_many(outbox: &Outbox, numbers: std::ops::Range<usize>) {
+    // Properties now and then.
+    numbers.for_each(|number| append(outbox, number, if number % 50 == 7 { Class::Keep } else { Class::Stream }));
+}
+
+fn number_of(publication: &Publication) -> usize {
+    let json: serde_json::Value = serde_json::from_slice(&publication.payload).unwrap();
+    json["n"].as_u64().unwrap() as usize
+}
+
+/// Takes and acknowledges until this many have come; their numbers by device.
+async fn drain(outbox: &Outbox, count: usize) -> BTreeMap<DeviceId, Vec<usize>> {
+    let mut all = BTreeMap::<DeviceId, Vec<usize>>::new();
+    let mut left = count;
+    while left > 0 {
+        let Some(batch) = outbox.take(tokio::time::Instant::now()) else {
+            outbox.changed().await;
+            continue;
+        };
+        for (sequence, publication) in batch.parts {
+            all.entry(batch.device.clone()).or_default().push(number_of(&publication));
+            outbox.acknowledge(sequence);
+            left -= 1;
+        }
+        let loaded: usize = outbox.lock().entries.values().map(|entry| entry.message.cost()).sum();
+        assert!(loaded <= MEMORY, "{loaded} bytes are loaded");
+    }
+    assert_eq!((outbox.stats().waiting, outbox.stats().bytes), (0, 0));
+    all
+}
+
+fn expected(numbers: impl Iterator<Item = usize>) -> BTreeMap<DeviceId, Vec<usize>> {
+    let mut all = BTreeMap::<DeviceId, Vec<usize>>::new();
+    numbers.for_each(|number| all.entry(DeviceId::new(&format!("d{}", number % DEVICES))).or_default().push(number));
+    all
+}
+
+fn loaded(outbox: &Outbox) -> usize {
+    outbox.lock().entries.len()
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[tokio::test]
+async fn what_memory_has_no_room_for_waits_on_the_disk_and_goes_in_its_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    append_many(&outbox, 0..20_000);
+    assert!(loaded(&outbox) < 1000, "{}", loaded(&outbox));
+    assert_eq!(outbox.stats().waiting, 20_000);
+    // What is appended meanwhile comes after it, an answer before.
+    append(&outbox, 20_000, Class::Answer);
+    append_many(&outbox, 20_001..30_000);
+    let first = outbox.take(tokio::time::Instant::now());
+    let second = outbox.take(tokio::time::Instant::now());
+    let third = outbox.take(tokio::time::Instant::now());
+    let taken = [first, second, third].map(|batch| number_of(&batch.unwrap().parts[0].1));
+    assert!(taken.contains(&20_000), "{taken:?}");
+    // Their connection is gone.
+    outbox.rewind();
+    let mut all = drain(&outbox, 30_000).await;
+    let answered = all.get_mut(&DeviceId::new(&format!("d{}", 20_000 % DEVICES))).unwrap();
+    let place = answered.iter().position(|number| *number == 20_000).unwrap();
+    assert_eq!(answered.remove(place), 20_000);
+    assert!(place < 10, "{place}");
+    assert_eq!(all, expected((0..20_000).chain(20_001..30_000)));
+}
+
+#[tokio::test]
+async fn a_start_takes_over_what_waits_without_loading_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = outbox(folder.path());
+    append_many(&before, 0..20_000);
+    append(&before, 20_000, Class::Answer);
+    for _ in 0..30 {
+        let batch = before.take(tokio::time::Instant::now()).unwrap();
+        before.acknowledge(batch.parts[0].0);
+    }
+    before.flush().await.unwrap();
+    drop(before);
+    let after = outbox(folder.path());
+    assert_eq!(after.stats().waiting, 20_001 - 30);
+    assert!(loaded(&after) < 1000, "{}", loaded(&after));
+    append_many(&after, 20_001..21_000);
+    let all = drain(&after, 21_000 - 30).await;
+    let sent: usize = all.values().map(Vec::len).sum();
+    assert_eq!(sent, 21_000 - 30);
+    for (device, numbers) in all {
+        let numbers: Vec<usize> = numbers.into_iter().filter(|number| *number != 20_000).collect();
+        assert!(numbers.is_sorted(), "{device}");
+    }
+    after.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_batch_is_put_together_of_what_was_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let batching = crate::outbox::Batching { count: 10, bytes: 4000, age: Duration::from_millis(100) };
+    let age = Duration::from_secs(3600);
+    let outbox = Arc::new(Outbox::new(Bounds { bytes: 64 << 20, memory: MEMORY, age, batching }));
+    outbox.keep_in(folder.path(), Duration::from_millis(5)).unwrap();
+    let device = DeviceId::new("a");
+    for _ in 0..5000 {
+        let publication = Publication { topic: "t".into(), payload: "1".into(), joins: true, stamp: None };
+        outbox.append(&device, Class::Stream, Moment::now(), publication);
+    }
+    let (mut messages, mut batches) = (0, 0);
+    while messages < 5000 {
+        let Some(batch) = outbox.take(tokio::time::Instant::now()) else {
+            // The last few wait for company.
+            let _ = tokio::time::timeout(Duration::from_millis(100), outbox.changed()).await;
+            continue;
+        };
+        (messages, batches) = (messages + batch.parts.len(), batches + 1);
+        batch.parts.iter().for_each(|(sequence, _)| outbox.acknowledge(*sequence));
+    }
+    assert!(batches < 1000, "{batches}");
+}
+
+#[tokio::test]
+async fn what_the_disk_does_not_give_back_is_counted_and_the_rest_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    append_many(&outbox, 0..20_000);
+    outbox.flush().await.unwrap();
+    let file = files(folder.path()).remove(0);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 8;
+    bytes[middle..middle + 1000].fill(0xff);
+    // In the same file, as a disk would damage it.
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::OpenOptions::new().write(true).open(&file).unwrap(),
+        &bytes[middle..middle + 1000],
+        middle as u64,
+    )
+    .unwrap();
+    let mut sent = 0;
+    while outbox.stats().waiting > 0 {
+        let Some(batch) = outbox.take(tokio::time::Instant::now()) else {
+            outbox.changed().await;
+            continue;
+        };
+        outbox.acknowledge(batch.parts[0].0);
+        sent += 1;
+    }
+    let Stats { dropped, delivered, .. } = outbox.stats();
+    let damaged: u64 = outbox.take_drops().values().map(|Drops { damaged, .. }| damaged).sum();
+    assert_eq!((delivered, dropped), (sent, damaged));
+    assert!((1..20).contains(&damaged) && delivered + dropped == 20_000, "{damaged}");
+}
+
+#[tokio::test]
+async fn a_folder_that_is_removed_costs_nothing_that_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("outbox");
+    let before = outbox(&place);
+    append_many(&before, 0..20_000);
+    before.flush().await.unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
+    // Noticed with the next group.
+    append_many(&before, 20_000..20_010);
+    while before.flush().await.is_err() || !place.exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(before.stats().waiting, 20_010);
+    drop(before);
+    let after = outbox(&place);
+    assert_eq!(drain(&after, 20_010).await, expected(0..20_010));
+}
+
+#[test]
+fn without_a_disk_memory_is_the_bound() {
+    let (bytes, age) = (64 << 20, Duration::from_secs(3600));
+    let outbox = Outbox::new(Bounds { bytes, memory: MEMORY, age, ..Bounds::default() });
+    append(&outbox, 0, Class::Answer);
+    append_many(&outbox, 1..5000);
+    let stats = outbox.stats();
+    assert!(stats.bytes <= MEMORY && stats.bytes > MEMORY * 9 / 10, "{}", stats.bytes);
+    assert_eq!(stats.dropped + stats.waiting as u64, 5000);
+    let first = outbox.take(tokio::time::Instant::now()).unwrap();
+    let second = outbox.take(tokio::time::Instant::now()).unwrap();
+    let third = outbox.take(tokio::time::Instant::now()).unwrap();
+    assert!([first, second, third].iter().any(|batch| number_of(&batch.parts[0].1) == 0), "the answer is kept");
+}
+
+#[tokio::test]
+async fn room_on_the_disk_is_fair_and_age_counts_there_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let age = Duration::from_secs(3600);
+    let outbox = Arc::new(Outbox::new(Bounds { bytes: 1 << 20, memory: MEMORY, age, ..Bounds::default() }));
+    outbox.keep_in(folder.path(), Duration::from_millis(5)).unwrap();
+    let text = |number: usize| format!("{{\"n\":{number}}}");
+    let send = |device: &str, number: usize, moment: Moment| {
+        let publication = Publication { topic: "t".into(), payload: text(number).into(), joins: false, stamp: None };
+        outbox.append(&DeviceId::new(device), Class::Stream, moment, publication);
+    };
+    let now = Moment::now();
+    let old = Moment { steady: now.steady - 3_599_000, ..now };
+    (0..100).for_each(|number| send("quiet", number, old));
+    (0..20_000).for_each(|number| send("loud", number, now));
+    let drops = |device: &str| outbox.state().dropped.get(device).copied().unwrap_or_default();
+    assert_eq!((outbox.count(&DeviceId::new("quiet")), drops("quiet")), (100, Drops::default()));
+    assert!(drops("loud").for_room > 5000 && outbox.stats().bytes <= 1 << 20, "{:?}", drops("loud"));
+    // Later the old ones are too old; the device learns it when it sends something.
+    send("quiet", 100, Moment { steady: now.steady + 60_000, ..now });
+    assert_eq!((outbox.count(&DeviceId::new("quiet")), drops("quiet").for_age), (1, 100));
+    assert_eq!(outbox.discard(&DeviceId::new("loud")) as u64 + drops("loud").for_room, 20_000);
+    assert_eq!(outbox.stats().waiting, 1);
+}
