@@ -33,7 +33,8 @@ pub fn telemetry(status: &Status) -> (Vec<Attribute>, Alerts) {
     let running = count(&Phase::Running);
     let is_well = status.devices.iter().all(|device| is_well_in(&device.phase));
     let sum = |value: fn(&crate::status::SessionReport) -> u64| status.sessions.values().map(value).sum::<u64>();
-    let attributes = vec![
+    let outboxes = || status.sessions.values().map(|session| &session.outbox);
+    let mut attributes = vec![
         text("status", if is_well { "ok" } else { "degraded" }),
         number("uptime", status.uptime_s),
         number("devices_running", running as u64),
@@ -42,11 +43,20 @@ pub fn telemetry(status: &Status) -> (Vec<Attribute>, Alerts) {
         number("messages_waiting", sum(|session| session.waiting as u64)),
         number("messages_dropped", sum(|session| session.dropped)),
         number("memory", status.memory),
+        number("outbox_bytes", sum(|session| session.waiting_bytes as u64)),
+        number("outbox_age", outboxes().filter_map(|outbox| outbox.oldest_s).max().unwrap_or_default()),
     ];
-    let alerts = match failed.as_slice() {
-        [] => Vec::new(),
-        failed => vec![("device_failed".to_owned(), Some(failed.join(", ")))],
-    };
+    // Not before there is a rate to tell it by.
+    let left = outboxes().filter_map(|outbox| outbox.hours_left).min_by(f64::total_cmp);
+    attributes.extend(left.map(|hours| Attribute { name: "outbox_hours_left".into(), value: Value::Float(hours) }));
+    let mut alerts = Vec::new();
+    if !failed.is_empty() {
+        alerts.push(("device_failed".to_owned(), Some(failed.join(", "))));
+    }
+    let problems: Vec<&str> = outboxes().filter_map(|outbox| outbox.disk.problem.as_deref()).collect();
+    if !problems.is_empty() {
+        alerts.push(("outbox_in_memory".to_owned(), Some(problems.join(", "))));
+    }
     (attributes, Alerts::Active(alerts))
 }
 
@@ -85,7 +95,8 @@ mod tests {
             let field = manifest.blueprint.telemetry.get(&attribute.name).unwrap();
             field.check(&attribute.value, |_| false).unwrap();
         }
-        assert_eq!(attributes.len(), manifest.blueprint.telemetry.len());
+        // All but the hours that are left, which take a minute to be known.
+        assert_eq!(attributes.len() + 1, manifest.blueprint.telemetry.len());
         for attribute in properties() {
             manifest.blueprint.properties.get(&attribute.name).unwrap();
         }

@@ -14,6 +14,7 @@
 mod disk;
 mod keep;
 mod log;
+mod pace;
 mod queue;
 mod record;
 mod stored;
@@ -113,6 +114,8 @@ pub struct Stats {
     pub dropped: u64,
     /// Refused by the cloud for good.
     pub rejected: u64,
+    /// Properties that newer ones have replaced before they went.
+    pub replaced: u64,
     /// Waiting, sent ones without proof included.
     pub waiting: usize,
     /// Their size in bytes.
@@ -145,6 +148,10 @@ pub struct State {
     pub max_bytes: usize,
     /// How long ago the oldest message that waits was accepted.
     pub oldest_s: Option<u64>,
+    /// For how many hours the room that is left takes what comes, at the rate of
+    /// the last day or since the start, when nothing goes.
+    #[serde(default)]
+    pub hours_left: Option<f64>,
     /// What was dropped since the start, by device.
     pub dropped: BTreeMap<String, Drops>,
     /// How it is kept.
@@ -175,8 +182,18 @@ impl Outbox {
 
     /// Takes a message. `moment` is now.
     pub fn append(&self, device: &DeviceId, class: Class, moment: Moment, publication: Publication) {
+        self.accept(device, class, moment, publication, None);
+    }
+
+    /// Takes properties, of which earlier ones with the same names (`set` stands
+    /// for those) are worth nothing any more: they go if they still wait.
+    pub fn append_properties(&self, device: &DeviceId, set: u64, moment: Moment, publication: Publication) {
+        self.accept(device, Class::Keep, moment, publication, Some(set));
+    }
+
+    fn accept(&self, device: &DeviceId, class: Class, moment: Moment, publication: Publication, set: Option<u64>) {
         let message = Message { device: device.clone(), class, moment, alone: false, publication };
-        self.inner().accept(message);
+        self.inner().accept(message, set);
         self.appended.notify_one();
     }
 
@@ -294,13 +311,14 @@ impl Outbox {
 
     /// What people want to know of it, beside the counts.
     pub fn state(&self) -> State {
-        let (oldest, max_bytes, dropped) = {
-            let queue = self.lock();
-            (queue.oldest(Moment::now()), queue.bounds.bytes, queue.all_drops.clone())
+        let (oldest, hours_left, max_bytes, dropped) = {
+            let (queue, now) = (self.lock(), Moment::now());
+            (queue.oldest(now), queue.hours_left(now), queue.bounds.bytes, queue.all_drops.clone())
         };
         State {
             max_bytes,
             oldest_s: oldest.map(|age| age.as_secs()),
+            hours_left,
             dropped: dropped.into_iter().map(|(device, drops)| (device.to_string(), drops)).collect(),
             disk: self.durability(),
         }
@@ -637,6 +655,28 @@ mod tests {
         assert!(corrected["t"].as_u64().unwrap().abs_diff(now.wall - 10_000) < 1000, "{corrected}");
         assert_eq!(payloads[1], "{\"t\":1000}");
         assert_eq!(outbox.stats().dropped, 0);
+    }
+
+    #[test]
+    fn newer_properties_replace_those_of_the_same_names_that_still_wait() {
+        let outbox = outbox(1 << 20);
+        let properties = |device: &str, set, text: &str| {
+            let publication =
+                Publication { topic: text.into(), payload: bytes::Bytes::new(), joins: false, stamp: None };
+            outbox.append_properties(&DeviceId::new(device), set, Moment::default(), publication);
+        };
+        properties("a", 1, "on its way");
+        let sent = batch(&outbox, Instant::now());
+        properties("a", 1, "a1");
+        properties("a", 2, "a2");
+        properties("b", 1, "b1");
+        properties("a", 1, "a3");
+        assert_eq!((outbox.stats().replaced, outbox.stats().waiting), (1, 4));
+        assert_eq!(drain(&outbox), ["a2", "b1", "a3"]);
+        outbox.acknowledge(sent[0]);
+        properties("a", 1, "a4");
+        assert_eq!((outbox.stats().replaced, outbox.stats().dropped), (1, 0));
+        assert!(outbox.take_drops().is_empty());
     }
 
     #[test]

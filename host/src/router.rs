@@ -4,13 +4,15 @@
 //! Immutable data: built from the configuration, replaced as a whole.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use rustc_hash::FxBuildHasher;
 use tokio::sync::mpsc;
 
 use crate::clock::Moment;
 use crate::cloud::Channel;
-use crate::message::{DeviceId, SessionName, Uplink};
+use crate::message::{Attribute, DeviceId, SessionName, Uplink};
 use crate::outbox::{Class, Outbox};
 use crate::question::Question;
 use crate::upload::BinaryData;
@@ -95,6 +97,10 @@ pub fn send(channel: &Channel, outbox: &Outbox, device: &DeviceId, moment: Momen
         // In the order of the command's progress.
         Uplink::CommandLog { .. } | Uplink::CommandResult { .. } => Class::Answer,
     };
+    let set = match uplink {
+        Uplink::Properties { attributes, .. } => Some(set_of(attributes)),
+        _ => None,
+    };
     for publication in channel.encoder.encode(uplink) {
         // What no broker takes would break the connection again and again.
         if publication.payload.len() > MAX_PAYLOAD {
@@ -102,8 +108,18 @@ pub fn send(channel: &Channel, outbox: &Outbox, device: &DeviceId, moment: Momen
             tracing::error!(device, "dropped a message of {size} bytes; expected at most {MAX_PAYLOAD}");
             continue;
         }
-        outbox.append(device, class, moment, publication);
+        match set {
+            Some(set) => outbox.append_properties(device, set, moment, publication),
+            None => outbox.append(device, class, moment, publication),
+        }
     }
+}
+
+/// A number that stands for the names of properties, whatever their order.
+fn set_of(attributes: &[Attribute]) -> u64 {
+    let mut names: Vec<&str> = attributes.iter().map(|attribute| attribute.name.as_str()).collect();
+    names.sort_unstable();
+    FxBuildHasher.hash_one(names)
 }
 
 /// Who is behind a channel of one session.

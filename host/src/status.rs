@@ -51,6 +51,9 @@ pub struct SessionReport {
     pub outbox: outbox::State,
     /// Messages that the cloud refused for good.
     pub rejected: u64,
+    /// Properties that newer ones have replaced before they went.
+    #[serde(default)]
+    pub replaced: u64,
     /// Messages from the cloud that could not be used.
     pub refused: u64,
 }
@@ -68,6 +71,7 @@ impl SessionReport {
             waiting_bytes: stats.bytes,
             outbox: outbox.state(),
             rejected: stats.rejected,
+            replaced: stats.replaced,
             refused,
         }
     }

@@ -17,14 +17,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{Folder, Syncer};
-use super::log::{FILE, LARGEST_FILE, Log, Reader, Spot, Work};
+use super::disk::Folder;
+use super::log::{FILE, LARGEST_FILE, Log, OnShelf, Reader, Spot, Work};
 use super::queue::Entry;
 use super::record::Message;
-use super::stored::Stored;
-use super::{Class, Inner, Outbox, Sequence};
+use super::{Inner, Outbox, Sequence};
 use crate::clock::{Moment, boot};
-use crate::message::DeviceId;
 
 /// How long the disk is left alone after it has failed, at first and at most.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -221,15 +219,17 @@ impl Outbox {
     }
 }
 
-/// An entry of a device that is on the disk only.
-type OnShelf = (DeviceId, Class, Stored);
-
 impl Inner {
     /// Takes a message: into the log, if there is one, and into the queue.
-    pub(super) fn accept(&mut self, message: Message) {
+    pub(super) fn accept(&mut self, message: Message, set: Option<u64>) {
         let sequence = self.queue.number();
         let spot = self.keeping.as_mut().and_then(|keeping| keeping.write(sequence, &message));
+        let earlier = set.and_then(|set| self.queue.note_set(&message.device, set, sequence));
+        let device = earlier.is_some().then(|| message.device.clone());
         self.queue.append(sequence, message, spot);
+        if let (Some(earlier), Some(device)) = (earlier, device) {
+            self.queue.replace(&device, earlier);
+        }
         self.settle();
     }
 
@@ -305,12 +305,6 @@ impl Inner {
             keeping.log.leave(std::mem::replace(&mut entry.spot, spot));
         }
         Ok(())
-    }
-
-    /// How to read stored entries.
-    fn readers(&self, stored: &[OnShelf]) -> Vec<Option<Reader<Arc<File>>>> {
-        let look_up = |spot: Spot| self.keeping.as_ref().and_then(|keeping| keeping.log.look_up(spot));
-        stored.iter().map(|(_, _, entry)| look_up(entry.spot)).collect()
     }
 }
 
@@ -414,13 +408,9 @@ fn keep(outbox: &Weak<Outbox>, every: Duration) {
 fn load(outbox: &Weak<Outbox>) {
     loop {
         let Some(outbox) = outbox.upgrade() else { return };
-        let Some((signal, mut syncer)) =
-            outbox.inner().keeping.as_ref().map(|keeping| (Arc::clone(&keeping.loader), keeping.log.syncer()))
-        else {
-            return;
-        };
+        let Some(signal) = outbox.inner().keeping.as_ref().map(|keeping| Arc::clone(&keeping.loader)) else { return };
         signal.is_set.store(false, Ordering::Release);
-        while load_some(&outbox, &mut *syncer) {}
+        while load_some(&outbox) {}
         drop(outbox);
         if !signal.is_set.load(Ordering::Acquire) {
             // Now and then it is looked whether the outbox still is.
@@ -430,53 +420,45 @@ fn load(outbox: &Weak<Outbox>) {
 }
 
 /// Loads the entries that go next; false when there are enough.
-fn load_some(outbox: &Outbox, syncer: &mut dyn Syncer<Arc<File>>) -> bool {
-    let (next, readers) = {
+fn load_some(outbox: &Outbox) -> bool {
+    let (next, reader) = {
         let mut inner = outbox.inner();
         let next = inner.queue.next_to_load(LOADED);
-        let readers = inner.readers(&next);
-        (next, readers)
+        let reader = inner.keeping.as_ref().map(|keeping| keeping.log.reader(&next));
+        (next, reader)
     };
-    if next.is_empty() {
-        return false;
-    }
-    let messages = read(&next, &readers, syncer);
+    let Some(reader) = reader.filter(|_| !next.is_empty()) else { return false };
+    let messages = read(&next, reader);
     {
-        let mut inner = outbox.lock();
+        let mut queue = outbox.lock();
         for ((device, class, entry), message) in next.iter().zip(messages) {
-            inner.load(device, *class, entry, message);
+            queue.load(device, *class, entry, message);
         }
-        next.iter().for_each(|(device, ..)| inner.loaded(device));
+        for run in next.chunk_by(|(first, ..), (second, ..)| first == second) {
+            run.first().into_iter().for_each(|(device, ..)| queue.loaded(device));
+        }
     }
     outbox.appended.notify_one();
     true
 }
 
 /// Reads stored entries; none of those that cannot be read.
-fn read(
-    stored: &[OnShelf],
-    readers: &[Option<Reader<Arc<File>>>],
-    syncer: &mut dyn Syncer<Arc<File>>,
-) -> Vec<Option<Message>> {
-    let now = Moment::now();
-    let mut read = |(device, _, entry): &OnShelf, reader: &Option<Reader<_>>| {
-        let result = reader.as_ref()?.read(syncer, device, entry.sequence, now);
+fn read(stored: &[OnShelf], mut reader: Reader<Arc<File>>) -> Vec<Option<Message>> {
+    let messages = reader.read(stored, Moment::now()).into_iter().zip(stored);
+    let told = messages.map(|(message, (device, ..))| {
         let failed = |error| tracing::error!(%device, "a message that waits cannot be read from the disk: {error}");
-        result.map_err(failed).ok()
-    };
-    stored.iter().zip(readers).map(|(stored, reader)| read(stored, reader)).collect()
+        message.map_err(failed).ok()
+    });
+    told.collect()
 }
 
 /// Writes entries a few at a time, so that others get the lock in between.
 fn write(outbox: &Outbox, loaded: &[Sequence], stored: &[OnShelf]) -> io::Result<()> {
     loaded.chunks(SLICE).try_for_each(|slice| outbox.inner().write(slice))?;
     for slice in stored.chunks(SLICE) {
-        let (readers, syncer) = {
-            let inner = outbox.inner();
-            (inner.readers(slice), inner.keeping.as_ref().map(|keeping| keeping.log.syncer()))
-        };
-        let Some(mut syncer) = syncer else { return Ok(()) };
-        let messages = read(slice, &readers, &mut *syncer);
+        let reader = outbox.inner().keeping.as_ref().map(|keeping| keeping.log.reader(slice));
+        let Some(reader) = reader else { return Ok(()) };
+        let messages = read(slice, reader);
         let mut inner = outbox.inner();
         slice.iter().zip(messages).try_for_each(|(stored, message)| inner.write_stored(stored, message))?;
         inner.settle();

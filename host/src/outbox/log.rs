@@ -6,15 +6,15 @@
 //! it there when its turn comes. Plain state: the outbox's lock is around it, and
 //! other threads do what takes long (`Work`, `Syncer`).
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::hash::BuildHasherDefault;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::Sequence;
+use rustc_hash::FxHashSet;
+
 use super::disk::{Disk, Syncer};
-use super::queue::Spread;
-use super::record::{self, HEADER, Message, Record, Span};
+use super::record::{self, HEADER, Message, Record, Span, View};
 use super::stored::{Found, Shelf, Stored};
+use super::{Class, Sequence};
 use crate::clock::Moment;
 use crate::message::DeviceId;
 
@@ -24,6 +24,8 @@ pub(super) const LARGEST_FILE: usize = 64 << 20;
 /// Removals that wait for the next write, at most: after the death of the
 /// process these entries are sent a second time.
 pub(super) const MAX_PENDING: usize = 128;
+/// Entries with no more bytes between them are read at once.
+const CLOSE: u32 = 4 << 10;
 /// Files beside twice the bytes of what waits.
 const SPARE: usize = 4;
 
@@ -84,6 +86,9 @@ pub(super) struct Spot {
     pub size: u32,
 }
 
+/// An entry of a device that is on the disk only.
+pub(super) type OnShelf = (DeviceId, Class, Stored);
+
 /// The entries that wait, by device.
 pub(super) type Waiting = Vec<(DeviceId, Shelf)>;
 
@@ -108,7 +113,7 @@ pub(super) struct Work<F> {
 }
 
 /// Numbers of entries that are gone.
-type Gone = HashSet<Sequence, BuildHasherDefault<Spread>>;
+type Gone = FxHashSet<Sequence>;
 
 impl<D: Disk> Log<D> {
     /// Opens what is there, and gives the entries that wait. `boot` stands for
@@ -328,10 +333,16 @@ impl<D: Disk> Log<D> {
         files
     }
 
-    /// Where to read an entry, and what is to be read there.
-    pub(super) fn look_up(&self, spot: Spot) -> Option<Reader<D::File>> {
-        let usage = self.files.get(&spot.file)?;
-        Some(Reader { file: usage.file.clone(), spot, of: usage.boot, boot: self.boot })
+    /// What reads these entries.
+    pub(super) fn reader(&self, entries: &[OnShelf]) -> Reader<D::File> {
+        let mut files = BTreeMap::new();
+        for (_, _, entry) in entries {
+            let number = entry.spot.file;
+            if let Some(usage) = self.files.get(&number).filter(|_| !files.contains_key(&number)) {
+                files.insert(number, (usage.file.clone(), usage.boot));
+            }
+        }
+        Reader { files, boot: self.boot, syncer: self.disk.syncer() }
     }
 
     /// Whether the file that is written to is still there: somebody may have
@@ -391,35 +402,74 @@ impl<D: Disk> Log<D> {
     }
 }
 
+impl Spot {
+    /// Where its record ends.
+    fn end(&self) -> u32 {
+        self.at.saturating_add(self.size)
+    }
+}
+
 fn spot(file: u64, span: Span) -> Spot {
     // No file is so large, see `LARGEST_FILE`.
     let number = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
     Spot { file, at: number(span.at), size: number(span.size) }
 }
 
-/// How to read one entry.
+/// Reads entries, while others have the lock.
 pub(super) struct Reader<F> {
-    file: F,
-    spot: Spot,
-    of: u64,
+    /// Each with the start of the machine in which it was written.
+    files: BTreeMap<u64, (F, u64)>,
     boot: u64,
+    syncer: Box<dyn Syncer<F>>,
 }
 
 impl<F> Reader<F> {
-    /// Reads it, if it is there and whole.
-    pub(super) fn read(
-        &self,
-        syncer: &mut dyn Syncer<F>,
-        device: &DeviceId,
-        sequence: Sequence,
-        now: Moment,
-    ) -> io::Result<Message> {
-        let bytes = syncer.read_at(&self.file, u64::from(self.spot.at), self.spot.size as usize)?;
-        let view =
-            record::read_entry(&bytes).filter(|view| view.sequence == sequence && view.device == device.as_str());
-        let view = view.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an entry is damaged"))?;
+    /// Reads entries, those that lie close together at once. An error for each
+    /// that cannot be read.
+    pub(super) fn read(&mut self, entries: &[OnShelf], now: Moment) -> Vec<io::Result<Message>> {
+        let mut order: Vec<(usize, Spot)> = entries.iter().map(|(_, _, entry)| entry.spot).enumerate().collect();
+        order.sort_unstable_by_key(|(_, spot)| *spot);
+        let mut messages: Vec<io::Result<Message>> =
+            entries.iter().map(|_| Err(io::ErrorKind::NotFound.into())).collect();
+        let is_close = |(_, first): &(usize, Spot), (_, second): &(usize, Spot)| {
+            first.file == second.file && second.at.saturating_sub(first.end()) <= CLOSE
+        };
+        for run in order.chunk_by(is_close) {
+            let bytes = self.bytes(run);
+            for (place, spot) in run {
+                let (Some((device, _, entry)), Some(message)) = (entries.get(*place), messages.get_mut(*place)) else {
+                    continue;
+                };
+                let own = bytes.as_ref().ok().and_then(|(start, bytes)| {
+                    let begin = (spot.at - start) as usize;
+                    bytes.get(begin..begin + spot.size as usize)
+                });
+                *message = match own {
+                    Some(own) => self.message(own, device, entry, now),
+                    // What lies beside it cannot be read.
+                    None => self.bytes(&[(*place, *spot)]).and_then(|(_, own)| self.message(&own, device, entry, now)),
+                };
+            }
+        }
+        messages
+    }
+
+    /// The bytes of spots in one file, in order, and where they begin.
+    fn bytes(&mut self, spots: &[(usize, Spot)]) -> io::Result<(u32, Vec<u8>)> {
+        let (Some((_, first)), Some((_, last))) = (spots.first(), spots.last()) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let (file, _) = self.files.get(&first.file).ok_or(io::ErrorKind::NotFound)?;
+        let bytes = self.syncer.read_at(file, u64::from(first.at), (last.end() - first.at) as usize)?;
+        Ok((first.at, bytes))
+    }
+
+    fn message(&self, bytes: &[u8], device: &DeviceId, entry: &Stored, now: Moment) -> io::Result<Message> {
+        let is_it = |view: &View<'_>| view.sequence == entry.sequence && view.device == device.as_str();
+        let view = record::read_entry(bytes).filter(is_it);
+        let view = view.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
         let mut message = view.message(device);
-        if self.of != self.boot {
+        if self.files.get(&entry.spot.file).is_none_or(|(_, boot)| *boot != self.boot) {
             message.moment = now.as_old_as(message.moment.wall);
         }
         Ok(message)

@@ -5,14 +5,15 @@
 //! what goes later are on the disk only (`Shelf`), and are loaded when their
 //! device's turn comes near.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
-use super::log::Spot;
+use super::log::{OnShelf, Spot};
+use super::pace::Pace;
 use super::record::Message;
 use super::stored::{OVERHEAD, Shelf, Stored};
 use super::{Batch, Batching, Bounds, Class, Drops, Sequence, Stats};
@@ -21,6 +22,8 @@ use crate::message::{DeviceId, Publication};
 
 /// Places in a list that entries may take which are gone, beside as many as there are others.
 const SPARE: usize = 64;
+/// Sets of properties of a device of which the last is known.
+const SETS: usize = 16;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
@@ -28,7 +31,7 @@ pub(super) struct Queue {
     /// What is loaded.
     pub(super) entries: Entries,
     /// What each device has here; devices with nothing have no queue.
-    pub(super) devices: HashMap<DeviceId, DeviceQueue>,
+    pub(super) devices: FxHashMap<DeviceId, DeviceQueue>,
     /// Devices with something to send now, in turn.
     turns: VecDeque<DeviceId>,
     /// Devices whose next message has to wait: for a batch, or for a pause to end.
@@ -50,30 +53,11 @@ pub(super) struct Queue {
     pub(super) drops: BTreeMap<DeviceId, Drops>,
     pub(super) all_drops: BTreeMap<DeviceId, Drops>,
     pub(super) bounds: Bounds,
+    pace: Pace,
 }
 
-/// Entries by number. Every message is looked up some times, so the numbers
-/// are spread by one multiplication instead of a hash that withstands attacks:
-/// nobody outside chooses them.
-pub(super) type Entries = HashMap<Sequence, Entry, BuildHasherDefault<Spread>>;
-
-#[derive(Debug, Default)]
-pub(super) struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The odd number next to 2^64 divided by the golden ratio.
-        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-}
+/// Entries by number.
+pub(super) type Entries = FxHashMap<Sequence, Entry>;
 
 /// One device's messages. All lists are in order and may hold entries that are
 /// gone, but never at their front.
@@ -101,6 +85,8 @@ pub(super) struct DeviceQueue {
     count: usize,
     /// Up to this entry nothing waits for a batch: someone waits for it.
     urgent: Option<Sequence>,
+    /// The last entry of each set of properties, the latest last.
+    sets: VecDeque<(u64, Sequence)>,
 }
 
 /// The unsent messages of a device on one topic.
@@ -204,6 +190,7 @@ impl Queue {
     pub(super) fn append(&mut self, sequence: Sequence, message: Message, spot: Option<Spot>) {
         let (device, now) = (message.device.clone(), message.moment);
         self.note(&device, 1, message.cost());
+        self.pace.note(now, message.cost());
         match spot.filter(|_| self.is_to_store(&message)) {
             Some(spot) => {
                 let texts = message.cost() - OVERHEAD;
@@ -216,6 +203,28 @@ impl Queue {
         }
         self.drop_old(&device, now);
         self.drop_for_room();
+    }
+
+    /// Notes the entry of a set of properties, and gives the one before.
+    pub(super) fn note_set(&mut self, device: &DeviceId, set: u64, sequence: Sequence) -> Option<Sequence> {
+        let queue = self.devices.entry(device.clone()).or_default();
+        let place = queue.sets.iter().position(|(other, _)| *other == set);
+        let before = place.and_then(|place| queue.sets.remove(place));
+        if queue.sets.len() >= SETS {
+            queue.sets.pop_front();
+        }
+        queue.sets.push_back((set, sequence));
+        before.map(|(_, sequence)| sequence)
+    }
+
+    /// Removes properties that newer ones have replaced, unless they are on their way.
+    pub(super) fn replace(&mut self, device: &DeviceId, earlier: Sequence) {
+        let is_gone = match self.entries.get(&earlier).map(|entry| entry.place) {
+            Some(Place::Unsent) => self.remove(earlier).is_some(),
+            Some(Place::Sent | Place::Aside) => false,
+            None => self.remove_stored(device, Class::Keep, earlier).is_some(),
+        };
+        self.stats.replaced += u64::from(is_gone);
     }
 
     /// Counts entries that come.
@@ -303,8 +312,8 @@ impl Queue {
     }
 
     /// The next stored entries of the next devices, about as many as asked.
-    pub(super) fn next_to_load(&mut self, number: usize) -> Vec<(DeviceId, Class, Stored)> {
-        let (share, mut all) = (self.share(), Vec::<(DeviceId, Class, Stored)>::new());
+    pub(super) fn next_to_load(&mut self, number: usize) -> Vec<OnShelf> {
+        let (share, mut all) = (self.share(), Vec::<OnShelf>::new());
         for _ in 0..self.hungry.len() {
             if all.len() >= number || !self.has_room_to_load() {
                 break;
@@ -539,6 +548,14 @@ impl Queue {
             firsts.into_iter().flatten().map(Stored::accepted)
         });
         shelves.chain(loaded).map(|moment| now.since(moment)).max()
+    }
+
+    /// For how many hours there is room when nothing goes.
+    #[allow(clippy::cast_precision_loss)] // for people
+    pub(super) fn hours_left(&self, now: Moment) -> Option<f64> {
+        let room = self.bounds.bytes.saturating_sub(self.stats.bytes) as f64;
+        let hours = room / self.pace.rate(now).filter(|rate| *rate > 0.0)? / 3600.0;
+        Some((hours * 10.0).round() / 10.0)
     }
 
     /// Drops what is too old of one device: the one that just sent something.

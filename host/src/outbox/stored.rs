@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use rustc_hash::FxHashMap;
+
 use super::log::Spot;
 use super::{Class, Sequence};
 use crate::clock::Moment;
@@ -138,7 +140,7 @@ impl Shelf {
 /// Stored entries by device, as they are found in a log.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    pub devices: std::collections::HashMap<DeviceId, [Vec<Stored>; 3]>,
+    pub devices: FxHashMap<DeviceId, [Vec<Stored>; 3]>,
 }
 
 impl Found {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::*;
-use crate::message::Publication;
-use crate::outbox::{Bounds, Drops, Stats};
+use crate::message::{DeviceId, Publication};
+use crate::outbox::{Bounds, Class, Drops, Stats};
 
 /// So little that nearly all is on the disk only.
 const MEMORY: usize = 64 << 10;
@@ -198,6 +198,25 @@ async fn a_folder_that_is_removed_costs_nothing_that_waits() {
     drop(before);
     let after = outbox(&place);
     assert_eq!(drain(&after, 20_010).await, expected(0..20_010));
+}
+
+#[tokio::test]
+async fn properties_on_the_disk_are_replaced_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    append_many(&outbox, 0..1000);
+    let device = DeviceId::new("d0");
+    for number in 1000..1010 {
+        let payload = format!("{{\"n\":{number}}}").into();
+        let publication = Publication { topic: "p".into(), payload, joins: false, stamp: None };
+        outbox.append_properties(&device, 1, Moment::now(), publication);
+    }
+    assert_eq!((outbox.stats().replaced, outbox.stats().waiting), (9, 1001));
+    let all = drain(&outbox, 1001).await;
+    assert_eq!(all[&device].last(), Some(&1009));
+    outbox.flush().await.unwrap();
+    drop(outbox);
+    assert_eq!(self::outbox(folder.path()).stats().waiting, 0);
 }
 
 #[test]

@@ -213,16 +213,15 @@ fn open(disk: &Simulated, file: usize) -> (Log<Simulated>, BTreeMap<Sequence, (M
     // A file that has lost its header is one of start 0: its moments are read as they are.
     let (log, waiting, findings) = Log::open(disk.clone(), 0, now, file).unwrap();
     let mut entries = BTreeMap::new();
-    let mut syncer = log.syncer();
     for (device, shelf) in &waiting {
-        for (class, stored) in shelf.all() {
-            let reader = log.look_up(stored.spot).unwrap();
-            let message = reader.read(&mut *syncer, device, stored.sequence, now).unwrap();
+        let all: Vec<OnShelf> = shelf.all().map(|(class, stored)| (device.clone(), class, *stored)).collect();
+        let messages = log.reader(&all).read(&all, now);
+        for ((_, class, stored), message) in all.into_iter().zip(messages) {
+            let message = message.unwrap();
             assert_eq!((message.class, message.cost()), (class, stored.cost as usize));
             assert!(entries.insert(stored.sequence, (message, stored.spot)).is_none(), "no entry is there twice");
         }
     }
-    drop(syncer);
     (log, entries, findings)
 }
 

@@ -27,7 +27,7 @@ fn lines(before: &SessionReport, now: &SessionReport, time: Duration) -> Vec<Str
     });
     let mut lines = vec![format!("{}, {waiting} of {room}{age}", count(now.waiting, "message"))];
     // What has come is what has gone and what waits more.
-    let gone = |report: &SessionReport| report.delivered + report.dropped + report.rejected;
+    let gone = |report: &SessionReport| report.delivered + report.dropped + report.rejected + report.replaced;
     let out = gone(now).saturating_sub(gone(before)) as f64 / time.as_secs_f64();
     let grown = (now.waiting as f64 - before.waiting as f64) / time.as_secs_f64();
     let mut rates = format!("{:.1}/s in, {out:.1}/s out", (out + grown).max(0.0));
@@ -35,6 +35,9 @@ fn lines(before: &SessionReport, now: &SessionReport, time: Duration) -> Vec<Str
     if grown_bytes > 0.0 {
         let left = state.max_bytes.saturating_sub(now.waiting_bytes) as f64 / grown_bytes;
         rates.push_str(&format!(", full in {:.1} h at this rate", left / 3600.0));
+    }
+    if let Some(hours) = state.hours_left {
+        rates.push_str(&format!(", room for {hours:.1} h without the cloud at the rate of the last day"));
     }
     lines.push(rates);
     let disk = &state.disk;
