@@ -178,7 +178,7 @@ impl Default for Outbox {
     fn default() -> Self {
         Outbox {
             max_size: Size(256 << 20),
-            max_memory: Size(16 << 20),
+            max_memory: Size(32 << 20),
             max_age: Span(Duration::from_secs(7 * 24 * 3600)),
             sync_every: Delay(Duration::from_millis(50)),
         }

@@ -70,9 +70,14 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    /// How much is loaded, so that what goes next is at hand.
-    fn window(&self) -> usize {
-        self.memory / 4
+    /// With so much in memory, what comes stays on the disk.
+    fn enough(&self) -> usize {
+        self.memory / 2
+    }
+
+    /// How much of what is on the disk is loaded, so that what goes next is at hand.
+    fn ahead(&self) -> usize {
+        self.memory / 16
     }
 }
 

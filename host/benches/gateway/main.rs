@@ -44,6 +44,7 @@ fn main() {
             }
             if wanted("durable") {
                 durable::throughput().await;
+                durable::drain().await;
             }
             if wanted("round_trip") {
                 through_broker::command_round_trip().await;

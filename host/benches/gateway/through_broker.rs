@@ -59,7 +59,7 @@ pub fn options(name: &str, port: u16) -> MqttOptions {
 }
 
 /// Starts a session and waits until it is connected.
-async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> watch::Sender<Arc<Picture>> {
+pub async fn session(port: u16, outbox: &Arc<Outbox>, handles: &[&DeviceHandle]) -> watch::Sender<Arc<Picture>> {
     session_with(port, outbox, handles, Arc::new(Journal::in_memory(Duration::from_secs(60)))).await
 }
 

@@ -244,7 +244,7 @@ impl Queue {
     /// waits for answers.
     fn is_to_store(&self, message: &Message) -> bool {
         let follows = self.devices.get(&message.device).is_some_and(|queue| !queue.shelf.is_empty());
-        message.class != Class::Answer && (follows || self.loaded_bytes > self.bounds.window())
+        message.class != Class::Answer && (follows || self.loaded_bytes > self.bounds.enough())
     }
 
     fn store(&mut self, device: &DeviceId, class: Class, entry: Stored) {
@@ -299,7 +299,7 @@ impl Queue {
 
     /// How much of a device is loaded when all share alike.
     fn share(&self) -> usize {
-        self.bounds.window() / self.shelves.max(1)
+        self.bounds.ahead() / self.shelves.max(1)
     }
 
     /// Whether some entries can be loaded.
@@ -308,7 +308,7 @@ impl Queue {
     }
 
     fn has_room_to_load(&self) -> bool {
-        self.loaded_bytes < 3 * self.bounds.window()
+        self.loaded_bytes < self.bounds.memory - self.bounds.memory / 4
     }
 
     /// The next stored entries of the next devices, about as many as asked.
