@@ -19,6 +19,8 @@ use rustix::io::Errno;
 const PART: &str = ".sandgate-part-";
 /// What is set aside is kept for a look, the newest of each name.
 const KEPT_ASIDE: usize = 5;
+/// What the names of such get, before a number.
+const ASIDE: &str = ".damaged-";
 
 /// Opens a regular file for reading; none when nothing is there.
 pub fn open(path: &Path) -> io::Result<Option<File>> {
@@ -146,14 +148,43 @@ pub fn folder_of(path: &Path) -> &Path {
 
 /// Moves whatever stands at a path out of the way, and says where it is now.
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let place = |number: u64| path.with_file_name(format!("{name}.damaged-{}", seconds + number));
-    let free = (0..1000).map(place).find(|place| place.symlink_metadata().is_err()).unwrap_or_else(|| place(1000));
-    std::fs::rename(path, &free)?;
-    let is_ours = |other: &str| other.strip_prefix(&name).is_some_and(|end| end.starts_with(".damaged-"));
+    let aside = free_aside(path);
+    std::fs::rename(path, &aside)?;
+    remove_oldest(folder_of(path), KEPT_ASIDE, is_aside_of(path));
+    Ok(aside)
+}
+
+/// Keeps a damaged file for a look, and says where; it also stays where it is,
+/// unless it is no file, or the file system cannot.
+pub fn keep_aside(path: &Path) -> io::Result<PathBuf> {
+    let Ok(Some(file)) = open(path) else { return set_aside(path) };
+    let is_ours = is_aside_of(path);
+    let others =
+        std::fs::read_dir(folder_of(path))?.flatten().filter(|entry| entry.file_name().to_str().is_some_and(&is_ours));
+    if let Some(kept) = others.map(|entry| entry.path()).find(|other| is_at(&file, other)) {
+        return Ok(kept);
+    }
+    let aside = free_aside(path);
+    if std::fs::hard_link(path, &aside).is_err() {
+        return set_aside(path);
+    }
     remove_oldest(folder_of(path), KEPT_ASIDE, is_ours);
-    Ok(free)
+    Ok(aside)
+}
+
+fn free_aside(path: &Path) -> PathBuf {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let place = |number: u64| path.with_file_name(format!("{}{ASIDE}{}", name_of(path), seconds + number));
+    (0..1000).map(place).find(|place| place.symlink_metadata().is_err()).unwrap_or_else(|| place(1000))
+}
+
+fn is_aside_of(path: &Path) -> impl Fn(&str) -> bool {
+    let begin = format!("{}{ASIDE}", name_of(path));
+    move |other| other.starts_with(&begin)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Removes the oldest regular files of a folder whose names are `ours`, but for

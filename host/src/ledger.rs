@@ -3,22 +3,24 @@
 //!
 //! The owner keeps the live entries in memory and gives them again when the
 //! file has to be written anew: it has grown, it was damaged, it or its folder
-//! is gone. A damaged file is set aside; its whole lines count. A ledger never
-//! fails to open: without a disk it is empty, and each write tries again.
+//! is gone. Of a damaged file the whole lines count; it is kept aside for a look,
+//! and stands where it is until it is written anew. A ledger never fails to open:
+//! without a disk it is empty, and each write tries again.
 //!
 //! Format: a header `{"sandgate":KIND,"format":1}`, then one JSON object a
 //! line, all with a last member `"crc"`: the CRC-32 (IEEE, eight hexadecimal
 //! digits) of the line without that member. Lines without it come from older
 //! versions and count as they are.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+mod place;
+
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::files;
+use place::Place;
 
 /// Longer lines are damage; the longest are results of commands and stored values.
 const MAX_LINE: usize = 16 << 20;
@@ -40,13 +42,16 @@ pub enum Safety {
 
 /// See the module documentation.
 #[derive(Debug)]
-pub struct Ledger {
-    path: PathBuf,
+pub struct Ledger<P: Place = PathBuf> {
+    place: P,
     kind: &'static str,
     /// Whether the file has all that it should; if not, the next write writes everything.
     is_whole: bool,
+    /// Whether its name is on the disk: the process before may have died between
+    /// giving it and that.
+    is_name_synced: bool,
     /// The open file, between writes that come often.
-    file: Option<File>,
+    file: Option<P::File>,
     bytes: u64,
     /// Its size when it was written anew.
     fresh: u64,
@@ -55,11 +60,17 @@ pub struct Ledger {
 impl Ledger {
     /// Opens a file and gives each of its entries, oldest first. An entry that
     /// `take` refuses counts as damaged.
-    pub fn open(path: &Path, kind: &'static str, mut take: impl FnMut(Json) -> bool) -> Ledger {
-        let mut ledger = Ledger { path: path.to_owned(), kind, is_whole: false, file: None, bytes: 0, fresh: 0 };
-        let damage = match files::open(path) {
+    pub fn open(path: &Path, kind: &'static str, take: impl FnMut(Json) -> bool) -> Ledger {
+        Ledger::open_in(path.to_owned(), kind, take)
+    }
+}
+
+impl<P: Place> Ledger<P> {
+    fn open_in(place: P, kind: &'static str, mut take: impl FnMut(Json) -> bool) -> Ledger<P> {
+        let mut ledger = Ledger { place, kind, is_whole: false, is_name_synced: false, file: None, bytes: 0, fresh: 0 };
+        let damage = match ledger.place.read() {
             Ok(None) => return ledger,
-            Ok(Some(file)) => match ledger.read(file, &mut take) {
+            Ok(Some((file, size))) => match ledger.read(file, size, &mut take) {
                 Ok(0) => None,
                 Ok(lines) => Some(format!("{lines} damaged lines")),
                 Err(error) => Some(error.to_string()),
@@ -70,20 +81,25 @@ impl Ledger {
             ledger.is_whole = true;
             return ledger;
         };
-        match files::set_aside(path) {
-            Ok(aside) => {
-                tracing::error!("{}: {damage}; set aside as {}, what is whole counts", path.display(), aside.display());
-            }
-            Err(error) => tracing::error!("{}: {damage}; it cannot be set aside: {error}", path.display()),
+        let name = ledger.place.name();
+        match ledger.place.keep_aside() {
+            Ok(aside) => tracing::error!("{name}: {damage}; kept aside as {}, what is whole counts", aside.display()),
+            Err(error) => tracing::error!("{name}: {damage}; it cannot be kept aside: {error}"),
         }
         ledger
     }
 
+    /// Whether the file has all that it should. If not, the next entry writes
+    /// everything anew; whoever has no next entry soon does it by `rewrite`.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
     /// Reads all lines; how many are damaged. A last line that was cut off by a
     /// kill is none.
-    fn read(&mut self, file: File, take: &mut impl FnMut(Json) -> bool) -> io::Result<usize> {
-        self.bytes = file.metadata()?.len();
-        let mut reader = BufReader::new(file.take(MAX_FILE));
+    fn read(&mut self, file: Box<dyn BufRead>, size: u64, take: &mut impl FnMut(Json) -> bool) -> io::Result<usize> {
+        self.bytes = size;
+        let mut reader = file.take(MAX_FILE);
         let (mut damaged, mut first, mut ends_whole) = (usize::from(self.bytes > MAX_FILE), true, true);
         let mut line = Vec::new();
         loop {
@@ -125,9 +141,13 @@ impl Ledger {
         let text = entries.iter().map(line).collect::<io::Result<String>>()?;
         // After an error everything is written anew: nobody knows what the file holds then.
         self.is_whole = false;
-        (&file).write_all(text.as_bytes())?;
+        self.place.append(&file, text.as_bytes())?;
         if safety == Safety::Durable {
-            file.sync_data()?;
+            self.place.sync(&file)?;
+            if !self.is_name_synced {
+                self.place.sync_name()?;
+                self.is_name_synced = true;
+            }
         }
         self.bytes += text.len() as u64;
         (self.is_whole, self.file) = (true, Some(file));
@@ -135,14 +155,14 @@ impl Ledger {
     }
 
     /// The file, if it is still there and whole.
-    fn open_whole(&mut self) -> Option<File> {
+    fn open_whole(&mut self) -> Option<P::File> {
         let file = self.file.take();
         if !self.is_whole {
             return None;
         }
         match file {
-            Some(file) => Some(file).filter(|file| files::is_at(file, &self.path)),
-            None => files::open_existing_to_append(&self.path).ok(),
+            Some(file) => Some(file).filter(|file| self.place.is_at(file)),
+            None => self.place.open().ok(),
         }
     }
 
@@ -154,19 +174,17 @@ impl Ledger {
     /// Writes all live entries anew; they are on the disk when this returns.
     pub fn rewrite<E: Serialize>(&mut self, all: impl Iterator<Item = E>) -> io::Result<()> {
         (self.is_whole, self.file) = (false, None);
-        let mut part = BufWriter::new(files::part(&self.path)?);
-        let mut bytes = 0;
-        let mut write = |text: String| {
-            bytes += text.len() as u64;
-            part.write_all(text.as_bytes())
-        };
-        write(line(&serde_json::json!({"sandgate": self.kind, "format": 1}))?)?;
-        for entry in all {
-            write(line(&entry)?)?;
-        }
-        let part = part.into_inner().map_err(io::IntoInnerError::into_error)?;
-        files::persist_durably(part, &self.path)?;
-        (self.is_whole, self.bytes, self.fresh) = (true, bytes, bytes);
+        let (mut bytes, mut all) = (0, all);
+        let header = serde_json::json!({"sandgate": self.kind, "format": 1});
+        self.place.replace(&mut |part| {
+            let mut write = |text: String| {
+                bytes += text.len() as u64;
+                part.write_all(text.as_bytes())
+            };
+            write(line(&header)?)?;
+            all.by_ref().try_for_each(|entry| write(line(&entry)?))
+        })?;
+        (self.is_whole, self.is_name_synced, self.bytes, self.fresh) = (true, true, bytes, bytes);
         Ok(())
     }
 }
@@ -218,7 +236,10 @@ fn verified(line: &[u8]) -> Option<Json> {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod unit {
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
@@ -282,7 +303,10 @@ mod tests {
         assert_eq!((read(&path).1, aside()), (vec![7, 8], 0));
         for (number, damage) in [&b""[..], b"nonsense\n", b"{\"sandgate\":\"other\",\"format\":1}\n"].iter().enumerate()
         {
+            std::fs::remove_file(&path).unwrap();
             std::fs::write(&path, damage).unwrap();
+            assert_eq!((read(&path).1, aside()), (vec![], number + 1));
+            // It stands there still, and is not kept a second time.
             assert_eq!((read(&path).1, aside()), (vec![], number + 1));
         }
     }
