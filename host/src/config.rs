@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
-pub use crate::units::{Delay, Rate, Secret, Size, Source, Span};
+pub use crate::units::{Delay, Rate, Secret, Share, Size, Source, Span};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use endpoint::Endpoint;
@@ -169,6 +169,9 @@ pub struct Outbox {
     pub max_memory: Size,
     /// Telemetry and logs older than this are dropped.
     pub max_age: Span,
+    /// After an outage: how much of the messages of each device may be of those
+    /// that have waited, while newer ones go first. Without it all go in their order.
+    pub backfill: Option<Share>,
     /// How long what is accepted waits until it is brought to the disk together
     /// with others; a power cut costs no more than that.
     pub sync_every: Delay,
@@ -180,6 +183,7 @@ impl Default for Outbox {
             max_size: Size(256 << 20),
             max_memory: Size(32 << 20),
             max_age: Span(Duration::from_secs(7 * 24 * 3600)),
+            backfill: None,
             sync_every: Delay(Duration::from_millis(50)),
         }
     }

@@ -60,12 +60,16 @@ pub struct Bounds {
     pub age: Duration,
     /// How messages of a device are put together.
     pub batching: Batching,
+    /// How many of a hundred messages of a device are of those that waited when
+    /// the connection was made, the others being newer; none: all go in their order.
+    pub backfill: Option<u8>,
 }
 
 impl Default for Bounds {
     /// No room at all, as far as nothing else is said; what is there is in memory.
     fn default() -> Self {
-        Bounds { bytes: 0, memory: usize::MAX, age: Duration::ZERO, batching: Batching::default() }
+        let batching = Batching::default();
+        Bounds { bytes: 0, memory: usize::MAX, age: Duration::ZERO, batching, backfill: None }
     }
 }
 
@@ -301,6 +305,11 @@ impl Outbox {
     pub fn pause(&self, device: &DeviceId, topic: Option<&str>, until: Instant) {
         self.lock().pause(device, topic, until);
         self.appended.notify_one();
+    }
+
+    /// A connection with the cloud stands.
+    pub fn connected(&self) {
+        self.lock().connected();
     }
 
     /// Makes all sent messages unsent: their connection is gone.
@@ -660,6 +669,31 @@ mod tests {
         assert!(corrected["t"].as_u64().unwrap().abs_diff(now.wall - 10_000) < 1000, "{corrected}");
         assert_eq!(payloads[1], "{\"t\":1000}");
         assert_eq!(outbox.stats().dropped, 0);
+    }
+
+    #[test]
+    fn what_is_live_goes_first_and_what_has_waited_gets_its_share() {
+        let age = Duration::from_secs(60);
+        let outbox = Outbox::new(Bounds { bytes: 1 << 20, age, backfill: Some(25), ..Bounds::default() });
+        (0..6).for_each(|number| append(&outbox, "a", Class::Stream, 0, &format!("old{number}")));
+        let first = batch(&outbox, Instant::now());
+        outbox.rewind();
+        outbox.connected();
+        (0..7).for_each(|number| append(&outbox, "a", Class::Stream, 0, &format!("new{number}")));
+        append(&outbox, "a", Class::Answer, 0, "answer");
+        let expected = [
+            "answer", "new0", "new1", "new2", "new3", "old0", "new4", "new5", "new6", "old1", "old2", "old3", "old4",
+            "old5",
+        ];
+        assert_eq!(drain(&outbox), expected);
+        outbox.acknowledge(first[0]);
+        // What has no proof at the next connection is not live any more.
+        outbox.rewind();
+        outbox.connected();
+        append(&outbox, "a", Class::Stream, 0, "new7");
+        let again = drain(&outbox);
+        assert_eq!(again[..4], ["answer", "new7", "old1", "old2"]);
+        assert_eq!(again.last().map(String::as_str), Some("new6"));
     }
 
     #[test]

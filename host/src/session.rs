@@ -355,6 +355,7 @@ impl Session {
                 }
                 events.network_options.set_connection_timeout(LONGEST_PATIENCE.as_secs());
                 let picture = self.subscribe(connection);
+                self.parts.outbox.connected();
                 self.parts.dialogue.connected(&picture, now());
                 self.tell_connected(connection);
                 connection.stands = true;

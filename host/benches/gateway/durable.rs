@@ -17,6 +17,7 @@ use crate::through_broker::{Kept, mosquitto, own_throughput, sample_payload, ses
 const ROOM: Bounds = Bounds {
     bytes: 4 << 30,
     memory: 32 << 20,
+    backfill: None,
     age: Duration::from_secs(3600),
     batching: sandgate::outbox::Batching { count: 1, bytes: usize::MAX, age: Duration::ZERO },
 };

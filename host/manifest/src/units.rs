@@ -31,6 +31,7 @@ fn with_unit<'de, D: Deserializer<'de>>(deserializer: D, expected: &str) -> Resu
 
 const SPAN: &str = "a time above zero with a unit such as \"5s\" or \"500ms\"";
 const DELAY: &str = "a delay above zero and of at most ten seconds such as \"50ms\"";
+const SHARE: &str = "a share from \"1%\" to \"99%\"";
 const SIZE: &str = "a size above zero with a unit such as \"64KiB\" or \"16MiB\"";
 const RATE: &str = "a rate above zero such as \"50/s\", \"10/min\" or \"100/h\"";
 
@@ -116,6 +117,21 @@ impl<'de> Deserialize<'de> for Rate {
     }
 }
 
+/// A part of a whole such as "20%"; neither none nor all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(pub u8);
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = with_unit(deserializer, SHARE)?;
+        let percent = text.strip_suffix('%').and_then(|number| number.trim().parse::<u8>().ok());
+        match percent {
+            Some(percent @ 1..100) => Ok(Share(percent)),
+            _ => Err(de::Error::custom(format!("expected {SHARE}, found {text:?}"))),
+        }
+    }
+}
+
 /// A text that never shows in a log.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(pub String);
@@ -192,13 +208,14 @@ mod tests {
         span: Option<Span>,
         size: Option<Size>,
         rate: Option<Rate>,
+        share: Option<Share>,
     }
 
     #[test]
     fn values_with_units_parse_and_others_say_what_was_expected() {
-        let probe: Probe = toml::from_str("span='1m 30s'\nsize='16MiB'\nrate='10/min'").unwrap();
+        let probe: Probe = toml::from_str("span='1m 30s'\nsize='16MiB'\nrate='10/min'\nshare='20%'").unwrap();
         assert_eq!(probe.span, Some(Span(Duration::from_secs(90))));
-        assert_eq!(probe.size, Some(Size(16 << 20)));
+        assert_eq!((probe.size, probe.share), (Some(Size(16 << 20)), Some(Share(20))));
         assert_eq!(probe.rate, Some(Rate { per_second: 10.0 / 60.0, burst: 10.0 }));
         for (text, expected) in [
             ("span='5'", "expected a time above zero"),
@@ -211,6 +228,10 @@ mod tests {
             ("size='0MiB'", "expected a size above zero"),
             ("rate='0/s'", "expected a rate above zero"),
             ("rate='5/day'", "expected a rate above zero"),
+            ("share='0%'", "expected a share from \"1%\" to \"99%\", found \"0%\""),
+            ("share='100%'", "expected a share from"),
+            ("share='20'", "expected a share from"),
+            ("share=20", "expected a share from \"1%\" to \"99%\", found 20"),
         ] {
             let error = toml::from_str::<Probe>(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");

@@ -5,8 +5,9 @@
 //! what goes later are on the disk only (`Shelf`), and are loaded when their
 //! device's turn comes near.
 
+mod device;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
@@ -16,12 +17,11 @@ use super::log::{OnShelf, Spot};
 use super::pace::Pace;
 use super::record::Message;
 use super::stored::{OVERHEAD, Shelf, Stored};
-use super::{Batch, Batching, Bounds, Class, Drops, Sequence, Stats};
+use super::{Batch, Bounds, Class, Drops, Sequence, Stats};
 use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};
+use device::{DeviceQueue, Oldest, Rank, Turn, push_in_order};
 
-/// Places in a list that entries may take which are gone, beside as many as there are others.
-const SPARE: usize = 64;
 /// Sets of properties of a device of which the last is known.
 const SETS: usize = 16;
 
@@ -39,6 +39,8 @@ pub(super) struct Queue {
     /// Whose messages may go; none: everybody's.
     admitted: Option<HashSet<DeviceId>>,
     pub(super) next: Sequence,
+    /// From this number on entries are live; none are where all go in their order.
+    live_from: Option<Sequence>,
     /// Entries that are gone and lie in the log.
     pub(super) gone: Vec<(Sequence, Spot)>,
     /// Devices that have stored entries and few loaded ones, in the order in which they came to that.
@@ -59,58 +61,6 @@ pub(super) struct Queue {
 /// Entries by number.
 pub(super) type Entries = FxHashMap<Sequence, Entry>;
 
-/// One device's messages. All lists are in order and may hold entries that are
-/// gone, but never at their front.
-#[derive(Debug, Default)]
-pub(super) struct DeviceQueue {
-    /// What is to be sent, by topic: each topic keeps its order, and can be paused.
-    lanes: Vec<Lane>,
-    /// What may be dropped, sent or not.
-    streams: VecDeque<Sequence>,
-    /// What is on the disk only; later than what is loaded, but for what came
-    /// when the disk did not take it.
-    pub(super) shelf: Shelf,
-    /// Whether it is in the list of those whose shelf is to be looked into.
-    is_hungry: bool,
-    bytes: usize,
-    /// Size of what is loaded and unsent, and of what is not in the log.
-    unsent_bytes: usize,
-    unwritten_bytes: usize,
-    turn: Turn,
-    /// Nothing is sent before.
-    paused_until: Option<Instant>,
-    /// When the first unsent message has waited long enough for others.
-    linger_until: Option<Instant>,
-    /// How many entries it has.
-    count: usize,
-    /// Up to this entry nothing waits for a batch: someone waits for it.
-    urgent: Option<Sequence>,
-    /// The last entry of each set of properties, the latest last.
-    sets: VecDeque<(u64, Sequence)>,
-}
-
-/// The unsent messages of a device on one topic.
-#[derive(Debug)]
-struct Lane {
-    topic: Arc<str>,
-    /// Answers go before the rest.
-    is_answer: bool,
-    unsent: VecDeque<Sequence>,
-    paused_until: Option<Instant>,
-}
-
-/// Where a device stands in the order of sending.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Turn {
-    /// It has nothing to send.
-    #[default]
-    None,
-    /// It is in the list of turns.
-    Now,
-    /// It waits until then.
-    At(Instant),
-}
-
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) message: Message,
@@ -128,13 +78,6 @@ pub(super) enum Place {
     Sent,
     /// It is held back by itself, and does not hold up others.
     Aside,
-}
-
-/// What is dropped next of a device.
-#[derive(Debug, Clone, Copy)]
-enum Oldest {
-    Loaded(Sequence),
-    Stored(Class, Sequence),
 }
 
 impl Entry {
@@ -243,7 +186,9 @@ impl Queue {
     /// What goes later than it could be loaded again stays on the disk. Somebody
     /// waits for answers.
     fn is_to_store(&self, message: &Message) -> bool {
-        let follows = self.devices.get(&message.device).is_some_and(|queue| !queue.shelf.is_empty());
+        // Live ones pass by what is stored and is not.
+        let last = self.devices.get(&message.device).and_then(|queue| queue.shelf.last());
+        let follows = last.is_some_and(|last| self.live_from.is_none_or(|live_from| last >= live_from));
         message.class != Class::Answer && (follows || self.loaded_bytes > self.bounds.enough())
     }
 
@@ -267,8 +212,26 @@ impl Queue {
         self.look_at_shelf(device);
     }
 
+    fn rank(&self, class: Class, sequence: Sequence) -> Rank {
+        match class {
+            Class::Answer => Rank::Answer,
+            _ if self.live_from.is_some_and(|live_from| sequence >= live_from) => Rank::Live,
+            _ => Rank::Ordinary,
+        }
+    }
+
+    /// A connection stands: what comes from now on goes before what waits, if
+    /// that is asked for.
+    pub(super) fn connected(&mut self) {
+        if self.bounds.backfill.is_some() {
+            self.live_from = Some(self.next);
+            self.devices.values_mut().for_each(DeviceQueue::age);
+        }
+    }
+
     /// Adds an entry to what is loaded.
     fn insert(&mut self, sequence: Sequence, entry: Entry) {
+        let rank = self.rank(entry.message.class, sequence);
         let Some(queue) = self.devices.get_mut(&entry.message.device) else { return };
         let (cost, class) = (entry.cost(), entry.message.class);
         queue.unsent_bytes += cost;
@@ -282,7 +245,7 @@ impl Queue {
             Class::Keep => queue.urgent = queue.urgent.max(Some(sequence)),
             Class::Answer => {}
         }
-        push_in_order(queue.lane(&entry.message), sequence);
+        push_in_order(queue.lane(&entry.message, rank), sequence);
         self.entries.insert(sequence, entry);
     }
 
@@ -387,7 +350,7 @@ impl Queue {
             // A device whose entries were all dropped has no queue any more.
             let Some(queue) = self.devices.get_mut(&device) else { continue };
             queue.turn = Turn::None;
-            let parts = queue.take(&mut self.entries, self.bounds.batching, moment);
+            let parts = queue.take(&mut self.entries, &self.bounds, moment);
             self.schedule(&device);
             self.look_at_shelf(&device);
             if !parts.is_empty() {
@@ -667,6 +630,8 @@ impl Queue {
     pub(super) fn send_again(&mut self, sequences: impl Iterator<Item = Sequence>, from: Place, alone: bool) {
         let mut devices = BTreeSet::new();
         for sequence in sequences {
+            let Some(class) = self.entries.get(&sequence).map(|entry| entry.message.class) else { continue };
+            let rank = self.rank(class, sequence);
             let Some(entry) = self.entries.get_mut(&sequence) else { continue };
             entry.message.alone |= alone;
             if entry.place != from {
@@ -676,7 +641,7 @@ impl Queue {
             let device = &entry.message.device;
             if let Some(queue) = self.devices.get_mut(device) {
                 queue.unsent_bytes += entry.cost();
-                queue.lane(&entry.message).push_back(sequence);
+                queue.lane(&entry.message, rank).push_back(sequence);
                 devices.insert(device.clone());
             }
         }
@@ -708,187 +673,5 @@ impl Queue {
         }
         self.unschedule(device);
         self.schedule(device);
-    }
-}
-
-impl DeviceQueue {
-    /// The list of unsent entries where one belongs.
-    fn lane(&mut self, message: &Message) -> &mut VecDeque<Sequence> {
-        let (topic, is_answer) = (&message.publication.topic, message.class == Class::Answer);
-        let found = self.lanes.iter().position(|lane| lane.is_answer == is_answer && lane.topic == *topic);
-        let place = found.unwrap_or_else(|| {
-            let topic = Arc::clone(topic);
-            self.lanes.push(Lane { topic, is_answer, unsent: VecDeque::new(), paused_until: None });
-            self.lanes.len() - 1
-        });
-        #[allow(clippy::indexing_slicing)] // found, or pushed right here
-        &mut self.lanes[place].unsent
-    }
-
-    /// The lane whose first message goes next: answers first, then the oldest.
-    /// What is stored and older goes before.
-    fn next_lane(&self) -> Option<usize> {
-        let stored = [false, true].map(|is_answer| self.shelf.first(is_answer).unwrap_or(Sequence::MAX));
-        let open = self.lanes.iter().enumerate().filter(|(_, lane)| lane.paused_until.is_none());
-        let first = |(place, lane): (usize, &Lane)| Some((lane.is_answer, *lane.unsent.front()?, place));
-        let may_go = open.filter_map(first).filter(|(is_answer, first, _)| {
-            let [others, answers] = stored;
-            *first < if *is_answer { answers } else { others }
-        });
-        may_go.min_by_key(|(is_answer, first, _)| (!is_answer, *first)).map(|(_, _, place)| place)
-    }
-
-    /// The first unsent message that is not in this lane.
-    fn first_of_others(&self, place: usize) -> Option<Sequence> {
-        let open = self.lanes.iter().enumerate().filter(|(_, lane)| lane.paused_until.is_none());
-        let others = open.filter(|(other, _)| *other != place).filter_map(|(_, lane)| lane.unsent.front().copied());
-        others.chain(self.shelf.first(false)).min()
-    }
-
-    fn next_turn(&mut self, entries: &Entries, batching: Batching) -> Turn {
-        match (self.next_lane(), self.paused_until) {
-            (Some(place), paused) => match self.lingers(place, entries, batching).max(paused) {
-                None => Turn::Now,
-                Some(time) => Turn::At(time),
-            },
-            (None, paused) => {
-                let lanes = self.lanes.iter().filter(|lane| !lane.unsent.is_empty());
-                let soonest = lanes.filter_map(|lane| lane.paused_until).min();
-                soonest.max(soonest.and(paused)).map_or(Turn::None, Turn::At)
-            }
-        }
-    }
-
-    /// Until when the next message waits for others that can go with it.
-    fn lingers(&mut self, place: usize, entries: &Entries, batching: Batching) -> Option<Instant> {
-        let lane = self.lanes.get(place)?;
-        if batching.age == Duration::ZERO || lane.is_answer || lane.unsent.len() >= batching.count {
-            return None;
-        }
-        let front = *lane.unsent.front()?;
-        let first = entries.get(&front)?;
-        let is_full = self.unsent_bytes >= batching.bytes || !self.shelf.is_empty();
-        let hurry = self.urgent.is_some_and(|urgent| front <= urgent) || is_full;
-        if hurry || first.message.alone || !first.message.publication.joins {
-            return None;
-        }
-        // What waits already goes on waiting for the same time.
-        Some(*self.linger_until.get_or_insert_with(|| Instant::now() + batching.age))
-    }
-
-    fn end_pauses(&mut self, now: Instant) {
-        self.paused_until = self.paused_until.filter(|until| *until > now);
-        for lane in &mut self.lanes {
-            lane.paused_until = lane.paused_until.filter(|until| *until > now);
-        }
-    }
-
-    /// The oldest of what may be dropped.
-    fn oldest_stream(&self) -> Option<Oldest> {
-        self.older(Class::Stream, self.streams.front().copied())
-    }
-
-    /// What is dropped first.
-    fn oldest(&self) -> Option<Oldest> {
-        let fronts = |is_answer: bool| {
-            let lanes = self.lanes.iter().filter(move |lane| lane.is_answer == is_answer);
-            lanes.filter_map(|lane| lane.unsent.front().copied()).min()
-        };
-        let keep = || self.older(Class::Keep, fronts(false));
-        self.oldest_stream().or_else(keep).or_else(|| self.older(Class::Answer, fronts(true)))
-    }
-
-    /// The older one of a loaded entry and the first stored one of its class.
-    fn older(&self, class: Class, loaded: Option<Sequence>) -> Option<Oldest> {
-        match (loaded, self.shelf.of(class).front().map(|entry| entry.sequence)) {
-            (Some(loaded), Some(stored)) if stored < loaded => Some(Oldest::Stored(class, stored)),
-            (Some(loaded), _) => Some(Oldest::Loaded(loaded)),
-            (None, stored) => stored.map(|stored| Oldest::Stored(class, stored)),
-        }
-    }
-
-    /// How many places its lists take.
-    #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.unsent.len()).sum::<usize>() + self.streams.len()
-    }
-
-    /// The next unsent entry and those that may go with it, now sent. A batch
-    /// ends where a message on another topic is older.
-    fn take(&mut self, entries: &mut Entries, batching: Batching, now: Moment) -> Vec<(Sequence, Publication)> {
-        let mut parts: Vec<(Sequence, Publication)> = Vec::new();
-        let Some(place) = self.next_lane() else { return parts };
-        let limit = self.first_of_others(place).unwrap_or(Sequence::MAX);
-        let Some(lane) = self.lanes.get_mut(place) else { return parts };
-        if !lane.is_answer {
-            self.linger_until = None;
-        }
-        let mut bytes = 0;
-        while let Some(sequence) = lane.unsent.front().copied() {
-            let Some(entry) = entries.get(&sequence) else {
-                lane.unsent.pop_front();
-                continue;
-            };
-            bytes += entry.message.publication.payload.len() + 1;
-            if let Some((first, _)) = parts.first() {
-                let fits = entries.get(first).is_some_and(|first| first.joins(entry));
-                let is_full = parts.len() >= batching.count || bytes > batching.bytes;
-                if !fits || is_full || (sequence > limit && !lane.is_answer) {
-                    break;
-                }
-            }
-            lane.unsent.pop_front();
-            let Some(entry) = entries.get_mut(&sequence) else { continue };
-            entry.place = Place::Sent;
-            self.unsent_bytes -= entry.cost();
-            parts.push((sequence, entry.publication_at(now)));
-            if batching.count <= 1 {
-                break;
-            }
-        }
-        trim(&mut lane.unsent, entries);
-        if lane.unsent.is_empty() && lane.paused_until.is_none() && self.lanes.len() > 1 {
-            self.lanes.swap_remove(place);
-        }
-        parts
-    }
-
-    /// Takes what is gone off the fronts of the lists, and out of those that
-    /// one that stays at the front makes pile up.
-    fn tidy(&mut self, entries: &Entries) {
-        let most = 2 * (self.count - self.shelf.len()) + SPARE;
-        for list in self.lanes.iter_mut().map(|lane| &mut lane.unsent).chain([&mut self.streams]) {
-            trim(list, entries);
-            if list.len() > most {
-                list.retain(|sequence| entries.contains_key(sequence));
-            }
-        }
-    }
-
-    fn sort(&mut self, entries: &Entries) {
-        for lane in &mut self.lanes {
-            lane.unsent.make_contiguous().sort_unstable();
-            trim(&mut lane.unsent, entries);
-        }
-    }
-
-    fn clear(&mut self) {
-        self.streams.clear();
-        self.lanes.iter_mut().for_each(|lane| lane.unsent.clear());
-        self.turn = Turn::None;
-    }
-}
-
-/// Adds a number where it belongs: most often at the end.
-fn push_in_order(list: &mut VecDeque<Sequence>, sequence: Sequence) {
-    let is_last = list.back().is_none_or(|last| *last < sequence);
-    let place = if is_last { list.len() } else { list.partition_point(|other| *other < sequence) };
-    list.insert(place, sequence);
-}
-
-/// Takes entries that are gone off the front.
-fn trim(list: &mut VecDeque<Sequence>, entries: &Entries) {
-    while list.front().is_some_and(|first| !entries.contains_key(first)) {
-        list.pop_front();
     }
 }

@@ -88,6 +88,11 @@ impl Shelf {
         }
     }
 
+    /// The last one.
+    pub(super) fn last(&self) -> Option<Sequence> {
+        self.0.iter().filter_map(|entries| Some(entries.back()?.sequence)).max()
+    }
+
     /// Those that are loaded next: answers, then the rest in its order.
     pub(super) fn next(&self) -> impl Iterator<Item = (Class, Stored)> {
         let answers = self.of(Class::Answer).iter().map(|entry| (Class::Answer, *entry));

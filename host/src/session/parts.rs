@@ -143,5 +143,11 @@ fn kaa(name: &SessionName, session: &KaaSession, folder: &Path) -> Result<Parts>
 }
 
 fn bounds(settings: &config::Outbox, batching: Batching) -> Bounds {
-    Bounds { bytes: settings.max_size.bytes(), memory: settings.max_memory.bytes(), age: settings.max_age.0, batching }
+    Bounds {
+        bytes: settings.max_size.bytes(),
+        memory: settings.max_memory.bytes(),
+        age: settings.max_age.0,
+        batching,
+        backfill: settings.backfill.map(|share| share.0),
+    }
 }

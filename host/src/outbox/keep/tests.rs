@@ -36,8 +36,15 @@ fn number_of(publication: &Publication) -> usize {
     json["n"].as_u64().unwrap() as usize
 }
 
-/// Takes and acknowledges until this many have come; their numbers by device.
+/// Takes and acknowledges all, which are so many; their numbers by device.
 async fn drain(outbox: &Outbox, count: usize) -> BTreeMap<DeviceId, Vec<usize>> {
+    let all = drain_some(outbox, count).await;
+    assert_eq!((outbox.stats().waiting, outbox.stats().bytes), (0, 0));
+    all
+}
+
+/// Takes and acknowledges until this many have come.
+async fn drain_some(outbox: &Outbox, count: usize) -> BTreeMap<DeviceId, Vec<usize>> {
     let mut all = BTreeMap::<DeviceId, Vec<usize>>::new();
     let mut left = count;
     while left > 0 {
@@ -53,7 +60,6 @@ async fn drain(outbox: &Outbox, count: usize) -> BTreeMap<DeviceId, Vec<usize>> 
         let loaded: usize = outbox.lock().entries.values().map(|entry| entry.message.cost()).sum();
         assert!(loaded <= MEMORY, "{loaded} bytes are loaded");
     }
-    assert_eq!((outbox.stats().waiting, outbox.stats().bytes), (0, 0));
     all
 }
 
@@ -129,7 +135,7 @@ async fn a_batch_is_put_together_of_what_was_stored() {
     let folder = tempfile::tempdir().unwrap();
     let batching = crate::outbox::Batching { count: 10, bytes: 4000, age: Duration::from_millis(100) };
     let age = Duration::from_secs(3600);
-    let outbox = Arc::new(Outbox::new(Bounds { bytes: 64 << 20, memory: MEMORY, age, batching }));
+    let outbox = Arc::new(Outbox::new(Bounds { bytes: 64 << 20, memory: MEMORY, age, batching, backfill: None }));
     outbox.keep_in(folder.path(), Duration::from_millis(5)).unwrap();
     let device = DeviceId::new("a");
     for _ in 0..5000 {
@@ -198,6 +204,34 @@ async fn a_folder_that_is_removed_costs_nothing_that_waits() {
     drop(before);
     let after = outbox(&place);
     assert_eq!(drain(&after, 20_010).await, expected(0..20_010));
+}
+
+#[tokio::test]
+async fn what_is_live_passes_by_what_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let age = Duration::from_secs(3600);
+    let bounds = Bounds { bytes: 64 << 20, memory: MEMORY, age, backfill: Some(50), ..Bounds::default() };
+    let outbox = Arc::new(Outbox::new(bounds));
+    outbox.keep_in(folder.path(), Duration::from_millis(5)).unwrap();
+    append_many(&outbox, 0..6000);
+    outbox.connected();
+    // Some go, so that there is room in memory.
+    let early = drain_some(&outbox, 300).await;
+    append_many(&outbox, 6000..6030);
+    let mixed = drain_some(&outbox, 120).await;
+    let live = |numbers: &[usize]| numbers.iter().filter(|number| **number >= 6000).copied().collect::<Vec<_>>();
+    let mut seen: Vec<usize> = mixed.values().flat_map(|numbers| live(numbers)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (6000..6030).collect::<Vec<_>>());
+    // So many that not all of them fit into memory.
+    append_many(&outbox, 6030..12_000);
+    let late = drain(&outbox, 12_000 - 420).await;
+    for device in early.keys() {
+        let all = [&early[device][..], &mixed[device], &late[device]].concat();
+        let (live, waited): (Vec<usize>, Vec<usize>) = all.iter().partition(|number| **number >= 6000);
+        assert!(live.is_sorted() && waited.is_sorted(), "{device}");
+        assert_eq!(all.len(), 4000);
+    }
 }
 
 #[tokio::test]
