@@ -418,7 +418,10 @@ fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod unit {
     use super::*;
 
     #[test]

@@ -180,11 +180,15 @@ impl Broker {
     /// Debian's mosquitto with further lines in its configuration, in whose
     /// folder the files are.
     pub fn mosquitto(lines: &str, files: &[(&str, &str)]) -> Broker {
+        Broker::mosquitto_at(free_port(), lines, files)
+    }
+
+    /// The same at a port.
+    pub fn mosquitto_at(port: u16, lines: &str, files: &[(&str, &str)]) -> Broker {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let port = free_port();
         let lines = lines.replace("FOLDER", folder.path().to_str().unwrap());
         let config = format!(
             "per_listener_settings true\nuser root\nmax_queued_messages 100000\nlistener {port} 127.0.0.1\n{lines}\n"

@@ -9,11 +9,12 @@ use sandgate_test_needs::needs;
 
 use crate::harness::{Broker, Gateway, Observer, fixture, free_port};
 
-/// A private CA, a server certificate for another name, a client certificate.
+/// A private CA, a server certificate for another name, one that has expired, a client certificate.
 pub struct Papers {
     pub ca: String,
     /// Certificate and key.
     pub server: (String, String),
+    pub expired: (String, String),
     pub client: (String, String),
 }
 
@@ -22,13 +23,16 @@ pub fn papers() -> Papers {
     params.distinguished_name.push(DnType::CommonName, "private CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let issue = |name: &str| {
+    let issue_until = |name: &str, year: i32| {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         (params.signed_by(&key, &ca).unwrap().pem(), key.serialize_pem())
     };
-    Papers { ca: ca.pem(), server: issue("not.this.host"), client: issue("device") }
+    let issue = |name: &str| issue_until(name, 2100);
+    let expired = issue_until("not.this.host", 2020);
+    Papers { ca: ca.pem(), server: issue("not.this.host"), expired, client: issue("device") }
 }
 
 fn blob(json: &Json) -> String {

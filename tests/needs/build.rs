@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 /// All that a test may need.
-const TOOLS: [&str; 10] = [
+const TOOLS: [&str; 11] = [
+    "cc",
     "mosquitto",
     "mosquitto_passwd",
     "mosquitto_pub",

@@ -32,6 +32,7 @@ fn main() {
         }
         if wanted("swaps") {
             in_process::swaps().await;
+            in_process::roll_back_after_trap().await;
         }
         if wanted("restart") {
             in_process::restart_after_trap().await;
