@@ -9,6 +9,7 @@ mod command;
 mod configurations;
 mod control;
 mod devices;
+mod held;
 mod memory;
 mod notices;
 mod offers;
