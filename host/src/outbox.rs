@@ -326,8 +326,11 @@ impl Outbox {
     /// What people want to know of it, beside the counts.
     pub fn state(&self) -> State {
         let (oldest, hours_left, max_bytes, dropped) = {
-            let (queue, now) = (self.lock(), Moment::now());
-            (queue.oldest(now), queue.hours_left(now), queue.bounds.bytes, queue.all_drops.clone())
+            let (inner, now) = (self.inner(), Moment::now());
+            let (queue, bounds) = (&inner.queue, &inner.queue.bounds);
+            // Without a disk memory is all the room there is.
+            let room = if inner.keeping.is_some() { bounds.bytes } else { bounds.bytes.min(bounds.memory) };
+            (queue.oldest(now), queue.hours_left(room, now), room, queue.all_drops.clone())
         };
         State {
             max_bytes,

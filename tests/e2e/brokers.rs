@@ -13,15 +13,23 @@ use crate::harness::{Broker, Gateway, Observer, Proxy, fixture, until};
 struct Lacks {
     /// It forgets what it kept for a client that was killed.
     sessions: bool,
+    /// It takes nobody without a name and a password.
+    strangers: bool,
 }
 
 /// Samples go up and commands down; an outage, a kill and a stop lose nothing.
 async fn all_is_well_on(broker: Broker, lacks: Lacks) {
-    let observer = Observer::connect(broker.port).await;
+    let credentials = ("gateway@localhost", "any");
+    let observer = Observer::connect_as(broker.port, lacks.strangers.then_some(credentials)).await;
     let proxy = Proxy::to(broker.port).await;
     let field = Field::start(Duration::ZERO).await;
     let mut gateway = Gateway::prepare(&[("actuator.wasm", fixture("actuator"))]);
-    gateway.start(proxy.port, &format!("keep_alive = '2s'\n{}", field.device("d0", 10)));
+    let (name, password) = credentials;
+    let keys = match lacks.strangers {
+        true => format!("username = '{name}'\npassword = {{ value = '{password}' }}\n"),
+        false => String::new(),
+    };
+    gateway.start(proxy.port, &format!("keep_alive = '2s'\n{keys}{}", field.device("d0", 10)));
     observer.find("the first sample", |message| message.on("v1/from/S01/s--d0/v1/telemetry")).await;
     let answer = observer.command("s--d0", json!({"id": "c1", "name": "act"})).await;
     assert_eq!(answer["state"], "completed", "{answer}");
@@ -87,8 +95,14 @@ async fn all_is_well_on_rabbitmq() {
     all_is_well_on(Broker::rabbitmq(), Lacks::default()).await;
 }
 
+#[needs("ejabberdctl")]
+#[tokio::test(flavor = "multi_thread")]
+async fn all_is_well_on_ejabberd() {
+    all_is_well_on(Broker::ejabberd(), Lacks { strangers: true, ..Lacks::default() }).await;
+}
+
 /// It keeps nothing for anybody, as a cloud may do.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_is_well_on_the_stand_in() {
-    all_is_well_on(Broker::start(), Lacks { sessions: true }).await;
+    all_is_well_on(Broker::start(), Lacks { sessions: true, ..Lacks::default() }).await;
 }

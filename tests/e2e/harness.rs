@@ -162,6 +162,35 @@ impl Broker {
         broker
     }
 
+    /// Debian's ejabberd with its module for MQTT, which takes any name and password.
+    pub fn ejabberd() -> Broker {
+        let (port, names) = (free_port(), free_port().to_string());
+        let config = format!(
+            "hosts: [localhost]\nauth_method: [anonymous]\nanonymous_protocol: login_anon\n\
+             allow_multiple_connections: true\nlisten:\n  - {{ port: {port}, ip: 127.0.0.1, module: mod_mqtt }}\n\
+             modules:\n  mod_mqtt: {{ access_publish: {{}}, access_subscribe: {{}} }}\n"
+        );
+        let mut name_server = Command::new("epmd");
+        name_server.args(["-port", &names, "-address", "127.0.0.1"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let name_server = name_server.spawn().unwrap();
+        // Its own script becomes another user.
+        let mut broker = Broker::program(port, "erl", &config, |command, config| {
+            let folder = config.parent().unwrap();
+            let config_file = folder.join("ejabberd.yml");
+            std::fs::copy(config, &config_file).unwrap();
+            command
+                .args(["-noinput", "-sname", &format!("sandgate-{port}@localhost"), "-s", "ejabberd"])
+                .args(["-mnesia", "dir", &format!("{:?}", folder.join("data"))])
+                .env("HOME", folder)
+                .env("ERL_EPMD_PORT", &names)
+                .env("ERL_LIBS", format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH))
+                .env("EJABBERD_CONFIG_PATH", config_file)
+                .env("EJABBERD_LOG_PATH", folder.join("ejabberd.log"));
+        });
+        broker.processes.push(name_server);
+        broker
+    }
+
     /// A program with this configuration, in whose folder it works; ended with all of its children.
     fn program(port: u16, name: &str, config: &str, set_up: impl FnOnce(&mut Command, &Path)) -> Broker {
         use std::os::unix::process::CommandExt;
@@ -253,9 +282,17 @@ pub struct Observer {
 
 impl Observer {
     pub async fn connect(port: u16) -> Observer {
+        Observer::connect_as(port, None).await
+    }
+
+    /// The same with a name and a password.
+    pub async fn connect_as(port: u16, credentials: Option<(&str, &str)>) -> Observer {
         until("the broker to listen", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         let mut options = MqttOptions::new(format!("observer-{}", fastrand::u32(..)), "127.0.0.1", port);
         options.set_max_packet_size(8 << 20, 8 << 20);
+        if let Some((name, password)) = credentials {
+            options.set_credentials(name, password);
+        }
         let (client, mut events) = AsyncClient::new(options, 1000);
         client.subscribe("v1/from/#", QoS::AtLeastOnce).await.unwrap();
         let seen: Arc<(Mutex<Vec<Message>>, Notify)> = Arc::default();

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 /// All that a test may need.
-const TOOLS: [&str; 11] = [
+const TOOLS: [&str; 12] = [
     "cc",
+    "ejabberdctl",
     "mosquitto",
     "mosquitto_passwd",
     "mosquitto_pub",

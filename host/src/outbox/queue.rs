@@ -513,10 +513,10 @@ impl Queue {
         shelves.chain(loaded).map(|moment| now.since(moment)).max()
     }
 
-    /// For how many hours there is room when nothing goes.
+    /// For how many hours so many bytes are enough when nothing goes.
     #[allow(clippy::cast_precision_loss)] // for people
-    pub(super) fn hours_left(&self, now: Moment) -> Option<f64> {
-        let room = self.bounds.bytes.saturating_sub(self.stats.bytes) as f64;
+    pub(super) fn hours_left(&self, room: usize, now: Moment) -> Option<f64> {
+        let room = room.saturating_sub(self.stats.bytes) as f64;
         let hours = room / self.pace.rate(now).filter(|rate| *rate > 0.0)? / 3600.0;
         Some((hours * 10.0).round() / 10.0)
     }
