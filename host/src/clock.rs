@@ -49,11 +49,16 @@ impl Moment {
         Moment { wall: now(), steady }
     }
 
+    /// Whether its wall clock had been set.
+    pub fn is_set(self) -> bool {
+        self.wall >= EARLIEST
+    }
+
     /// The moment of an earlier start of the machine at which the wall clock
     /// said this; as long ago as the wall clock says now. A clock that was not
     /// set yet tells nothing: that counts as now.
     pub fn as_old_as(self, wall: Time) -> Moment {
-        let age = if wall < EARLIEST { 0 } else { self.wall.saturating_sub(wall) };
+        let age = if !(Moment { wall, ..self }).is_set() { 0 } else { self.wall.saturating_sub(wall) };
         Moment { wall, steady: self.steady.saturating_sub(age) }
     }
 

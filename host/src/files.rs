@@ -157,11 +157,17 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
 /// Keeps a damaged file for a look, and says where; it also stays where it is,
 /// unless it is no file, or the file system cannot.
 pub fn keep_aside(path: &Path) -> io::Result<PathBuf> {
-    let Ok(Some(file)) = open(path) else { return set_aside(path) };
+    let found = path.symlink_metadata()?;
+    if !found.is_file() {
+        return set_aside(path);
+    }
     let is_ours = is_aside_of(path);
+    let is_same = |other: &Path| {
+        other.symlink_metadata().is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
+    };
     let others =
         std::fs::read_dir(folder_of(path))?.flatten().filter(|entry| entry.file_name().to_str().is_some_and(&is_ours));
-    if let Some(kept) = others.map(|entry| entry.path()).find(|other| is_at(&file, other)) {
+    if let Some(kept) = others.map(|entry| entry.path()).find(|other| is_same(other)) {
         return Ok(kept);
     }
     let aside = free_aside(path);

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value as Json;
 
+use crate::shortage;
 use place::Place;
 
 /// Longer lines are damage; the longest are results of commands and stored values.
@@ -47,6 +48,8 @@ pub struct Ledger<P: Place = PathBuf> {
     kind: &'static str,
     /// Whether the file has all that it should; if not, the next write writes everything.
     is_whole: bool,
+    /// What the machine had not enough of to read it.
+    shortage: Option<io::Error>,
     /// Whether its name is on the disk: the process before may have died between
     /// giving it and that.
     is_name_synced: bool,
@@ -67,7 +70,16 @@ impl Ledger {
 
 impl<P: Place> Ledger<P> {
     fn open_in(place: P, kind: &'static str, mut take: impl FnMut(Json) -> bool) -> Ledger<P> {
-        let mut ledger = Ledger { place, kind, is_whole: false, is_name_synced: false, file: None, bytes: 0, fresh: 0 };
+        let mut ledger = Ledger {
+            place,
+            kind,
+            is_whole: false,
+            shortage: None,
+            is_name_synced: false,
+            file: None,
+            bytes: 0,
+            fresh: 0,
+        };
         let damage = match ledger.place.read() {
             Ok(None) => return ledger,
             Ok(Some((file, size))) => match ledger.read(file, size, &mut take) {
@@ -75,6 +87,10 @@ impl<P: Place> Ledger<P> {
                 Ok(lines) => Some(format!("{lines} damaged lines")),
                 Err(error) => Some(error.to_string()),
             },
+            Err(error) if shortage::is_shortage(std::iter::once(&error as _)) => {
+                ledger.shortage = Some(error);
+                return ledger;
+            }
             Err(error) => Some(error.to_string()),
         };
         let Some(damage) = damage else {
@@ -87,6 +103,12 @@ impl<P: Place> Ledger<P> {
             Err(error) => tracing::error!("{name}: {damage}; it cannot be kept aside: {error}"),
         }
         ledger
+    }
+
+    /// Why the file could not be read now, while it may well be whole: it is to
+    /// be opened again before something is written.
+    pub fn shortage(&self) -> Option<&io::Error> {
+        self.shortage.as_ref()
     }
 
     /// Whether the file has all that it should. If not, the next entry writes

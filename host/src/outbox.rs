@@ -79,6 +79,11 @@ impl Bounds {
         self.memory / 2
     }
 
+    /// With so much in memory, nothing else is loaded.
+    fn full(&self) -> usize {
+        self.memory - self.memory / 4
+    }
+
     /// How much of what is on the disk is loaded, so that what goes next is at hand.
     fn ahead(&self) -> usize {
         self.memory / 16

@@ -7,6 +7,7 @@
 mod older;
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -84,8 +85,8 @@ impl DeviceStorage {
     }
 
     /// Reads a value.
-    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.with(|values| values.values.get(key).cloned())
+    pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        self.with(|values| Ok(values.values.get(key).cloned()))
     }
 
     /// Writes a value, unless all keys and values of the device would become
@@ -107,37 +108,44 @@ impl DeviceStorage {
     }
 
     /// Lists all keys, sorted.
-    pub fn keys(&self) -> Vec<String> {
-        self.with(|values| values.values.keys().cloned().collect())
+    pub fn keys(&self) -> Result<Vec<String>> {
+        self.with(|values| Ok(values.values.keys().cloned().collect()))
     }
 
-    fn with<T>(&self, call: impl FnOnce(&mut Values) -> T) -> T {
+    fn with<T>(&self, call: impl FnOnce(&mut Values) -> Result<T>) -> Result<T> {
         let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        values.load();
+        values.load()?;
         call(&mut values)
     }
 }
 
 impl Values {
-    fn load(&mut self) {
+    /// Reads the file at the first use; the next one tries again when the machine
+    /// was short of something.
+    fn load(&mut self) -> io::Result<()> {
         if self.file.is_some() {
-            return;
+            return Ok(());
         }
-        let (path, values) = (self.path.clone(), &mut self.values);
-        self.file = Some(Ledger::open(&path, "storage", |line| {
+        let mut values = BTreeMap::new();
+        let mut file = Ledger::open(&self.path, "storage", |line| {
             let Some((key, value)) = entry(&line) else { return false };
             match value {
                 Some(value) => drop(values.insert(key, value)),
                 None => drop(values.remove(&key)),
             }
             true
-        }));
-        self.size = self.values.iter().map(|(key, value)| key.len() + value.len()).sum();
+        });
+        if let Some(shortage) = file.shortage() {
+            return Err(io::Error::new(shortage.kind(), format!("reading {}: {shortage}", self.path.display())));
+        }
         // A driver may only read for a long time. Without a disk the next entry tries again.
-        if let Some(file) = self.file.as_mut().filter(|file| !file.is_whole() && !self.values.is_empty()) {
-            let _ = file.rewrite(self.values.iter().map(|(key, value)| line(key, Some(value))));
+        if !file.is_whole() && !values.is_empty() {
+            let _ = file.rewrite(values.iter().map(|(key, value)| line(key, Some(value))));
             file.close();
         }
+        self.size = values.iter().map(|(key, value)| key.len() + value.len()).sum();
+        (self.values, self.file) = (values, Some(file));
+        Ok(())
     }
 
     /// Sets or removes a value, on the disk first.
@@ -193,9 +201,9 @@ mod tests {
             storage.device(&a).delete("z").unwrap();
         }
         let storage = Storage::open(folder.path());
-        assert_eq!(storage.device(&a).keys(), ["x"]);
-        assert_eq!(storage.device(&ab).get("y"), Some(b"2".to_vec()));
-        assert_eq!(storage.device(&a).get("y"), None);
+        assert_eq!(storage.device(&a).keys().unwrap(), ["x"]);
+        assert_eq!(storage.device(&ab).get("y").unwrap(), Some(b"2".to_vec()));
+        assert_eq!(storage.device(&a).get("y").unwrap(), None);
     }
 
     #[test]
@@ -210,11 +218,11 @@ mod tests {
         lines[1] = lines[1].replace("\"x\"", "\"w\"");
         std::fs::write(&path, lines.join("\n") + "\n").unwrap();
         // Also of a life that only reads, and dies.
-        assert_eq!(Storage::open(folder.path()).device(&device).keys(), ["y"]);
+        assert_eq!(Storage::open(folder.path()).device(&device).keys().unwrap(), ["y"]);
         let storage = Storage::open(folder.path()).device(&device);
-        assert_eq!(storage.keys(), ["y"]);
+        assert_eq!(storage.keys().unwrap(), ["y"]);
         assert!(storage.set("z", vec![1], 100).unwrap());
-        assert_eq!(Storage::open(folder.path()).device(&device).keys(), ["y", "z"]);
+        assert_eq!(Storage::open(folder.path()).device(&device).keys().unwrap(), ["y", "z"]);
     }
 
     #[test]
@@ -226,7 +234,7 @@ mod tests {
             assert!(!storage.set(key, vec![0; 8], 10).unwrap());
         }
         assert!(storage.set("x", vec![0; 9], 10).unwrap());
-        assert_eq!(storage.keys(), ["x"]);
+        assert_eq!(storage.keys().unwrap(), ["x"]);
         storage.delete("x").unwrap();
         assert!(storage.set("\u{10FFFF}", vec![0; 6], 10).unwrap());
     }
@@ -238,7 +246,7 @@ mod tests {
         std::fs::write(&blocked, "").unwrap();
         let storage = Storage::open(folder.path()).device(&DeviceId::new("a"));
         assert!(storage.set("x", vec![1], 100).is_err());
-        assert_eq!(storage.get("x"), None);
+        assert_eq!(storage.get("x").unwrap(), None);
         std::fs::remove_file(&blocked).unwrap();
         assert!(storage.set("x", vec![1], 100).unwrap());
     }

@@ -6,7 +6,7 @@
 //! stalls, the outbox goes on in memory and says so once; as soon as the disk takes
 //! it, what is not there is written.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::disk::Folder;
-use super::log::{FILE, LARGEST_FILE, Log, OnShelf, Reader, Spot, Work};
+use super::log::{FILE, LARGEST_FILE, Log, OnShelf, Spot, Work};
 use super::queue::Entry;
 use super::record::Message;
 use super::{Inner, Outbox, Sequence};
@@ -33,6 +33,8 @@ const STALLED: Duration = Duration::from_secs(1);
 const SLICE: usize = 256;
 /// Entries that are loaded at once.
 const LOADED: usize = 512;
+/// How often an entry is read that the disk does not give.
+const TRIES: u32 = 10;
 /// The lags of this number of groups are remembered.
 const GROUPS: usize = 1000;
 /// How many files what waits takes, if they need not be larger or smaller for that.
@@ -258,7 +260,8 @@ impl Inner {
     /// file of it that is to be emptied, in order; and stored ones in such files.
     fn to_write(&self) -> (Vec<Sequence>, Vec<OnShelf>) {
         let Some(keeping) = &self.keeping else { return Default::default() };
-        let files = keeping.log.to_empty();
+        // One at a time: there may be a million entries in all.
+        let files: BTreeSet<u64> = keeping.log.to_empty().into_iter().take(1).collect();
         if files.is_empty() && keeping.is_writing && !keeping.is_behind {
             return Default::default();
         }
@@ -281,22 +284,23 @@ impl Inner {
         let Some(keeping) = keeping else { return Ok(()) };
         for sequence in sequences {
             let Some(entry) = queue.entries.get(sequence) else { continue };
-            if let Some(spot) = keeping.log.append(*sequence, &entry.message)?
-                && let Some(old) = queue.moved(*sequence, spot)
-            {
-                keeping.log.leave(old);
+            if let Some(spot) = keeping.log.append(*sequence, &entry.message)? {
+                let old = queue.moved(*sequence, spot);
+                old.into_iter().for_each(|old| keeping.log.leave(old));
+                queue.store_again(*sequence);
             }
         }
         Ok(())
     }
 
     /// Writes a stored entry to another file, if it still lies where it was read.
-    fn write_stored(&mut self, (device, class, read): &OnShelf, message: Option<Message>) -> io::Result<()> {
+    fn write_stored(&mut self, (device, class, read): &OnShelf, message: io::Result<Message>) -> io::Result<()> {
         let Inner { queue, keeping } = self;
-        let (Some(keeping), Some(message)) = (keeping, message) else {
-            // It cannot be read.
-            self.queue.load(device, *class, read, None);
-            return Ok(());
+        let Some(keeping) = keeping else { return Ok(()) };
+        let message = match message {
+            Ok(message) => message,
+            Err(error) if is_damage(&error) => return Ok(queue.load(device, *class, read, None)),
+            Err(error) => return Err(error),
         };
         let shelf = queue.devices.get_mut(device).map(|queue| &mut queue.shelf);
         let entry = shelf.and_then(|shelf| shelf.find(*class, read.sequence)).filter(|entry| entry.spot == read.spot);
@@ -406,50 +410,77 @@ fn keep(outbox: &Weak<Outbox>, every: Duration) {
 
 /// Loads entries until the outbox is gone.
 fn load(outbox: &Weak<Outbox>) {
+    let (mut pause, mut tries) = (AGAIN, HashMap::new());
     loop {
         let Some(outbox) = outbox.upgrade() else { return };
         let Some(signal) = outbox.inner().keeping.as_ref().map(|keeping| Arc::clone(&keeping.loader)) else { return };
         signal.is_set.store(false, Ordering::Release);
-        while load_some(&outbox) {}
+        let result = loop {
+            match load_some(&outbox, &mut tries) {
+                Ok(true) => pause = AGAIN,
+                done => break done,
+            }
+        };
         drop(outbox);
-        if !signal.is_set.load(Ordering::Acquire) {
-            // Now and then it is looked whether the outbox still is.
-            std::thread::park_timeout(Duration::from_secs(5));
+        match result {
+            Err(error) => {
+                tracing::error!("what waits in the outbox cannot be read from the disk: {error}; trying again");
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_AGAIN);
+            }
+            Ok(_) if !signal.is_set.load(Ordering::Acquire) => {
+                // Now and then it is looked whether the outbox still is.
+                std::thread::park_timeout(Duration::from_secs(5));
+            }
+            Ok(_) => {}
         }
     }
 }
 
-/// Loads the entries that go next; false when there are enough.
-fn load_some(outbox: &Outbox) -> bool {
+/// Loads the entries that go next; false when there are enough. An error is one
+/// of a disk that may give them later: an entry is given up after some `tries`.
+fn load_some(outbox: &Outbox, tries: &mut HashMap<Sequence, u32>) -> io::Result<bool> {
     let (next, reader) = {
         let mut inner = outbox.inner();
         let next = inner.queue.next_to_load(LOADED);
         let reader = inner.keeping.as_ref().map(|keeping| keeping.log.reader(&next));
         (next, reader)
     };
-    let Some(reader) = reader.filter(|_| !next.is_empty()) else { return false };
-    let messages = read(&next, reader);
+    let Some(mut reader) = reader.filter(|_| !next.is_empty()) else { return Ok(false) };
+    let messages = reader.read(&next, Moment::now());
+    let mut problem = None;
     {
         let mut queue = outbox.lock();
         for ((device, class, entry), message) in next.iter().zip(messages) {
-            queue.load(device, *class, entry, message);
+            match message {
+                Ok(message) => {
+                    tries.remove(&entry.sequence);
+                    queue.load(device, *class, entry, Some(message));
+                }
+                Err(error) => {
+                    let times = tries.entry(entry.sequence).or_default();
+                    *times += 1;
+                    if is_damage(&error) || *times >= TRIES {
+                        tracing::error!(%device, "a message that waited cannot be read from the disk: {error}");
+                        tries.remove(&entry.sequence);
+                        queue.load(device, *class, entry, None);
+                    } else {
+                        problem = Some(error);
+                    }
+                }
+            }
         }
         for run in next.chunk_by(|(first, ..), (second, ..)| first == second) {
             run.first().into_iter().for_each(|(device, ..)| queue.loaded(device));
         }
     }
     outbox.appended.notify_one();
-    true
+    problem.map_or(Ok(true), Err)
 }
 
-/// Reads stored entries; none of those that cannot be read.
-fn read(stored: &[OnShelf], mut reader: Reader<Arc<File>>) -> Vec<Option<Message>> {
-    let messages = reader.read(stored, Moment::now()).into_iter().zip(stored);
-    let told = messages.map(|(message, (device, ..))| {
-        let failed = |error| tracing::error!(%device, "a message that waits cannot be read from the disk: {error}");
-        message.map_err(failed).ok()
-    });
-    told.collect()
+/// Whether trying again changes nothing.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
 }
 
 /// Writes entries a few at a time, so that others get the lock in between.
@@ -457,32 +488,39 @@ fn write(outbox: &Outbox, loaded: &[Sequence], stored: &[OnShelf]) -> io::Result
     loaded.chunks(SLICE).try_for_each(|slice| outbox.inner().write(slice))?;
     for slice in stored.chunks(SLICE) {
         let reader = outbox.inner().keeping.as_ref().map(|keeping| keeping.log.reader(slice));
-        let Some(reader) = reader else { return Ok(()) };
-        let messages = read(slice, reader);
+        let Some(mut reader) = reader else { return Ok(()) };
+        let messages = reader.read(slice, Moment::now());
         let mut inner = outbox.inner();
         slice.iter().zip(messages).try_for_each(|(stored, message)| inner.write_stored(stored, message))?;
         inner.settle();
     }
+    outbox.appended.notify_one();
     Ok(())
 }
 
-/// Writes what is not in the log after an error, or lies in files that are to be emptied.
+/// Writes what is not in the log after an error or a stall, or lies in a file
+/// that is to be emptied.
 fn catch_up(outbox: &Outbox) -> io::Result<()> {
-    let (loaded, stored) = outbox.inner().to_write();
-    write(outbox, &loaded, &stored)?;
-    let mut inner = outbox.inner();
-    if inner.keeping.as_ref().is_none_or(|keeping| keeping.is_writing) {
+    loop {
+        let (loaded, stored) = outbox.inner().to_write();
+        write(outbox, &loaded, &stored)?;
+        let mut inner = outbox.inner();
+        let is_missing = |keeping: &Keeping| !keeping.is_writing || keeping.is_behind;
+        if !inner.keeping.as_deref().is_some_and(is_missing) {
+            return Ok(());
+        }
+        let (loaded, stored) = inner.to_write();
+        if !stored.is_empty() || loaded.len() > SLICE {
+            // There are more, or many have come meanwhile.
+            continue;
+        }
+        inner.write(&loaded)?;
+        // From here on each is written as it comes.
+        if let Some(keeping) = &mut inner.keeping {
+            (keeping.is_writing, keeping.is_behind) = (true, false);
+        }
         return Ok(());
     }
-    // What has come meanwhile; from here on each is written as it comes.
-    let (loaded, stored) = inner.to_write();
-    inner.write(&loaded)?;
-    if let Some(keeping) = &mut inner.keeping
-        && stored.is_empty()
-    {
-        (keeping.is_writing, keeping.is_behind) = (true, false);
-    }
-    Ok(())
 }
 
 /// One group; false when the disk is to be left alone for a while.
@@ -521,19 +559,11 @@ fn try_step(outbox: &Outbox) -> bool {
         return false;
     }
     keeping.done(&work, since);
-    if !keeping.is_well() || !keeping.is_behind {
-        return keeping.is_writing;
+    if keeping.is_behind {
+        // What was accepted while the disk stalled is written next.
+        keeping.signal.set();
     }
-    // What was accepted while the disk stalled.
-    let (loaded, _) = inner.to_write();
-    let written = inner.write(&loaded);
-    let Some(keeping) = &mut inner.keeping else { return true };
-    keeping.signal.set();
-    match &written {
-        Ok(()) => keeping.is_behind = false,
-        Err(error) => keeping.write_failed(error),
-    }
-    written.is_ok()
+    keeping.is_well()
 }
 
 #[cfg(test)]

@@ -261,9 +261,8 @@ impl<D: Disk> Log<D> {
     }
 
     fn add_pending(&self, buffer: &mut Vec<u8>) {
-        if !self.pending.is_empty() {
-            record::write_removal(buffer, &self.pending);
-        }
+        // A disk that failed for long has let many come together; a record has a longest size.
+        self.pending.chunks(MAX_PENDING).for_each(|pending| record::write_removal(buffer, pending));
     }
 
     /// Writes records to the active file: which one, and where in it.
@@ -470,6 +469,10 @@ impl<F> Reader<F> {
         let view = view.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
         let mut message = view.message(device);
         if self.files.get(&entry.spot.file).is_none_or(|(_, boot)| *boot != self.boot) {
+            // A clock that was set in an earlier life of the machine was right then.
+            if message.moment.is_set() {
+                message.publication.stamp = None;
+            }
             message.moment = now.as_old_as(message.moment.wall);
         }
         Ok(message)

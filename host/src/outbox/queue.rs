@@ -22,6 +22,8 @@ use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};
 use device::{DeviceQueue, Oldest, Rank, Turn, push_in_order};
 
+/// The size of an entry, as far as it matters how many are loaded.
+const TYPICAL: usize = 256;
 /// Sets of properties of a device of which the last is known.
 const SETS: usize = 16;
 
@@ -134,13 +136,14 @@ impl Queue {
         let (device, now) = (message.device.clone(), message.moment);
         self.note(&device, 1, message.cost());
         self.pace.note(now, message.cost());
-        match spot.filter(|_| self.is_to_store(&message)) {
+        let rank = self.rank_of_new(message.class, &device);
+        match spot.filter(|_| self.is_to_store(rank, &device)) {
             Some(spot) => {
                 let texts = message.cost() - OVERHEAD;
                 self.store(&device, message.class, Stored::new(sequence, spot, texts, now));
             }
             None => {
-                self.insert(sequence, Entry::unsent(message, spot));
+                self.insert(sequence, Entry::unsent(message, spot), rank);
                 self.schedule(&device);
             }
         }
@@ -185,18 +188,63 @@ impl Queue {
 
     /// What goes later than it could be loaded again stays on the disk. Somebody
     /// waits for answers.
-    fn is_to_store(&self, message: &Message) -> bool {
-        // Live ones pass by what is stored and is not.
-        let last = self.devices.get(&message.device).and_then(|queue| queue.shelf.last());
-        let follows = last.is_some_and(|last| self.live_from.is_none_or(|live_from| last >= live_from));
-        message.class != Class::Answer && (follows || self.loaded_bytes > self.bounds.enough())
+    fn is_to_store(&self, rank: Rank, device: &DeviceId) -> bool {
+        match rank {
+            Rank::Answer => false,
+            Rank::Live => self.loaded_bytes > self.bounds.full(),
+            Rank::Ordinary => {
+                let has_stored = self.devices.get(device).is_some_and(|queue| !queue.shelf.is_empty());
+                has_stored || self.loaded_bytes > self.bounds.enough()
+            }
+        }
+    }
+
+    /// The rank of an entry that comes. Live ones pass by what waits and is not
+    /// live; once some had to be stored, the others follow those.
+    fn rank_of_new(&self, class: Class, device: &DeviceId) -> Rank {
+        let has_followers =
+            |live_from| self.devices.get(device).is_some_and(|queue| queue.has_ordinary_from(live_from));
+        match (class, self.live_from) {
+            (Class::Answer, _) => Rank::Answer,
+            (_, Some(live_from)) if !has_followers(live_from) => Rank::Live,
+            _ => Rank::Ordinary,
+        }
     }
 
     fn store(&mut self, device: &DeviceId, class: Class, entry: Stored) {
         let Some(queue) = self.devices.get_mut(device) else { return };
         self.shelves += usize::from(queue.shelf.is_empty());
-        queue.shelf.of_mut(class).push_back(entry);
+        queue.shelf.insert(class, entry);
         self.look_at_shelf(device);
+    }
+
+    /// Stores a loaded entry that is in the log by now, if what is stored goes
+    /// before it, or if there is enough in memory.
+    pub(super) fn store_again(&mut self, sequence: Sequence) {
+        let Some(Entry { message, place: Place::Unsent, spot: Some(spot) }) = self.entries.get(&sequence) else {
+            return;
+        };
+        let (device, class, cost, accepted) = (message.device.clone(), message.class, message.cost(), message.moment);
+        let stored = Stored::new(sequence, *spot, cost - OVERHEAD, accepted);
+        let Some(queue) = self.devices.get_mut(&device) else { return };
+        let is_behind = queue.shelf.first(false).is_some_and(|first| first < sequence);
+        if class == Class::Answer || !(is_behind || self.loaded_bytes > self.bounds.enough()) {
+            return;
+        }
+        queue.take_out(sequence);
+        queue.unsent_bytes -= cost;
+        self.loaded_bytes -= cost;
+        self.entries.remove(&sequence);
+        self.store(&device, class, stored);
+        self.tidy(&device);
+    }
+
+    /// Takes what is gone off a device's lists, and lets it go on.
+    fn tidy(&mut self, device: &DeviceId) {
+        if let Some(queue) = self.devices.get_mut(device) {
+            queue.tidy(&self.entries);
+        }
+        self.schedule(device);
     }
 
     /// Takes over the stored entries of a device that has none.
@@ -226,12 +274,13 @@ impl Queue {
         if self.bounds.backfill.is_some() {
             self.live_from = Some(self.next);
             self.devices.values_mut().for_each(DeviceQueue::age);
+            let behind: Vec<Sequence> = self.devices.values().flat_map(DeviceQueue::behind_shelf).collect();
+            behind.into_iter().for_each(|sequence| self.store_again(sequence));
         }
     }
 
     /// Adds an entry to what is loaded.
-    fn insert(&mut self, sequence: Sequence, entry: Entry) {
-        let rank = self.rank(entry.message.class, sequence);
+    fn insert(&mut self, sequence: Sequence, entry: Entry, rank: Rank) {
         let Some(queue) = self.devices.get_mut(&entry.message.device) else { return };
         let (cost, class) = (entry.cost(), entry.message.class);
         queue.unsent_bytes += cost;
@@ -252,33 +301,29 @@ impl Queue {
     /// Puts a device with a shelf in line when little of it is loaded.
     fn look_at_shelf(&mut self, device: &DeviceId) {
         let share = self.share();
-        let Some(queue) = self.devices.get_mut(device) else { return };
-        let is_hungry = !queue.shelf.is_empty() && queue.unsent_bytes <= share / 2;
-        if is_hungry && !queue.is_hungry {
+        let Some(queue) = self.devices.get_mut(device).filter(|queue| !queue.is_hungry) else { return };
+        if !queue.shelf.is_empty() && (queue.ready() <= share / 2 || queue.shelf.first(true).is_some()) {
             queue.is_hungry = true;
             self.hungry.push_back(device.clone());
         }
     }
 
-    /// How much of a device is loaded when all share alike.
+    /// How many entries of a device are loaded when all share alike.
     fn share(&self) -> usize {
-        self.bounds.ahead() / self.shelves.max(1)
+        self.bounds.ahead() / TYPICAL / self.shelves.max(1)
     }
 
-    /// Whether some entries can be loaded.
+    /// Whether some entries are to be loaded.
     pub(super) fn wants_to_load(&self) -> bool {
-        !self.hungry.is_empty() && self.has_room_to_load()
-    }
-
-    fn has_room_to_load(&self) -> bool {
-        self.loaded_bytes < self.bounds.memory - self.bounds.memory / 4
+        !self.hungry.is_empty()
     }
 
     /// The next stored entries of the next devices, about as many as asked.
     pub(super) fn next_to_load(&mut self, number: usize) -> Vec<OnShelf> {
         let (share, mut all) = (self.share(), Vec::<OnShelf>::new());
+        let mut bytes = self.loaded_bytes;
         for _ in 0..self.hungry.len() {
-            if all.len() >= number || !self.has_room_to_load() {
+            if all.len() >= number {
                 break;
             }
             let Some(device) = self.hungry.pop_front() else { break };
@@ -288,14 +333,19 @@ impl Queue {
             if !is_admitted {
                 continue;
             }
-            let mut bytes = queue.unsent_bytes;
-            for (class, entry) in queue.shelf.next() {
-                if bytes > share && all.last().is_some_and(|(last, ..)| *last == device) {
-                    break;
-                }
+            let ready = queue.ready();
+            // What fills memory may be waiting for what is stored: that gets one entry for each device.
+            let is_full = bytes >= self.bounds.full();
+            if is_full && ready > 0 {
+                queue.is_hungry = true;
+                self.hungry.push_back(device);
+                continue;
+            }
+            let wanted = if is_full { 1 } else { share.saturating_sub(ready).max(1) };
+            for (class, entry) in queue.shelf.next().take(wanted.min(number - all.len())) {
                 bytes += entry.cost as usize;
                 all.push((device.clone(), class, entry));
-                if all.len() >= number {
+                if bytes >= self.bounds.full() {
                     break;
                 }
             }
@@ -303,7 +353,7 @@ impl Queue {
         all
     }
 
-    /// An entry was read from the disk; none when it could not be. It may have
+    /// An entry was read from the disk; none when it is damaged. It may have
     /// been dropped meanwhile, or lie elsewhere now.
     pub(super) fn load(&mut self, device: &DeviceId, class: Class, read: &Stored, message: Option<Message>) {
         let Some(queue) = self.devices.get_mut(device) else { return };
@@ -312,7 +362,8 @@ impl Queue {
             Some(message) => {
                 queue.shelf.remove(class, read.sequence);
                 self.shelves -= usize::from(queue.shelf.is_empty());
-                self.insert(entry.sequence, Entry::unsent(message, Some(entry.spot)));
+                let rank = if class == Class::Answer { Rank::Answer } else { Rank::Ordinary };
+                self.insert(entry.sequence, Entry::unsent(message, Some(entry.spot)), rank);
             }
             None if entry.spot == read.spot => {
                 self.drop_stored(device, class, entry.sequence, |drops| drops.damaged += 1);
@@ -350,6 +401,7 @@ impl Queue {
             // A device whose entries were all dropped has no queue any more.
             let Some(queue) = self.devices.get_mut(&device) else { continue };
             queue.turn = Turn::None;
+            queue.end_pauses(now);
             let parts = queue.take(&mut self.entries, &self.bounds, moment);
             self.schedule(&device);
             self.look_at_shelf(&device);
@@ -464,6 +516,8 @@ impl Queue {
         queue.count -= 1;
         queue.bytes -= cost;
         if queue.count > 0 {
+            // What was dropped may have been what the rest waited for.
+            self.schedule(device);
             self.look_at_shelf(device);
             return;
         }
@@ -596,6 +650,13 @@ impl Queue {
             before < bytes
         });
         enough.map(|(_, sequence, _)| sequence).collect()
+    }
+
+    /// That nothing is left of what was counted.
+    #[cfg(test)]
+    pub(super) fn assert_empty(&self) {
+        assert_eq!((self.entries.len(), self.loaded_bytes, self.unwritten_bytes, self.shelves), (0, 0, 0, 0));
+        assert!(self.devices.values().all(|queue| queue.unsent_bytes == 0 && queue.count == 0));
     }
 
     /// How many messages of a device are here.

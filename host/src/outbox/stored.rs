@@ -111,6 +111,17 @@ impl Shelf {
         answers.chain(rest)
     }
 
+    /// Adds an entry where it belongs: most often at the end.
+    pub(super) fn insert(&mut self, class: Class, entry: Stored) {
+        let entries = self.of_mut(class);
+        let is_last = entries.back().is_none_or(|last| last.sequence < entry.sequence);
+        let place = match is_last {
+            true => entries.len(),
+            false => entries.partition_point(|other| other.sequence < entry.sequence),
+        };
+        entries.insert(place, entry);
+    }
+
     /// The entry with this number.
     pub(super) fn find(&mut self, class: Class, sequence: Sequence) -> Option<&mut Stored> {
         let entries = self.of_mut(class);

@@ -30,7 +30,7 @@ impl State {
     /// Does something with the device's values on a thread that may block.
     async fn stored<T: Send + 'static>(
         &mut self,
-        call: impl FnOnce(&DeviceStorage) -> T + Send + 'static,
+        call: impl FnOnce(&DeviceStorage) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
         let Some(storage) = self.stored.storage.clone() else {
             return Err(StorageError::Failed("this gateway has no storage".into()));
@@ -38,7 +38,8 @@ impl State {
         // A few at a time: the disk is everybody's.
         let _turn = storage.turn().await;
         let work = tokio::task::spawn_blocking(move || call(&storage)).await;
-        work.map_err(|error| StorageError::Failed(error.to_string()))
+        let failed = |error: String| StorageError::Failed(error);
+        work.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(format!("{error:#}")))
     }
 
     /// The same for what changes the disk, at a bounded rate.
@@ -49,7 +50,7 @@ impl State {
         while let Err(wait) = self.stored.writes.take(Instant::now()) {
             tokio::time::sleep(wait).await;
         }
-        self.stored(call).await?.map_err(|error| StorageError::Failed(format!("{error:#}")))
+        self.stored(call).await
     }
 }
 

@@ -292,3 +292,97 @@ async fn room_on_the_disk_is_fair_and_age_counts_there_too() {
     assert_eq!(outbox.discard(&DeviceId::new("loud")) as u64 + drops("loud").for_room, 20_000);
     assert_eq!(outbox.stats().waiting, 1);
 }
+
+/// A disk that does not answer, as far as who appends can see, or does again.
+fn stall(outbox: &Outbox, does: bool) {
+    let mut inner = outbox.inner();
+    let keeping = inner.keeping.as_mut().unwrap();
+    keeping.syncing = does.then(|| Instant::now() - 2 * STALLED);
+}
+
+/// Whatever happens in whatever order: all arrives, in its order, and nothing is counted wrong.
+async fn live_at_random(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let age = Duration::from_secs(3600);
+    let backfill = random.bool().then_some(30);
+    let bounds = Bounds { bytes: 64 << 20, memory: 32 << 10, age, backfill, ..Bounds::default() };
+    let outbox = Arc::new(Outbox::new(bounds));
+    outbox.keep_in(folder.path(), Duration::from_millis(1)).unwrap();
+    let (mut number, mut on_the_way) = (0, Vec::new());
+    let mut arrived = BTreeMap::<(DeviceId, String), Vec<usize>>::new();
+    let mut note = |device: &DeviceId, publication: &Publication| {
+        let numbers = arrived.entry((device.clone(), publication.topic.to_string())).or_default();
+        let number = number_of(publication);
+        // What had no proof goes again.
+        if !numbers.contains(&number) {
+            numbers.push(number);
+        }
+    };
+    for _ in 0..400 {
+        match random.u32(..100) {
+            0..50 => {
+                for _ in 0..random.usize(..30) {
+                    append(&outbox, number, if number % 50 == 7 { Class::Keep } else { Class::Stream });
+                    number += 1;
+                }
+            }
+            50..75 => {
+                for _ in 0..random.usize(..40) {
+                    let Some(batch) = outbox.take(tokio::time::Instant::now()) else { break };
+                    for (sequence, publication) in batch.parts {
+                        note(&batch.device, &publication);
+                        on_the_way.push(sequence);
+                    }
+                }
+            }
+            75..88 => on_the_way.drain(..).for_each(|sequence| outbox.acknowledge(sequence)),
+            88..91 => {
+                on_the_way.clear();
+                outbox.rewind();
+                outbox.connected();
+            }
+            91..94 => outbox.send_again(&std::mem::take(&mut on_the_way), random.bool()),
+            94..98 => stall(&outbox, random.bool()),
+            _ => {
+                let admitted = (0..DEVICES).filter(|_| random.u32(..4) > 0);
+                outbox.admit(admitted.map(|device| DeviceId::new(&format!("d{device}"))).collect());
+            }
+        }
+    }
+    stall(&outbox, false);
+    outbox.admit((0..DEVICES).map(|device| DeviceId::new(&format!("d{device}"))).collect());
+    outbox.rewind();
+    while outbox.stats().waiting > 0 {
+        let Some(batch) = outbox.take(tokio::time::Instant::now()) else {
+            let woken = tokio::time::timeout(Duration::from_secs(60), outbox.changed()).await;
+            assert!(woken.is_ok(), "seed {seed}: {} wait and nothing goes", outbox.stats().waiting);
+            continue;
+        };
+        for (sequence, publication) in batch.parts {
+            note(&batch.device, &publication);
+            outbox.acknowledge(sequence);
+        }
+    }
+    let mut all: Vec<usize> = arrived.values().flatten().copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    // In a long stall memory has no room for all, also not for what is on its way.
+    let stats = outbox.stats();
+    assert!(all.len() as u64 + stats.dropped >= number as u64 && stats.rejected == 0, "seed {seed}: {stats:?}");
+    assert_eq!(stats.delivered + stats.dropped, number as u64, "seed {seed}");
+    if backfill.is_none() {
+        arrived.iter().for_each(|(of, numbers)| assert!(numbers.is_sorted(), "seed {seed}, {of:?}: {numbers:?}"));
+    }
+    assert_eq!(outbox.stats().bytes, 0, "seed {seed}");
+    outbox.inner().queue.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_happens_all_arrives_in_its_order_and_nothing_is_counted_wrong() {
+    // SANDGATE_LIVES sets another number.
+    let lives = std::env::var("SANDGATE_LIVES").map_or(60, |text| text.parse().unwrap());
+    for seed in 0..lives {
+        live_at_random(seed).await;
+    }
+}

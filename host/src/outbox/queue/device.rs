@@ -93,12 +93,45 @@ impl DeviceQueue {
         let topic = &message.publication.topic;
         let found = self.lanes.iter().position(|lane| lane.rank == rank && lane.topic == *topic);
         let place = found.unwrap_or_else(|| {
-            let topic = Arc::clone(topic);
-            self.lanes.push(Lane { topic, rank, unsent: VecDeque::new(), paused_until: None });
+            // What is paused is the topic.
+            let others = self.lanes.iter().filter(|lane| lane.topic == *topic);
+            let paused_until = others.filter_map(|lane| lane.paused_until).max();
+            self.lanes.push(Lane { topic: Arc::clone(topic), rank, unsent: VecDeque::new(), paused_until });
             self.lanes.len() - 1
         });
         #[allow(clippy::indexing_slicing)] // found, or pushed right here
         &mut self.lanes[place].unsent
+    }
+
+    /// How many loaded entries may go before what is stored.
+    pub(super) fn ready(&self) -> usize {
+        let stored = self.shelf.first(false).unwrap_or(Sequence::MAX);
+        let lanes = self.lanes.iter().filter(|lane| lane.rank == Rank::Ordinary);
+        lanes.map(|lane| lane.unsent.partition_point(|sequence| *sequence < stored)).sum()
+    }
+
+    /// Takes an unsent entry out of the lists.
+    pub(super) fn take_out(&mut self, sequence: Sequence) {
+        let lists = self.lanes.iter_mut().map(|lane| &mut lane.unsent).chain([&mut self.streams]);
+        for list in lists {
+            if let Ok(place) = list.binary_search(&sequence) {
+                list.remove(place);
+            }
+        }
+    }
+
+    /// Whether entries from this number on wait without being live.
+    pub(super) fn has_ordinary_from(&self, number: Sequence) -> bool {
+        let lanes = self.lanes.iter().filter(|lane| lane.rank == Rank::Ordinary);
+        let lasts = lanes.filter_map(|lane| lane.unsent.back().copied());
+        lasts.chain(self.shelf.last()).any(|last| last >= number)
+    }
+
+    /// The loaded entries that what is stored goes before.
+    pub(super) fn behind_shelf(&self) -> Vec<Sequence> {
+        let Some(stored) = self.shelf.first(false) else { return Vec::new() };
+        let lanes = self.lanes.iter().filter(|lane| lane.rank == Rank::Ordinary);
+        lanes.flat_map(|lane| lane.unsent.iter().copied().filter(|sequence| *sequence > stored)).collect()
     }
 
     /// What was live is not any more.
