@@ -299,7 +299,10 @@ impl Inner {
         let Some(keeping) = keeping else { return Ok(()) };
         let message = match message {
             Ok(message) => message,
-            Err(error) if is_damage(&error) => return Ok(queue.load(device, *class, read, None)),
+            Err(error) if is_damage(&error) => {
+                queue.load(device, *class, read, None);
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let shelf = queue.devices.get_mut(device).map(|queue| &mut queue.shelf);
