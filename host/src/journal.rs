@@ -227,6 +227,7 @@ impl Journal {
             (memory.line(&outlet.device, &key), result)
         };
         let (writer, runtime) = (self.writer.clone(), tokio::runtime::Handle::try_current());
+        let timer = runtime.as_ref().ok().cloned();
         let send = move || {
             outlet.answer(key.session.as_ref(), &Uplink::CommandResult { command: &key.id, result: &result });
             let (Some(writer), Ok(runtime)) = (writer, runtime) else {
@@ -244,9 +245,16 @@ impl Journal {
         // Whoever asked is not to wait for a disk that may never answer.
         if self.shared.is_stalled() {
             send();
-            self.write(line, Safety::Accepted, |_| ());
-        } else {
-            self.write(line, Safety::Accepted, move |_| send());
+            return self.write(line, Safety::Accepted, |_| ());
+        }
+        let once = Arc::new(Once(Mutex::new(Some(send))));
+        let later = Arc::clone(&once);
+        self.write(line, Safety::Accepted, move |_| once.call());
+        if let Some(timer) = timer.filter(|_| self.writer.is_some()) {
+            timer.spawn(async move {
+                tokio::time::sleep(STALLED).await;
+                later.call();
+            });
         }
     }
 
@@ -280,6 +288,16 @@ impl Journal {
             Err(oneshot::error::TryRecvError::Empty) => tokio::time::timeout(STALLED, answer).await.ok(),
             there => Some(Ok(there.ok()?)),
         }
+    }
+}
+
+/// Something that is done once, by whoever comes first.
+struct Once<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce()> Once<F> {
+    fn call(&self) {
+        let call = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        call.into_iter().for_each(|call| call());
     }
 }
 

@@ -40,6 +40,8 @@ const STAMP: usize = 13;
 const JOINS: u8 = 1;
 const ALONE: u8 = 2;
 const STAMPED: u8 = 4;
+/// Numbers beyond are damage: no outbox has counted so far.
+const MAX_SEQUENCE: Sequence = 1 << 62;
 /// Longer bodies are damage: the router lets no payload pass that is so large.
 pub(super) const MAX_BODY: usize = 2 << 20;
 
@@ -234,7 +236,7 @@ fn record(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
 fn read_body(body: &[u8]) -> Option<Record<'_>> {
     if *body.first()? == REMOVAL {
         let numbers = body.get(8..)?.chunks_exact(8);
-        return Some(Record::Removal(numbers.filter_map(|number| u64_at(number, 0)).collect()));
+        return Some(Record::Removal(numbers.filter_map(|number| sequence_at(number, 0)).collect()));
     }
     let &[ENTRY, class, flags, id, ..] = body else { return None };
     let class = match class {
@@ -252,7 +254,7 @@ fn read_body(body: &[u8]) -> Option<Record<'_>> {
     let (id, rest) = texts.split_at_checked(usize::from(id))?;
     let (topic, payload) = rest.split_at_checked(topic)?;
     Some(Record::Entry(View {
-        sequence: u64_at(body, 6)?,
+        sequence: sequence_at(body, 6)?,
         device: std::str::from_utf8(id).ok()?,
         class,
         moment: Moment { wall: u64_at(body, 14)?, steady: u64_at(body, 22)? },
@@ -261,6 +263,10 @@ fn read_body(body: &[u8]) -> Option<Record<'_>> {
         flags,
         stamp,
     }))
+}
+
+fn sequence_at(bytes: &[u8], place: usize) -> Option<Sequence> {
+    u64_at(bytes, place).filter(|sequence| *sequence <= MAX_SEQUENCE)
 }
 
 fn u32_at(bytes: &[u8], place: usize) -> Option<u32> {
@@ -330,6 +336,15 @@ mod tests {
             let is_last = all.iter().all(|record| !matches!(record, Record::Entry(view) if view.sequence == 3));
             assert!(reading.damaged == 1 || is_last || all.len() == 4, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_number_that_nobody_has_counted_to_is_damage() {
+        let mut bytes = Vec::new();
+        write_header(&mut bytes, 0);
+        assert!(write_entry(&mut bytes, u64::MAX, &message("x")));
+        write_removal(&mut bytes, &[7, u64::MAX]);
+        assert_eq!(records(&bytes).0, [Record::Removal(vec![7])]);
     }
 
     #[test]
