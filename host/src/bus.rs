@@ -418,10 +418,10 @@ fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+mod misbehaviour;
 
 #[cfg(test)]
-mod unit {
+mod tests {
     use super::*;
 
     #[test]

@@ -6,7 +6,7 @@
 //! regular file is read or written. All functions block for as long as the
 //! disk does.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -86,10 +86,11 @@ fn wrong_size(limit: u64, size: u64) -> io::Error {
 
 /// Whether a path still leads to this open file.
 pub fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), path.metadata()) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
+    matches!((file.metadata(), path.metadata()), (Ok(open), Ok(there)) if is_one(&open, &there))
+}
+
+fn is_one(first: &Metadata, second: &Metadata) -> bool {
+    (first.dev(), first.ino()) == (second.dev(), second.ino())
 }
 
 /// A new file beside `path` that is to replace it.
@@ -162,9 +163,7 @@ pub fn keep_aside(path: &Path) -> io::Result<PathBuf> {
         return set_aside(path);
     }
     let is_ours = is_aside_of(path);
-    let is_same = |other: &Path| {
-        other.symlink_metadata().is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
-    };
+    let is_same = |other: &Path| other.symlink_metadata().is_ok_and(|other| is_one(&other, &found));
     let others =
         std::fs::read_dir(folder_of(path))?.flatten().filter(|entry| entry.file_name().to_str().is_some_and(&is_ours));
     if let Some(kept) = others.map(|entry| entry.path()).find(|other| is_same(other)) {

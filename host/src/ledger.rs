@@ -105,8 +105,8 @@ impl<P: Place> Ledger<P> {
         ledger
     }
 
-    /// Why the file could not be read now, while it may well be whole: it is to
-    /// be opened again before something is written.
+    /// Why the file could not be read, while it may well be whole: nothing is
+    /// written until it was opened again.
     pub fn shortage(&self) -> Option<&io::Error> {
         self.shortage.as_ref()
     }
@@ -158,6 +158,7 @@ impl<P: Place> Ledger<P> {
         safety: Safety,
         all: impl FnOnce() -> I,
     ) -> io::Result<()> {
+        self.check_is_read()?;
         let has_grown = self.bytes > self.fresh.saturating_mul(2).saturating_add(SPARE);
         let Some(file) = self.open_whole().filter(|_| !has_grown) else { return self.rewrite(all()) };
         let text = entries.iter().map(line).collect::<io::Result<String>>()?;
@@ -174,6 +175,14 @@ impl<P: Place> Ledger<P> {
         self.bytes += text.len() as u64;
         (self.is_whole, self.file) = (true, Some(file));
         Ok(())
+    }
+
+    /// What has not been read is not to be replaced by the little that is known.
+    fn check_is_read(&self) -> io::Result<()> {
+        match &self.shortage {
+            Some(error) => Err(io::Error::new(error.kind(), format!("it could not be read at first: {error}"))),
+            None => Ok(()),
+        }
     }
 
     /// The file, if it is still there and whole.
@@ -195,6 +204,7 @@ impl<P: Place> Ledger<P> {
 
     /// Writes all live entries anew; they are on the disk when this returns.
     pub fn rewrite<E: Serialize>(&mut self, all: impl Iterator<Item = E>) -> io::Result<()> {
+        self.check_is_read()?;
         (self.is_whole, self.file) = (false, None);
         let (mut bytes, mut all) = (0, all);
         let header = serde_json::json!({"sandgate": self.kind, "format": 1});
@@ -258,10 +268,10 @@ fn verified(line: &[u8]) -> Option<Json> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod power_cuts;
 
 #[cfg(test)]
-mod unit {
+mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
@@ -294,6 +304,19 @@ mod unit {
         std::fs::create_dir(root.path().join("state")).unwrap();
         record(&mut ledger, 4, &[1, 2, 3, 4]);
         assert_eq!(read(&path).1, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_could_not_be_read_for_want_of_descriptors_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        record(&mut read(&path).0, 1, &[1]);
+        let mut ledger = read(&path).0;
+        ledger.shortage = Some(rustix::io::Errno::MFILE.into());
+        let entry = json!({"n": 2});
+        assert!(ledger.record(std::slice::from_ref(&entry), Safety::Durable, || [&entry].into_iter()).is_err());
+        assert!(ledger.rewrite([&entry].into_iter()).is_err());
+        assert_eq!(read(&path).1, [1]);
     }
 
     #[test]

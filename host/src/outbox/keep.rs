@@ -21,20 +21,16 @@ use super::disk::Folder;
 use super::log::{FILE, LARGEST_FILE, Log, OnShelf, Spot, Work};
 use super::queue::Entry;
 use super::record::Message;
-use super::{Inner, Outbox, Sequence};
+use super::{Inner, Outbox, Sequence, load};
 use crate::clock::{Moment, boot};
 
 /// How long the disk is left alone after it has failed, at first and at most.
-const AGAIN: Duration = Duration::from_secs(1);
-const LONGEST_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_AGAIN: Duration = Duration::from_secs(30);
 /// A disk that takes longer for a sync stalls: nothing is written to it meanwhile.
 const STALLED: Duration = Duration::from_secs(1);
 /// Entries that are written again while others wait.
 const SLICE: usize = 256;
-/// Entries that are loaded at once.
-const LOADED: usize = 512;
-/// How often an entry is read that the disk does not give.
-const TRIES: u32 = 10;
 /// The lags of this number of groups are remembered.
 const GROUPS: usize = 1000;
 /// How many files what waits takes, if they need not be larger or smaller for that.
@@ -42,7 +38,7 @@ const FILES: usize = 64;
 
 /// An outbox's way to the disk.
 pub(super) struct Keeping {
-    log: Log<Folder>,
+    pub(super) log: Log<Folder>,
     /// Whether what is appended is written. Not after an error, until all that
     /// waits is written again.
     is_writing: bool,
@@ -56,16 +52,18 @@ pub(super) struct Keeping {
     is_behind: bool,
     lags: VecDeque<Duration>,
     worst: Duration,
+    /// How often entries were read that the disk did not give.
+    pub(super) unread: HashMap<Sequence, u32>,
     /// Wakes the thread that syncs.
     signal: Arc<Signal>,
     /// Wakes the thread that loads.
-    loader: Arc<Signal>,
+    pub(super) loader: Arc<Signal>,
 }
 
 /// Wakes a thread.
 #[derive(Default)]
-struct Signal {
-    is_set: AtomicBool,
+pub(super) struct Signal {
+    pub(super) is_set: AtomicBool,
     /// Whether somebody waits, so that the thread does not wait for others to come along.
     is_urgent: AtomicBool,
     thread: OnceLock<Thread>,
@@ -143,6 +141,7 @@ impl Outbox {
                 is_behind: false,
                 lags: VecDeque::new(),
                 worst: Duration::ZERO,
+                unread: HashMap::new(),
                 signal: Arc::clone(&signal),
                 loader: Arc::clone(&loader),
             }));
@@ -152,7 +151,7 @@ impl Outbox {
         let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || keep(&outbox, every))?;
         let _ = signal.thread.set(thread.thread().clone());
         let outbox = Arc::downgrade(self);
-        let thread = std::thread::Builder::new().name("outbox-load".into()).spawn(move || load(&outbox))?;
+        let thread = std::thread::Builder::new().name("outbox-load".into()).spawn(move || load::run(&outbox))?;
         let _ = loader.thread.set(thread.thread().clone());
         signal.set();
         loader.set();
@@ -226,12 +225,7 @@ impl Inner {
     pub(super) fn accept(&mut self, message: Message, set: Option<u64>) {
         let sequence = self.queue.number();
         let spot = self.keeping.as_mut().and_then(|keeping| keeping.write(sequence, &message));
-        let earlier = set.and_then(|set| self.queue.note_set(&message.device, set, sequence));
-        let device = earlier.is_some().then(|| message.device.clone());
-        self.queue.append(sequence, message, spot);
-        if let (Some(earlier), Some(device)) = (earlier, device) {
-            self.queue.replace(&device, earlier);
-        }
+        self.queue.append(sequence, message, spot, set);
         self.settle();
     }
 
@@ -293,22 +287,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes a stored entry to another file, if it still lies where it was read.
-    fn write_stored(&mut self, (device, class, read): &OnShelf, message: io::Result<Message>) -> io::Result<()> {
+    /// Writes a stored entry that was read to another file, if it still lies where it did.
+    fn write_stored(&mut self, (device, class, read): &OnShelf, message: &Message) -> io::Result<()> {
         let Inner { queue, keeping } = self;
         let Some(keeping) = keeping else { return Ok(()) };
-        let message = match message {
-            Ok(message) => message,
-            Err(error) if is_damage(&error) => {
-                queue.load(device, *class, read, None);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
         let shelf = queue.devices.get_mut(device).map(|queue| &mut queue.shelf);
         let entry = shelf.and_then(|shelf| shelf.find(*class, read.sequence)).filter(|entry| entry.spot == read.spot);
         let Some(entry) = entry else { return Ok(()) };
-        if let Some(spot) = keeping.log.append(read.sequence, &message)? {
+        if let Some(spot) = keeping.log.append(read.sequence, message)? {
             keeping.log.leave(std::mem::replace(&mut entry.spot, spot));
         }
         Ok(())
@@ -411,94 +397,26 @@ fn keep(outbox: &Weak<Outbox>, every: Duration) {
     }
 }
 
-/// Loads entries until the outbox is gone.
-fn load(outbox: &Weak<Outbox>) {
-    let (mut pause, mut tries) = (AGAIN, HashMap::new());
-    loop {
-        let Some(outbox) = outbox.upgrade() else { return };
-        let Some(signal) = outbox.inner().keeping.as_ref().map(|keeping| Arc::clone(&keeping.loader)) else { return };
-        signal.is_set.store(false, Ordering::Release);
-        let result = loop {
-            match load_some(&outbox, &mut tries) {
-                Ok(true) => pause = AGAIN,
-                done => break done,
-            }
-        };
-        drop(outbox);
-        match result {
-            Err(error) => {
-                tracing::error!("what waits in the outbox cannot be read from the disk: {error}; trying again");
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(LONGEST_AGAIN);
-            }
-            Ok(_) if !signal.is_set.load(Ordering::Acquire) => {
-                // Now and then it is looked whether the outbox still is.
-                std::thread::park_timeout(Duration::from_secs(5));
-            }
-            Ok(_) => {}
-        }
-    }
-}
-
-/// Loads the entries that go next; false when there are enough. An error is one
-/// of a disk that may give them later: an entry is given up after some `tries`.
-fn load_some(outbox: &Outbox, tries: &mut HashMap<Sequence, u32>) -> io::Result<bool> {
-    let (next, reader) = {
-        let mut inner = outbox.inner();
-        let next = inner.queue.next_to_load(LOADED);
-        let reader = inner.keeping.as_ref().map(|keeping| keeping.log.reader(&next));
-        (next, reader)
-    };
-    let Some(mut reader) = reader.filter(|_| !next.is_empty()) else { return Ok(false) };
-    let messages = reader.read(&next, Moment::now());
-    let mut problem = None;
-    {
-        let mut queue = outbox.lock();
-        for ((device, class, entry), message) in next.iter().zip(messages) {
-            match message {
-                Ok(message) => {
-                    tries.remove(&entry.sequence);
-                    queue.load(device, *class, entry, Some(message));
-                }
-                Err(error) => {
-                    let times = tries.entry(entry.sequence).or_default();
-                    *times += 1;
-                    if is_damage(&error) || *times >= TRIES {
-                        tracing::error!(%device, "a message that waited cannot be read from the disk: {error}");
-                        tries.remove(&entry.sequence);
-                        queue.load(device, *class, entry, None);
-                    } else {
-                        problem = Some(error);
-                    }
-                }
-            }
-        }
-        for run in next.chunk_by(|(first, ..), (second, ..)| first == second) {
-            run.first().into_iter().for_each(|(device, ..)| queue.loaded(device));
-        }
-    }
-    outbox.appended.notify_one();
-    problem.map_or(Ok(true), Err)
-}
-
-/// Whether trying again changes nothing.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
-}
-
 /// Writes entries a few at a time, so that others get the lock in between.
 fn write(outbox: &Outbox, loaded: &[Sequence], stored: &[OnShelf]) -> io::Result<()> {
     loaded.chunks(SLICE).try_for_each(|slice| outbox.inner().write(slice))?;
+    let mut unread = None;
     for slice in stored.chunks(SLICE) {
         let reader = outbox.inner().keeping.as_ref().map(|keeping| keeping.log.reader(slice));
         let Some(mut reader) = reader else { return Ok(()) };
         let messages = reader.read(slice, Moment::now());
         let mut inner = outbox.inner();
-        slice.iter().zip(messages).try_for_each(|(stored, message)| inner.write_stored(stored, message))?;
+        for (stored, message) in slice.iter().zip(messages) {
+            match inner.given(stored, message) {
+                Ok(Some(message)) => inner.write_stored(stored, &message)?,
+                Ok(None) => {}
+                Err(error) => unread = Some(error),
+            }
+        }
         inner.settle();
     }
     outbox.appended.notify_one();
-    Ok(())
+    unread.map_or(Ok(()), Err)
 }
 
 /// Writes what is not in the log after an error or a stall, or lies in a file

@@ -6,24 +6,23 @@
 //! device's turn comes near.
 
 mod device;
+mod room;
+mod shelves;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
-use super::log::{OnShelf, Spot};
+use super::log::Spot;
 use super::pace::Pace;
 use super::record::Message;
-use super::stored::{OVERHEAD, Shelf, Stored};
+use super::stored::{OVERHEAD, Stored};
 use super::{Batch, Bounds, Class, Drops, Sequence, Stats};
 use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};
-use device::{DeviceQueue, Oldest, Rank, Turn, push_in_order};
+use device::{DeviceQueue, Rank, Turn, push_in_order};
 
-/// The size of an entry, as far as it matters how many are loaded.
-const TYPICAL: usize = 256;
 /// Sets of properties of a device of which the last is known.
 const SETS: usize = 16;
 
@@ -131,8 +130,9 @@ impl Queue {
     }
 
     /// Takes a message with its number, which is higher than all that are here,
-    /// and makes room for it. One that lies in the log may stay there.
-    pub(super) fn append(&mut self, sequence: Sequence, message: Message, spot: Option<Spot>) {
+    /// and makes room for it. One that lies in the log may stay there; one of a
+    /// set of properties replaces the one before.
+    pub(super) fn append(&mut self, sequence: Sequence, message: Message, spot: Option<Spot>, set: Option<u64>) {
         let (device, now) = (message.device.clone(), message.moment);
         self.note(&device, 1, message.cost());
         self.pace.note(now, message.cost());
@@ -147,13 +147,16 @@ impl Queue {
                 self.schedule(&device);
             }
         }
+        if let Some(earlier) = set.and_then(|set| self.note_set(&device, set, sequence)) {
+            self.replace(&device, earlier);
+        }
         self.drop_old(&device, now);
         self.drop_for_room();
     }
 
     /// Notes the entry of a set of properties, and gives the one before.
-    pub(super) fn note_set(&mut self, device: &DeviceId, set: u64, sequence: Sequence) -> Option<Sequence> {
-        let queue = self.devices.entry(device.clone()).or_default();
+    fn note_set(&mut self, device: &DeviceId, set: u64, sequence: Sequence) -> Option<Sequence> {
+        let queue = self.devices.get_mut(device)?;
         let place = queue.sets.iter().position(|(other, _)| *other == set);
         let before = place.and_then(|place| queue.sets.remove(place));
         if queue.sets.len() >= SETS {
@@ -164,7 +167,7 @@ impl Queue {
     }
 
     /// Removes properties that newer ones have replaced, unless they are on their way.
-    pub(super) fn replace(&mut self, device: &DeviceId, earlier: Sequence) {
+    fn replace(&mut self, device: &DeviceId, earlier: Sequence) {
         let is_gone = match self.entries.get(&earlier).map(|entry| entry.place) {
             Some(Place::Unsent) => self.remove(earlier).is_some(),
             Some(Place::Sent | Place::Aside) => false,
@@ -186,19 +189,6 @@ impl Queue {
         }
     }
 
-    /// What goes later than it could be loaded again stays on the disk. Somebody
-    /// waits for answers.
-    fn is_to_store(&self, rank: Rank, device: &DeviceId) -> bool {
-        match rank {
-            Rank::Answer => false,
-            Rank::Live => self.loaded_bytes > self.bounds.full(),
-            Rank::Ordinary => {
-                let has_stored = self.devices.get(device).is_some_and(|queue| !queue.shelf.is_empty());
-                has_stored || self.loaded_bytes > self.bounds.enough()
-            }
-        }
-    }
-
     /// The rank of an entry that comes. Live ones pass by what waits and is not
     /// live; once some had to be stored, the others follow those.
     fn rank_of_new(&self, class: Class, device: &DeviceId) -> Rank {
@@ -211,53 +201,12 @@ impl Queue {
         }
     }
 
-    fn store(&mut self, device: &DeviceId, class: Class, entry: Stored) {
-        let Some(queue) = self.devices.get_mut(device) else { return };
-        self.shelves += usize::from(queue.shelf.is_empty());
-        queue.shelf.insert(class, entry);
-        self.look_at_shelf(device);
-    }
-
-    /// Stores a loaded entry that is in the log by now, if what is stored goes
-    /// before it, or if there is enough in memory.
-    pub(super) fn store_again(&mut self, sequence: Sequence) {
-        let Some(Entry { message, place: Place::Unsent, spot: Some(spot) }) = self.entries.get(&sequence) else {
-            return;
-        };
-        let (device, class, cost, accepted) = (message.device.clone(), message.class, message.cost(), message.moment);
-        let stored = Stored::new(sequence, *spot, cost - OVERHEAD, accepted);
-        let Some(queue) = self.devices.get_mut(&device) else { return };
-        let is_behind = queue.shelf.first(false).is_some_and(|first| first < sequence);
-        if class == Class::Answer || !(is_behind || self.loaded_bytes > self.bounds.enough()) {
-            return;
-        }
-        queue.take_out(sequence);
-        queue.unsent_bytes -= cost;
-        self.loaded_bytes -= cost;
-        self.entries.remove(&sequence);
-        self.store(&device, class, stored);
-        self.tidy(&device);
-    }
-
     /// Takes what is gone off a device's lists, and lets it go on.
     fn tidy(&mut self, device: &DeviceId) {
         if let Some(queue) = self.devices.get_mut(device) {
             queue.tidy(&self.entries);
         }
         self.schedule(device);
-    }
-
-    /// Takes over the stored entries of a device that has none.
-    pub(super) fn restore(&mut self, device: &DeviceId, shelf: Shelf) {
-        if shelf.is_empty() {
-            return;
-        }
-        self.note(device, shelf.len(), shelf.all().map(|(_, entry)| entry.cost as usize).sum());
-        if let Some(queue) = self.devices.get_mut(device) {
-            queue.shelf = shelf;
-            self.shelves += 1;
-        }
-        self.look_at_shelf(device);
     }
 
     fn rank(&self, class: Class, sequence: Sequence) -> Rank {
@@ -296,87 +245,6 @@ impl Queue {
         }
         push_in_order(queue.lane(&entry.message, rank), sequence);
         self.entries.insert(sequence, entry);
-    }
-
-    /// Puts a device with a shelf in line when little of it is loaded.
-    fn look_at_shelf(&mut self, device: &DeviceId) {
-        let share = self.share();
-        let Some(queue) = self.devices.get_mut(device).filter(|queue| !queue.is_hungry) else { return };
-        if !queue.shelf.is_empty() && (queue.ready() <= share / 2 || queue.shelf.first(true).is_some()) {
-            queue.is_hungry = true;
-            self.hungry.push_back(device.clone());
-        }
-    }
-
-    /// How many entries of a device are loaded when all share alike.
-    fn share(&self) -> usize {
-        self.bounds.ahead() / TYPICAL / self.shelves.max(1)
-    }
-
-    /// Whether some entries are to be loaded.
-    pub(super) fn wants_to_load(&self) -> bool {
-        !self.hungry.is_empty()
-    }
-
-    /// The next stored entries of the next devices, about as many as asked.
-    pub(super) fn next_to_load(&mut self, number: usize) -> Vec<OnShelf> {
-        let (share, mut all) = (self.share(), Vec::<OnShelf>::new());
-        let mut bytes = self.loaded_bytes;
-        for _ in 0..self.hungry.len() {
-            if all.len() >= number {
-                break;
-            }
-            let Some(device) = self.hungry.pop_front() else { break };
-            let is_admitted = self.is_admitted(&device);
-            let Some(queue) = self.devices.get_mut(&device) else { continue };
-            queue.is_hungry = false;
-            if !is_admitted {
-                continue;
-            }
-            let ready = queue.ready();
-            // What fills memory may be waiting for what is stored: that gets one entry for each device.
-            let is_full = bytes >= self.bounds.full();
-            if is_full && ready > 0 {
-                queue.is_hungry = true;
-                self.hungry.push_back(device);
-                continue;
-            }
-            let wanted = if is_full { 1 } else { share.saturating_sub(ready).max(1) };
-            for (class, entry) in queue.shelf.next().take(wanted.min(number - all.len())) {
-                bytes += entry.cost as usize;
-                all.push((device.clone(), class, entry));
-                if bytes >= self.bounds.full() {
-                    break;
-                }
-            }
-        }
-        all
-    }
-
-    /// An entry was read from the disk; none when it is damaged. It may have
-    /// been dropped meanwhile, or lie elsewhere now.
-    pub(super) fn load(&mut self, device: &DeviceId, class: Class, read: &Stored, message: Option<Message>) {
-        let Some(queue) = self.devices.get_mut(device) else { return };
-        let Some(entry) = queue.shelf.find(class, read.sequence).copied() else { return };
-        match message {
-            Some(message) => {
-                queue.shelf.remove(class, read.sequence);
-                self.shelves -= usize::from(queue.shelf.is_empty());
-                let rank = if class == Class::Answer { Rank::Answer } else { Rank::Ordinary };
-                self.insert(entry.sequence, Entry::unsent(message, Some(entry.spot)), rank);
-            }
-            None if entry.spot == read.spot => {
-                self.drop_stored(device, class, entry.sequence, |drops| drops.damaged += 1);
-            }
-            // It is read again, where it lies now.
-            None => {}
-        }
-    }
-
-    /// Entries of a device were loaded.
-    pub(super) fn loaded(&mut self, device: &DeviceId) {
-        self.schedule(device);
-        self.look_at_shelf(device);
     }
 
     /// An entry was written again; gives where it lay.
@@ -498,16 +366,6 @@ impl Queue {
         Some(entry)
     }
 
-    /// Takes an entry off a device's shelf.
-    fn remove_stored(&mut self, device: &DeviceId, class: Class, sequence: Sequence) -> Option<Stored> {
-        let queue = self.devices.get_mut(device)?;
-        let entry = queue.shelf.remove(class, sequence)?;
-        self.shelves -= usize::from(queue.shelf.is_empty());
-        self.gone.push((sequence, entry.spot));
-        self.forget(device, entry.cost as usize);
-        Some(entry)
-    }
-
     /// Counts an entry that is gone, and forgets a device that has none left.
     fn forget(&mut self, device: &DeviceId, cost: usize) {
         self.stats.waiting -= 1;
@@ -530,126 +388,6 @@ impl Queue {
         } else {
             queue.clear();
         }
-    }
-
-    fn drop_loaded(&mut self, sequence: Sequence, count: impl Fn(&mut Drops)) {
-        if let Some(entry) = self.remove(sequence) {
-            self.count_drop(&entry.message.device, count);
-        }
-    }
-
-    fn drop_stored(&mut self, device: &DeviceId, class: Class, sequence: Sequence, count: impl Fn(&mut Drops)) {
-        if self.remove_stored(device, class, sequence).is_some() {
-            self.count_drop(device, count);
-        }
-    }
-
-    fn drop_oldest(&mut self, device: &DeviceId, oldest: Oldest, count: impl Fn(&mut Drops)) {
-        match oldest {
-            Oldest::Loaded(sequence) => self.drop_loaded(sequence, count),
-            Oldest::Stored(class, sequence) => self.drop_stored(device, class, sequence, count),
-        }
-    }
-
-    fn count_drop(&mut self, device: &DeviceId, count: impl Fn(&mut Drops)) {
-        self.stats.dropped += 1;
-        count(self.all_drops.entry(device.clone()).or_default());
-        count(self.drops.entry(device.clone()).or_default());
-    }
-
-    /// How long the oldest message has been waiting since it was accepted.
-    pub(super) fn oldest(&self, now: Moment) -> Option<Duration> {
-        let loaded = self.entries.keys().min().and_then(|first| Some(self.entries.get(first)?.message.moment));
-        let shelves = self.devices.values().flat_map(|queue| {
-            let firsts = [Class::Stream, Class::Keep, Class::Answer].map(|class| queue.shelf.of(class).front());
-            firsts.into_iter().flatten().map(Stored::accepted)
-        });
-        shelves.chain(loaded).map(|moment| now.since(moment)).max()
-    }
-
-    /// For how many hours so many bytes are enough when nothing goes.
-    #[allow(clippy::cast_precision_loss)] // for people
-    pub(super) fn hours_left(&self, room: usize, now: Moment) -> Option<f64> {
-        let room = room.saturating_sub(self.stats.bytes) as f64;
-        let hours = room / self.pace.rate(now).filter(|rate| *rate > 0.0)? / 3600.0;
-        Some((hours * 10.0).round() / 10.0)
-    }
-
-    /// Drops what is too old of one device: the one that just sent something.
-    fn drop_old(&mut self, device: &DeviceId, now: Moment) {
-        while let Some(oldest) = self.devices.get(device).and_then(DeviceQueue::oldest_stream)
-            && self.is_old(device, oldest, now)
-        {
-            self.drop_oldest(device, oldest, |drops| drops.for_age += 1);
-        }
-    }
-
-    /// Drops what is too old of all devices.
-    pub(super) fn drop_all_old(&mut self, now: Moment) {
-        let devices: Vec<DeviceId> = self.devices.keys().cloned().collect();
-        devices.iter().for_each(|device| self.drop_old(device, now));
-    }
-
-    fn is_old(&self, device: &DeviceId, oldest: Oldest, now: Moment) -> bool {
-        let accepted = match oldest {
-            Oldest::Loaded(sequence) => self.entries.get(&sequence).map(|entry| entry.message.moment),
-            Oldest::Stored(class, _) => {
-                self.devices.get(device).and_then(|queue| queue.shelf.of(class).front()).map(Stored::accepted)
-            }
-        };
-        accepted.is_some_and(|accepted| now.since(accepted) > self.bounds.age)
-    }
-
-    /// Makes room at the expense of the device that holds the most, so that one
-    /// that floods the outbox does not push the others out. A little more than
-    /// needed, because it is looked for among all devices.
-    pub(super) fn drop_for_room(&mut self) {
-        if self.stats.bytes > self.bounds.bytes {
-            let target = self.bounds.bytes - self.bounds.bytes / 4096;
-            while self.stats.bytes > target {
-                let Some(device) = self.largest(|queue| queue.bytes) else { break };
-                let spare = self.devices.get(&device).map_or(0, |queue| queue.bytes / 2);
-                while self.stats.bytes > target
-                    && let Some(queue) = self.devices.get(&device).filter(|queue| queue.bytes >= spare)
-                    && let Some(oldest) = queue.oldest().or_else(|| self.first_of(&device))
-                {
-                    self.drop_oldest(&device, oldest, |drops| drops.for_room += 1);
-                }
-            }
-        }
-        // What the disk does not take is in memory only, which has bounds of its own.
-        while self.unwritten_bytes > self.bounds.memory {
-            let excess = self.unwritten_bytes - (self.bounds.memory - self.bounds.memory / 64);
-            let Some(device) = self.largest(|queue| queue.unwritten_bytes) else { break };
-            let unwritten = self.unwritten_of(&device, excess);
-            unwritten.into_iter().for_each(|sequence| self.drop_loaded(sequence, |drops| drops.for_room += 1));
-        }
-    }
-
-    fn largest(&self, size: impl Fn(&DeviceQueue) -> usize) -> Option<DeviceId> {
-        let largest = self.devices.iter().max_by_key(|(_, queue)| size(queue))?;
-        (size(largest.1) > 0).then(|| largest.0.clone())
-    }
-
-    /// The first entry of a device, if all that it has is on its way.
-    fn first_of(&self, device: &DeviceId) -> Option<Oldest> {
-        let own = self.entries.iter().filter(|(_, entry)| entry.message.device == *device);
-        own.map(|(sequence, _)| *sequence).min().map(Oldest::Loaded)
-    }
-
-    /// Entries of a device that are not in the log, about as many bytes as asked:
-    /// telemetry before the rest, the oldest first.
-    fn unwritten_of(&self, device: &DeviceId, bytes: usize) -> Vec<Sequence> {
-        let own = self.entries.iter().filter(|(_, entry)| entry.message.device == *device && entry.spot.is_none());
-        let mut own: Vec<_> = own.map(|(sequence, entry)| (entry.message.class, *sequence, entry.cost())).collect();
-        own.sort_unstable();
-        let mut sum = 0;
-        let enough = own.into_iter().take_while(|(_, _, cost)| {
-            let before = sum;
-            sum += cost;
-            before < bytes
-        });
-        enough.map(|(_, sequence, _)| sequence).collect()
     }
 
     /// That nothing is left of what was counted.

@@ -386,3 +386,28 @@ async fn whatever_happens_all_arrives_in_its_order_and_nothing_is_counted_wrong(
         live_at_random(seed).await;
     }
 }
+
+#[tokio::test]
+async fn a_disk_that_does_not_give_a_message_is_asked_again_for_a_while_and_damage_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    append_many(&outbox, 0..5000);
+    let mut inner = outbox.inner();
+    let device = DeviceId::new("d0");
+    let last = |inner: &Inner| {
+        let entry = *inner.queue.devices[&device].shelf.of(Class::Stream).back().unwrap();
+        (device.clone(), Class::Stream, entry)
+    };
+    let eio = || Err(io::Error::from_raw_os_error(5));
+    let entry = last(&inner);
+    // It comes in time: all is forgotten.
+    assert!((0..9).all(|_| inner.given(&entry, eio()).is_err()));
+    let message = inner.keeping.as_ref().unwrap().log.reader(&[entry.clone()]).read(&[entry.clone()], Moment::now());
+    assert!(inner.given(&entry, message.into_iter().next().unwrap()).unwrap().is_some());
+    assert!((0..9).all(|_| inner.given(&entry, eio()).is_err()));
+    assert_eq!(inner.queue.stats.dropped, 0);
+    assert_eq!(inner.given(&entry, eio()).unwrap(), None);
+    let entry = last(&inner);
+    assert_eq!(inner.given(&entry, Err(io::ErrorKind::InvalidData.into())).unwrap(), None);
+    assert_eq!((inner.queue.stats.dropped, inner.queue.drops[&device].damaged), (2, 2));
+}

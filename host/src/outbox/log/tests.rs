@@ -360,20 +360,7 @@ fn lives(seed: u64, deaths: u32) {
 
 #[test]
 fn what_was_accepted_survives_kills_and_what_is_durable_survives_power_cuts() {
-    // 100,000 deaths; SANDGATE_DEATHS sets another number, SANDGATE_SEED begins elsewhere.
-    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
-    let (deaths, seed) = (number("SANDGATE_DEATHS", 100_000), number("SANDGATE_SEED", 0));
-    let per_disk = 50;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            scope.spawn(move || {
-                (0..deaths / per_disk)
-                    .filter(|disk| disk % threads == thread)
-                    .for_each(|disk| lives(seed + disk, per_disk as u32));
-            });
-        }
-    });
+    crate::ledger::power_cuts::many(lives);
 }
 
 #[test]

@@ -271,7 +271,9 @@ impl DeviceQueue {
         let Some(place) = self.next_lane() else { return parts };
         let Some(rank) = self.lanes.get(place).map(|lane| lane.rank) else { return parts };
         let limit = self.first_of_others(place, rank).unwrap_or(Sequence::MAX);
-        self.count_share(rank, bounds.backfill.unwrap_or(100));
+        if let Some(backfill) = bounds.backfill {
+            self.count_share(rank, backfill);
+        }
         let Some(lane) = self.lanes.get_mut(place) else { return parts };
         let batching = bounds.batching;
         if rank != Rank::Answer {

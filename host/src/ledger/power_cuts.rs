@@ -279,9 +279,9 @@ fn lives(seed: u64, deaths: u32) {
     }
 }
 
-#[test]
-fn what_was_accepted_survives_kills_and_what_is_durable_survives_power_cuts() {
-    // 100,000 deaths; SANDGATE_DEATHS sets another number, SANDGATE_SEED begins elsewhere.
+/// Runs lives of many disks, each from its seed and with so many deaths: 100,000
+/// deaths in all; SANDGATE_DEATHS sets another number, SANDGATE_SEED begins elsewhere.
+pub(crate) fn many(lives: fn(u64, u32)) {
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (deaths, seed) = (number("SANDGATE_DEATHS", 100_000), number("SANDGATE_SEED", 0));
     let per_disk = 50;
@@ -295,4 +295,9 @@ fn what_was_accepted_survives_kills_and_what_is_durable_survives_power_cuts() {
             });
         }
     });
+}
+
+#[test]
+fn what_was_accepted_survives_kills_and_what_is_durable_survives_power_cuts() {
+    many(lives);
 }
