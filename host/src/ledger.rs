@@ -314,7 +314,8 @@ mod tests {
         let mut ledger = read(&path).0;
         ledger.shortage = Some(rustix::io::Errno::MFILE.into());
         let entry = json!({"n": 2});
-        assert!(ledger.record(std::slice::from_ref(&entry), Safety::Durable, || [&entry].into_iter()).is_err());
+        let all = || [entry.clone()].into_iter();
+        assert!(ledger.record(std::slice::from_ref(&entry), Safety::Durable, all).is_err());
         assert!(ledger.rewrite([&entry].into_iter()).is_err());
         assert_eq!(read(&path).1, [1]);
     }
