@@ -402,7 +402,13 @@ async fn a_disk_that_does_not_give_a_message_is_asked_again_for_a_while_and_dama
     let entry = last(&inner);
     // It comes in time: all is forgotten.
     assert!((0..9).all(|_| inner.given(&entry, eio()).is_err()));
-    let message = inner.keeping.as_ref().unwrap().log.reader(&[entry.clone()]).read(&[entry.clone()], Moment::now());
+    let message = inner
+        .keeping
+        .as_ref()
+        .unwrap()
+        .log
+        .reader(std::slice::from_ref(&entry))
+        .read(std::slice::from_ref(&entry), Moment::now());
     assert!(inner.given(&entry, message.into_iter().next().unwrap()).unwrap().is_some());
     assert!((0..9).all(|_| inner.given(&entry, eio()).is_err()));
     assert_eq!(inner.queue.stats.dropped, 0);
