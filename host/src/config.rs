@@ -380,6 +380,10 @@ pub struct Limits {
     pub logs: Option<Rate>,
     /// All stored values together.
     pub storage: Option<Size>,
+    /// What may wait in each outbox; without it as much as the outbox has room for.
+    pub outbox_size: Option<Size>,
+    /// The age at which its telemetry and logs are dropped there, instead of the outbox's.
+    pub outbox_age: Option<Span>,
 }
 
 fn default_state() -> PathBuf {

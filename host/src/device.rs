@@ -368,7 +368,8 @@ impl Device {
         // Whatever it said about alerts is no longer known.
         if !self.driver.manifest.blueprint.alerts.is_empty() {
             let time = now();
-            let uplink = Uplink::Telemetry { time, is_own: true, attributes: &[], alerts: &Alerts::Unknown };
+            let uplink =
+                Uplink::Telemetry { time, is_own: true, attributes: &[], alerts: &Alerts::Unknown, tells_alerts: true };
             self.spec.capabilities.outlet.send(&uplink);
             self.spec.capabilities.statistics.alerts(None);
         }

@@ -122,6 +122,8 @@ pub enum Uplink<'a> {
         attributes: &'a [Attribute],
         /// All active alerts.
         alerts: &'a Alerts,
+        /// Whether they are others than before.
+        tells_alerts: bool,
     },
     /// Facts that change rarely.
     Properties {

@@ -6,8 +6,8 @@
 //! someone waits for them, and there may be hours of samples.
 //!
 //! Devices append, one session takes and acknowledges. When it is full, the
-//! device that holds the most loses its oldest telemetry or log lines first, and
-//! that is counted. What is appended is written to a log (`keep_in`), so that
+//! device that holds the most gives way: log lines, then telemetry of its older
+//! half, which gets thinner; and that is counted. What is appended is written to a log (`keep_in`), so that
 //! it survives the process; when the disk fails, the outbox goes on without it.
 //! When more waits than memory is for, the rest is on the disk only.
 
@@ -20,7 +20,7 @@ mod queue;
 mod record;
 mod stored;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,9 +39,11 @@ use record::Message;
 /// What may happen to a message when there is no room or no hurry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// Measurements and logs: the oldest are dropped when there is no room.
-    Stream,
-    /// Properties and the like: dropped only when nothing else is left.
+    /// Log lines: the oldest are dropped when there is no room.
+    Log,
+    /// Measurements: the older ones are thinned when there is no room.
+    Telemetry,
+    /// Properties, changes of alerts and the like: dropped only when nothing else is left.
     Keep,
     /// The same, and sent first.
     Answer,
@@ -57,7 +59,7 @@ pub struct Bounds {
     pub bytes: usize,
     /// How much of that may be in memory.
     pub memory: usize,
-    /// The age at which an entry of class `Stream` is worth nothing.
+    /// The age at which log lines and telemetry are worth nothing.
     pub age: Duration,
     /// How messages of a device are put together.
     pub batching: Batching,
@@ -89,6 +91,15 @@ impl Bounds {
     fn ahead(&self) -> usize {
         self.memory / 16
     }
+}
+
+/// Bounds of one device within those of the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnBounds {
+    /// Bytes; none: as many as there are.
+    pub bytes: Option<usize>,
+    /// The age at which its log lines and telemetry are worth nothing; none: that of the outbox.
+    pub age: Option<Duration>,
 }
 
 /// When messages of one device that may join go as one.
@@ -142,6 +153,9 @@ pub struct Stats {
 pub struct Drops {
     /// There was no room.
     pub for_room: u64,
+    /// There was no room, and others of its time are left.
+    #[serde(default)]
+    pub thinned: u64,
     /// It was too old.
     pub for_age: u64,
     /// It could not be read from the disk.
@@ -152,7 +166,7 @@ pub struct Drops {
 impl Drops {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.for_room + self.for_age + self.damaged
+        self.for_room + self.thinned + self.for_age + self.damaged
     }
 }
 
@@ -186,6 +200,15 @@ struct Inner {
     queue: Queue,
     /// The way to the disk, if there is one.
     keeping: Option<Box<Keeping>>,
+}
+
+impl Drop for Outbox {
+    /// Its threads end now.
+    fn drop(&mut self) {
+        if let Some(keeping) = &self.inner().keeping {
+            keeping.wake_threads();
+        }
+    }
 }
 
 impl Outbox {
@@ -222,6 +245,11 @@ impl Outbox {
     pub fn admit(&self, devices: HashSet<DeviceId>) {
         self.lock().admit(devices);
         self.appended.notify_one();
+    }
+
+    /// Bounds of single devices, instead of those that were given before. `moment` is now.
+    pub fn bound_devices(&self, bounds: HashMap<DeviceId, OwnBounds>, moment: Moment) {
+        self.lock().bound_devices(bounds, moment);
     }
 
     /// How many messages of a device wait or are on their way.

@@ -92,8 +92,12 @@ impl Outlet {
 /// into the session's outbox.
 pub fn send(channel: &Channel, outbox: &Outbox, device: &DeviceId, moment: Moment, uplink: &Uplink<'_>) {
     let class = match uplink {
-        Uplink::Telemetry { .. } | Uplink::Log { .. } => Class::Stream,
-        Uplink::Properties { .. } | Uplink::Applied { .. } => Class::Keep,
+        Uplink::Log { .. } => Class::Log,
+        Uplink::Telemetry { tells_alerts: false, .. } => Class::Telemetry,
+        // An alert that came and went in an outage is the last thing to be missed.
+        Uplink::Telemetry { tells_alerts: true, .. } | Uplink::Properties { .. } | Uplink::Applied { .. } => {
+            Class::Keep
+        }
         // In the order of the command's progress.
         Uplink::CommandLog { .. } | Uplink::CommandResult { .. } => Class::Answer,
     };
@@ -199,7 +203,13 @@ mod tests {
     #[test]
     fn a_measurement_goes_to_every_session_and_an_answer_to_the_one_that_waits() {
         let outlet = Outlet { device: DeviceId::new("d"), routes: vec![route("a"), route("b")] };
-        outlet.send(&Uplink::Telemetry { time: 0, is_own: true, attributes: &[], alerts: &Alerts::None });
+        outlet.send(&Uplink::Telemetry {
+            time: 0,
+            is_own: true,
+            attributes: &[],
+            alerts: &Alerts::None,
+            tells_alerts: false,
+        });
         assert_eq!(waiting(&outlet), [1, 1]);
         let result = Err(CommandError::Busy("x".into()));
         let answer = Uplink::CommandResult { command: "1", result: &result };

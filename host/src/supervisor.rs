@@ -20,25 +20,26 @@ mod start;
 mod starts;
 mod swap;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use crate::bus::{self, BusLine};
+use crate::clock::Moment;
 use crate::cloud::Cloud;
 use crate::config::{self, Config};
 use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::{Journal, Leftover};
-use crate::message::{CommandRequest, DeviceId, SessionName, Uplink, now};
+use crate::message::{Alerts, CommandRequest, DeviceId, SessionName, Uplink, now};
 use crate::network::Lookups;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, OwnBounds};
 use crate::question::Question;
 use crate::receipt::Receipts;
 use crate::registry::Registry;
@@ -96,7 +97,7 @@ enum Report {
     /// What became of a configuration that a cloud offered.
     Configured(configurations::Outcome),
     /// A command for the gateway is noted as started.
-    Begun(CommandRequest),
+    Begun(CommandRequest, OwnedSemaphorePermit),
     /// A driver to swap in is found.
     Order { device: String, order: swap::SwapOrder, reply: swap::SwapReply },
     /// How far a device's swap is.
@@ -121,6 +122,8 @@ pub struct Supervisor {
     unread_kinds: Vec<String>,
     /// Whether the gateway said last that all is well.
     was_well: bool,
+    /// The gateway's own alerts, as the clouds know them.
+    told_alerts: Option<Alerts>,
     /// When the sessions are told what has changed.
     pace: Pace,
     scribe: Scribe,
@@ -146,6 +149,8 @@ pub struct Supervisor {
     offers: Offers,
     /// Who waits until the trial of a driver is on the disk.
     trials: Vec<oneshot::Sender<()>>,
+    /// Room for the gateway's own commands.
+    commands: Arc<Semaphore>,
     installations: Installations,
     notices: Notices,
     manifest: crate::manifest::Manifest,
@@ -217,6 +222,7 @@ impl Supervisor {
             starts: Starts::new(),
             unread_kinds: Vec::new(),
             was_well: true,
+            told_alerts: None,
             pace: Pace::new(Instant::now()),
             buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
             sessions,
@@ -232,6 +238,7 @@ impl Supervisor {
             orders,
             offers: Offers::default(),
             trials: Vec::new(),
+            commands: Arc::new(Semaphore::new(command::COMMANDS)),
             installations: Installations::new(),
             notices: Notices::new(),
             manifest: gateway::manifest().map_err(anyhow::Error::msg)?,
@@ -248,6 +255,7 @@ impl Supervisor {
         }
         let leftovers = std::mem::take(&mut self.leftovers);
         self.resume_commands(leftovers);
+        self.bound_outboxes();
         self.watch_files();
         self.publish_soon();
         // Before the devices were tried there is nothing to tell.
@@ -330,7 +338,9 @@ impl Supervisor {
             is_own: true,
             attributes: &attributes,
             alerts: &alerts,
+            tells_alerts: self.told_alerts.as_ref() != Some(&alerts),
         });
+        self.told_alerts = Some(alerts);
     }
 
     /// Whether no device has failed.
@@ -368,6 +378,17 @@ impl Supervisor {
             self.config.devices.values().map(|device| self.config.driver_path(device)).collect();
         files.push(self.path.clone());
         self.watcher.watch(files.iter().map(PathBuf::as_path));
+    }
+
+    /// Tells each outbox what single devices may have in it.
+    fn bound_outboxes(&self) {
+        let devices = self.config.devices.iter().map(|(id, device)| {
+            let limits = &device.limits;
+            let bytes = limits.outbox_size.map(config::Size::bytes);
+            (DeviceId::new(id), OwnBounds { bytes, age: limits.outbox_age.map(|age| age.0) })
+        });
+        let own: HashMap<DeviceId, OwnBounds> = devices.filter(|(_, own)| *own != OwnBounds::default()).collect();
+        self.sessions.values().for_each(|entry| entry.outbox.bound_devices(own.clone(), Moment::now()));
     }
 
     /// What does not change while a device runs.
@@ -434,7 +455,10 @@ impl Supervisor {
             let Some(status) = entry.handle.as_ref().map(|handle| handle.status.borrow().clone()) else { continue };
             // A driver on trial is none to start with.
             let is_another = !status.watching && self.memory.running(id, &status.driver);
-            if !status.watching && std::mem::take(&mut entry.is_tried) {
+            if !status.watching
+                && let Some(tried) = entry.tried.take()
+                && self.memory.trial(id).is_some_and(|trial| trial.digest == tried.digest)
+            {
                 self.memory.set_trial(id, None);
             }
             if is_another || entry.firmware.as_ref() != Some(&status.firmware) {

@@ -274,6 +274,28 @@ async fn a_gateway_that_dies_while_a_driver_is_on_trial_comes_up_with_the_one_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_swap_that_is_rejected_during_a_trial_does_not_end_the_trial() {
+    let broker = Broker::start();
+    let harmless = |number: &str| fixture_with("hostile", "version: 1.0.0", &format!("version: {number}"));
+    let bad = fixture_with("hostile", "default: \"\"", "default: \"trap in start\"");
+    let files = [("driver.wasm", harmless("1.0.1")), ("new.wasm", harmless("1.0.2")), ("bad.wasm", bad)];
+    let mut gateway = Gateway::prepare(&files);
+    gateway.start(broker.port, "[devices.echo1]\ndriver = 'driver.wasm'\nhealth_window = '1h'\n");
+    wait_for_version(&gateway, "1.0.1");
+    assert_eq!(gateway.json(&["swap", "echo1", "new.wasm"])["outcome"], "accepted");
+    assert_eq!(gateway.cli(&["swap", "echo1", "bad.wasm"]).status.code(), Some(1));
+    assert_eq!(receipts(&gateway).last().unwrap()["outcome"], "rejected");
+    until("the trial that goes on to be written down", || {
+        let text = std::fs::read_to_string(gateway.path("sandgate-state/devices.jsonl")).unwrap();
+        let last: Json = serde_json::from_str(text.lines().last()?).ok()?;
+        (last["trial"]["version"] == "1.0.2").then_some(())
+    });
+    gateway.kill();
+    gateway.restart();
+    wait_for_version(&gateway, "1.0.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_devices_of_a_driver_are_swapped_in_steps_and_go_back_together() {
     let broker = Broker::start();
     let label = |number: usize| if number == 3 { "odd" } else { "even" };

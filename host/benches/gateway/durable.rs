@@ -90,7 +90,7 @@ pub async fn drain() {
     let payload = sample_payload();
     let outbox = kept(&folder.path().join("outbox"));
     let device = DeviceId::new("bench");
-    (0..MANY).for_each(|_| outbox.append(&device, Class::Stream, Moment::now(), entry(&payload)));
+    (0..MANY).for_each(|_| outbox.append(&device, Class::Telemetry, Moment::now(), entry(&payload)));
     let spec = specification("bench", &outbox);
     let handle = start(&spec, &driver, serde_json::json!({"interval_ms": 0.0})).await;
     let (port, raw_payload) = (broker.1, payload.clone());
@@ -168,7 +168,7 @@ pub async fn outbox() {
     for number in 0..5000 {
         tick.tick().await;
         for place in 0..10 {
-            outbox.append(&device, Class::Stream, Moment::now(), publications[(number * 10 + place) % 1000].clone());
+            outbox.append(&device, Class::Telemetry, Moment::now(), publications[(number * 10 + place) % 1000].clone());
         }
     }
     let lag = outbox.durability().lag_p99_ms;
@@ -181,7 +181,7 @@ pub async fn outbox() {
     let before = written();
     let begin = Instant::now();
     for number in 0..MANY {
-        outbox.append(&device, Class::Stream, Moment::now(), publications[number % 1000].clone());
+        outbox.append(&device, Class::Telemetry, Moment::now(), publications[number % 1000].clone());
     }
     let rate = MANY as f64 / begin.elapsed().as_secs_f64();
     outbox.flush().await.unwrap();

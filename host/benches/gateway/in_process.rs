@@ -75,6 +75,7 @@ fn native_call(manifest: &Manifest, spec: &Specification, count: i64) {
         is_own: true,
         attributes: &attributes,
         alerts: &Alerts::None,
+        tells_alerts: false,
     });
 }
 

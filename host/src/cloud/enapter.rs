@@ -181,7 +181,7 @@ impl Encode for Encoder {
     fn encode(&self, uplink: &Uplink<'_>) -> Vec<Publication> {
         let (cloud, channel) = (&self.cloud, &self.channel);
         let publication = match uplink {
-            Uplink::Telemetry { time, is_own, attributes, alerts } => {
+            Uplink::Telemetry { time, is_own, attributes, alerts, .. } => {
                 let mut payload = start(*time, attributes);
                 write_alerts(&mut payload, alerts);
                 payload.push(b'}');
@@ -325,23 +325,47 @@ mod tests {
         let attributes = [attribute("power", Value::Float(4.5)), attribute("until", Value::Unknown)];
         let active = Alerts::Active(vec![("hot".into(), Some("90 C".into())), ("slow".into(), None)]);
         check(
-            &Uplink::Telemetry { time: 1_759_212_723_999, is_own: true, attributes: &attributes, alerts: &active },
+            &Uplink::Telemetry {
+                time: 1_759_212_723_999,
+                is_own: true,
+                attributes: &attributes,
+                alerts: &active,
+                tells_alerts: false,
+            },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1_759_212_723, "power": 4.5, "until": null, "alerts": ["hot", "slow"],
                 "alert_details": {"hot": {"errmsg": "90 C"}}}),
         );
         check(
-            &Uplink::Telemetry { time: 1000, is_own: true, attributes: &[], alerts: &Alerts::Active(vec![]) },
+            &Uplink::Telemetry {
+                time: 1000,
+                is_own: true,
+                attributes: &[],
+                alerts: &Alerts::Active(vec![]),
+                tells_alerts: false,
+            },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1, "alerts": []}),
         );
         check(
-            &Uplink::Telemetry { time: 1000, is_own: true, attributes: &[], alerts: &Alerts::Unknown },
+            &Uplink::Telemetry {
+                time: 1000,
+                is_own: true,
+                attributes: &[],
+                alerts: &Alerts::Unknown,
+                tells_alerts: false,
+            },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1, "alerts": null}),
         );
         check(
-            &Uplink::Telemetry { time: 1000, is_own: true, attributes: &[], alerts: &Alerts::None },
+            &Uplink::Telemetry {
+                time: 1000,
+                is_own: true,
+                attributes: &[],
+                alerts: &Alerts::None,
+                tells_alerts: false,
+            },
             "v1/from/S01/s--meter/v1/telemetry",
             &json!({"timestamp": 1}),
         );

@@ -222,7 +222,9 @@ impl EndpointEncoder {
 impl Encode for EndpointEncoder {
     fn encode(&self, uplink: &Uplink<'_>) -> Vec<Publication> {
         match uplink {
-            Uplink::Telemetry { time, is_own, attributes, alerts } => self.samples(*time, *is_own, attributes, alerts),
+            Uplink::Telemetry { time, is_own, attributes, alerts, .. } => {
+                self.samples(*time, *is_own, attributes, alerts)
+            }
             Uplink::Properties { attributes, .. } => {
                 let body = metadata_of(attributes);
                 vec![self.publication("epmx/update/keys", Json::Object(body).to_string(), false)]

@@ -302,6 +302,12 @@ impl Inner {
 }
 
 impl Keeping {
+    /// Lets both threads look whether there is something to do.
+    pub(super) fn wake_threads(&self) {
+        self.signal.set();
+        self.loader.set();
+    }
+
     /// Writes a message to the log, and says where it lies there; nowhere when
     /// the disk does not take it now.
     fn write(&mut self, sequence: Sequence, message: &Message) -> Option<Spot> {

@@ -8,8 +8,9 @@
 mod device;
 mod room;
 mod shelves;
+mod thinning;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use super::log::Spot;
 use super::pace::Pace;
 use super::record::Message;
 use super::stored::{OVERHEAD, Stored};
-use super::{Batch, Bounds, Class, Drops, Sequence, Stats};
+use super::{Batch, Bounds, Class, Drops, OwnBounds, Sequence, Stats};
 use crate::clock::Moment;
 use crate::message::{DeviceId, Publication};
 use device::{DeviceQueue, Rank, Turn, push_in_order};
@@ -56,6 +57,8 @@ pub(super) struct Queue {
     pub(super) drops: BTreeMap<DeviceId, Drops>,
     pub(super) all_drops: BTreeMap<DeviceId, Drops>,
     pub(super) bounds: Bounds,
+    /// Those of single devices.
+    own_bounds: HashMap<DeviceId, OwnBounds>,
     pace: Pace,
 }
 
@@ -151,6 +154,7 @@ impl Queue {
             self.replace(&device, earlier);
         }
         self.drop_old(&device, now);
+        self.drop_for_own_room(&device);
         self.drop_for_room();
     }
 
@@ -239,7 +243,8 @@ impl Queue {
             self.unwritten_bytes += cost;
         }
         match class {
-            Class::Stream => push_in_order(&mut queue.streams, sequence),
+            Class::Log => push_in_order(&mut queue.logs, sequence),
+            Class::Telemetry => push_in_order(&mut queue.telemetry, sequence),
             Class::Keep => queue.urgent = queue.urgent.max(Some(sequence)),
             Class::Answer => {}
         }

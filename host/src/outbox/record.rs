@@ -11,7 +11,7 @@
 //! | … | the body, then zeros up to the next multiple of 8 |
 //!
 //! Zeros where a record should begin are the end. The body of an entry: `1`,
-//! its class, flags (1: joins others, 2: goes alone, 4: has a stamp), the length
+//! its class (0: telemetry, 1: what is kept, 2: answer, 3: log line), flags (1: joins others, 2: goes alone, 4: has a stamp), the length
 //! of the device's id (u8) and of the topic (u16), its number, the wall clock and
 //! the steady clock when it was accepted (u64 each, milliseconds), the stamp, the
 //! id, the topic, the payload. A stamp is a time in the payload that this machine's
@@ -125,9 +125,10 @@ pub(super) fn write_entry(out: &mut Vec<u8>, sequence: Sequence, message: &Messa
     }
     frame(out, |out| {
         let class = match class {
-            Class::Stream => 0,
+            Class::Telemetry => 0,
             Class::Keep => 1,
             Class::Answer => 2,
+            Class::Log => 3,
         };
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
         let stamp = publication.stamp.and_then(stamp_bytes);
@@ -240,9 +241,10 @@ fn read_body(body: &[u8]) -> Option<Record<'_>> {
     }
     let &[ENTRY, class, flags, id, ..] = body else { return None };
     let class = match class {
-        0 => Class::Stream,
+        0 => Class::Telemetry,
         1 => Class::Keep,
         2 => Class::Answer,
+        3 => Class::Log,
         _ => return None,
     };
     let topic = usize::from(u16::from_le_bytes(body.get(4..6)?.try_into().ok()?));

@@ -36,13 +36,18 @@ impl Stored {
     }
 }
 
+/// Something for each class.
+pub(super) type ByClass<T> = [T; 4];
+
+const CLASSES: ByClass<Class> = [Class::Log, Class::Telemetry, Class::Keep, Class::Answer];
+
 /// The stored entries of one device, in order by class.
 #[derive(Debug, Default)]
-pub(super) struct Shelf([VecDeque<Stored>; 3]);
+pub(super) struct Shelf(ByClass<VecDeque<Stored>>);
 
 impl Shelf {
     /// Puts entries in order, where the later copy of two counts, and gives the others.
-    pub(super) fn from_unsorted(mut classes: [Vec<Stored>; 3]) -> (Shelf, Vec<Stored>) {
+    pub(super) fn from_unsorted(mut classes: ByClass<Vec<Stored>>) -> (Shelf, Vec<Stored>) {
         let mut copies = Vec::new();
         for entries in &mut classes {
             let key = |entry: &Stored| (entry.sequence, std::cmp::Reverse((entry.spot.file, entry.spot.at)));
@@ -61,9 +66,10 @@ impl Shelf {
 
     /// The entries of a class.
     pub(super) fn of(&self, class: Class) -> &VecDeque<Stored> {
-        let [streams, keeps, answers] = &self.0;
+        let [logs, telemetry, keeps, answers] = &self.0;
         match class {
-            Class::Stream => streams,
+            Class::Log => logs,
+            Class::Telemetry => telemetry,
             Class::Keep => keeps,
             Class::Answer => answers,
         }
@@ -71,9 +77,10 @@ impl Shelf {
 
     /// The same, to change them.
     pub(super) fn of_mut(&mut self, class: Class) -> &mut VecDeque<Stored> {
-        let [streams, keeps, answers] = &mut self.0;
+        let [logs, telemetry, keeps, answers] = &mut self.0;
         match class {
-            Class::Stream => streams,
+            Class::Log => logs,
+            Class::Telemetry => telemetry,
             Class::Keep => keeps,
             Class::Answer => answers,
         }
@@ -84,7 +91,7 @@ impl Shelf {
         let first = |class| self.of(class).front().map(|entry| entry.sequence);
         match is_answer {
             true => first(Class::Answer),
-            false => [first(Class::Stream), first(Class::Keep)].into_iter().flatten().min(),
+            false => [Class::Log, Class::Telemetry, Class::Keep].into_iter().filter_map(first).min(),
         }
     }
 
@@ -96,19 +103,13 @@ impl Shelf {
     /// Those that are loaded next: answers, then the rest in its order.
     pub(super) fn next(&self) -> impl Iterator<Item = (Class, Stored)> {
         let answers = self.of(Class::Answer).iter().map(|entry| (Class::Answer, *entry));
-        let mut streams = self.of(Class::Stream).iter().copied().peekable();
-        let mut keeps = self.of(Class::Keep).iter().copied().peekable();
-        let rest = std::iter::from_fn(move || {
-            let is_stream = match (streams.peek(), keeps.peek()) {
-                (Some(stream), Some(keep)) => stream.sequence < keep.sequence,
-                (stream, _) => stream.is_some(),
-            };
-            match is_stream {
-                true => streams.next().map(|entry| (Class::Stream, entry)),
-                false => keeps.next().map(|entry| (Class::Keep, entry)),
-            }
-        });
-        answers.chain(rest)
+        let of = |class| self.of(class).iter().map(move |entry| (class, *entry)).peekable();
+        let mut rest = [Class::Log, Class::Telemetry, Class::Keep].map(of);
+        let first = move || {
+            let firsts = rest.iter_mut().filter_map(|of| Some((of.peek()?.1.sequence, of)));
+            firsts.min_by_key(|(sequence, _)| *sequence).and_then(|(_, of)| of.next())
+        };
+        answers.chain(std::iter::from_fn(first))
     }
 
     /// Adds an entry where it belongs: most often at the end.
@@ -136,10 +137,22 @@ impl Shelf {
         entries.remove(place)
     }
 
+    /// Takes entries out, whose numbers are in order; at once, because the rest moves up.
+    pub(super) fn remove_all(&mut self, class: Class, sequences: &[Sequence]) -> Vec<Stored> {
+        let (Some(first), Some(last)) = (sequences.first(), sequences.last()) else { return Vec::new() };
+        let entries = self.of_mut(class);
+        let from = entries.partition_point(|entry| entry.sequence < *first);
+        let to = entries.partition_point(|entry| entry.sequence <= *last);
+        let (removed, kept): (Vec<Stored>, Vec<Stored>) =
+            entries.range(from..to).partition(|entry| sequences.binary_search(&entry.sequence).is_ok());
+        entries.range_mut(from..from + kept.len()).zip(kept).for_each(|(place, entry)| *place = entry);
+        entries.drain(to - removed.len()..to);
+        removed
+    }
+
     /// All entries.
     pub(super) fn all(&self) -> impl Iterator<Item = (Class, &Stored)> {
-        let classes = [Class::Stream, Class::Keep, Class::Answer];
-        classes.into_iter().flat_map(|class| self.of(class).iter().map(move |entry| (class, entry)))
+        CLASSES.into_iter().flat_map(|class| self.of(class).iter().map(move |entry| (class, entry)))
     }
 
     /// How many there are.
@@ -156,7 +169,7 @@ impl Shelf {
 /// Stored entries by device, as they are found in a log.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    pub devices: FxHashMap<DeviceId, [Vec<Stored>; 3]>,
+    pub devices: FxHashMap<DeviceId, ByClass<Vec<Stored>>>,
 }
 
 impl Found {
@@ -166,9 +179,10 @@ impl Found {
             self.devices.insert(DeviceId::new(device), Default::default());
         }
         if let Some(classes) = self.devices.get_mut(device) {
-            let [streams, keeps, answers] = classes;
+            let [logs, telemetry, keeps, answers] = classes;
             match class {
-                Class::Stream => streams,
+                Class::Log => logs,
+                Class::Telemetry => telemetry,
                 Class::Keep => keeps,
                 Class::Answer => answers,
             }

@@ -22,10 +22,9 @@ impl AlertState {
         AlertState { current, told: true }
     }
 
-    /// The set to carry in a sample.
-    pub(super) fn take_for_sample(&mut self) -> &Alerts {
-        self.told = true;
-        &self.current
+    /// The set to carry in a sample, and whether the cloud does not know it yet.
+    pub(super) fn take_for_sample(&mut self) -> (&Alerts, bool) {
+        (&self.current, !std::mem::replace(&mut self.told, true))
     }
 
     fn set(&mut self, alerts: Alerts) {
@@ -74,8 +73,8 @@ impl State {
         // Over the rate it stays untold, and goes with a later call.
         if !self.alerts.told && self.telemetry.limiter.allow(tokio::time::Instant::now()) {
             let time = now();
-            let alerts = self.alerts.take_for_sample();
-            self.outlet.send(&Uplink::Telemetry { time, is_own: true, attributes: &[], alerts });
+            let (alerts, tells_alerts) = self.alerts.take_for_sample();
+            self.outlet.send(&Uplink::Telemetry { time, is_own: true, attributes: &[], alerts, tells_alerts });
         }
     }
 }

@@ -50,8 +50,8 @@ impl telemetry::Host for State {
         if !attributes.is_empty() {
             let is_good = attributes.iter().any(|attribute| tells(attribute, &manifest));
             self.telemetry.statistics.sample(time, &attributes, is_good);
-            let alerts = self.alerts.take_for_sample();
-            self.outlet.send(&Uplink::Telemetry { time, is_own, attributes: &attributes, alerts });
+            let (alerts, tells_alerts) = self.alerts.take_for_sample();
+            self.outlet.send(&Uplink::Telemetry { time, is_own, attributes: &attributes, alerts, tells_alerts });
         }
         if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
     }

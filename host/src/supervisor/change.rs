@@ -64,6 +64,7 @@ impl Supervisor {
             tracing::info!("configuration: {change}");
             self.apply(change);
         }
+        self.bound_outboxes();
         self.watch_files();
         self.publish_soon();
     }

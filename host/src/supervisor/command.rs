@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::control::ControlError;
 use super::swap::{Asker, SwapOrder, SwapReply};
@@ -19,6 +19,8 @@ use crate::text;
 
 /// Who asks when a cloud does.
 const CLOUD: &str = "cloud";
+/// Commands for the gateway itself that may be under way; more are answered with "busy".
+pub(super) const COMMANDS: usize = 64;
 
 impl Supervisor {
     /// Answers a request. A reply that nobody waits for any more is no error.
@@ -188,19 +190,22 @@ impl Supervisor {
     /// Notes that a command for the gateway itself is started, and carries it out then.
     pub(super) fn gateway_command(&mut self, request: CommandRequest) {
         let arguments = self.manifest.check_command(&request.name, request.arguments.clone());
+        let respond = self.gateway_responder(&request);
         if let Err(error) = arguments {
             let error = match error {
                 ArgumentError::UnknownCommand(..) => CommandError::Unsupported(error.to_string()),
                 ArgumentError::Invalid(_) => CommandError::InvalidArgument(error.to_string()),
             };
-            return self.gateway_responder(&request)(Err(error));
+            return respond(Err(error));
         }
+        let Ok(room) = Arc::clone(&self.commands).try_acquire_owned() else {
+            return respond(Err(CommandError::Busy(format!("the gateway has {COMMANDS} commands under way"))));
+        };
         let (journal, report) = (Arc::clone(&self.journal), self.report.clone());
-        let respond = self.gateway_responder(&request);
         tokio::spawn(async move {
             match journal.begin(&request, &DeviceId::new(GATEWAY), Terms::default()).await {
                 // Without a supervisor the gateway is stopping, and the next start answers.
-                Ok(()) => drop(report.send(Report::Begun(request)).await),
+                Ok(()) => drop(report.send(Report::Begun(request, room)).await),
                 Err(error) => respond(Err(error)),
             }
         });
@@ -214,8 +219,12 @@ impl Supervisor {
     }
 
     /// Carries out a command for the gateway itself.
-    pub(super) fn carry_out_begun(&mut self, request: CommandRequest) {
+    pub(super) fn carry_out_begun(&mut self, request: CommandRequest, room: OwnedSemaphorePermit) {
         let respond = self.gateway_responder(&request);
+        let respond = move |result| {
+            respond(result);
+            drop(room);
+        };
         let arguments = request.arguments;
         let device = arguments.get("device").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
         match request.name.as_str() {

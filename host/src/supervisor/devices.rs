@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use crate::config;
 use crate::device::{DeviceHandle, Firmware, Waiting};
+use crate::receipt::DriverName;
 use crate::registry::{Progress, Stage};
 use crate::sandbox::Digest;
 use crate::statistics::Statistics;
@@ -25,8 +26,8 @@ pub(super) struct DeviceEntry {
     /// The number of the last start, for the tasks that start it.
     pub latest: Arc<AtomicU64>,
     pub kind: Kind,
-    /// Whether a driver has taken over that is on trial.
-    pub is_tried: bool,
+    /// The driver that has taken over and is on trial.
+    pub tried: Option<DriverName>,
     /// Commands that came between two lives of the device.
     pub held: Vec<Waiting>,
 }
@@ -44,7 +45,7 @@ impl DeviceEntry {
             work: Work::None,
             latest: Arc::default(),
             kind: Kind::Read(None),
-            is_tried: false,
+            tried: None,
             held: Vec::new(),
         }
     }

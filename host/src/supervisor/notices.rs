@@ -33,6 +33,7 @@ impl Notices {
         for (device, drops) in drops {
             let sum = self.drops.entry(session.clone()).or_default().entry(device).or_default();
             sum.for_room += drops.for_room;
+            sum.thinned += drops.thinned;
             sum.for_age += drops.for_age;
             sum.damaged += drops.damaged;
         }
@@ -52,8 +53,12 @@ impl Notices {
 fn describe(drops: &BTreeMap<DeviceId, Drops>) -> String {
     let sum = |of: fn(&Drops) -> u64| drops.values().map(of).sum::<u64>();
     let causes = [
-        (sum(|drops| drops.for_room), "for want of room (`outbox.max_size`)"),
-        (sum(|drops| drops.for_age), "because they were too old (`outbox.max_age`)"),
+        (sum(|drops| drops.for_room), "for want of room (`outbox.max_size`, or the device's `limits.outbox_size`)"),
+        (sum(|drops| drops.thinned), "to thin old telemetry for want of room (the same)"),
+        (
+            sum(|drops| drops.for_age),
+            "because they were too old (`outbox.max_age`, or the device's `limits.outbox_age`)",
+        ),
         (sum(|drops| drops.damaged), "because they could not be read from the disk"),
     ];
     let causes: Vec<String> =
@@ -95,13 +100,14 @@ mod tests {
     fn drops_are_told_at_once_and_then_once_a_minute_with_their_sum() {
         let mut notices = Notices::new();
         let begin = Instant::now();
-        let drops =
-            |device: &str, for_room, for_age| [(DeviceId::new(device), Drops { for_room, for_age, damaged: 0 })].into();
+        let drops = |device: &str, for_room, for_age| {
+            [(DeviceId::new(device), Drops { for_room, for_age, ..Drops::default() })].into()
+        };
         assert!(notices.due(begin).is_empty());
         notices.note(&SessionName::new("s"), drops("a", 1, 0));
         let told = notices.due(begin);
-        let expected = "messages were dropped before they could be sent: 1 for want of room (`outbox.max_size`); \
-                        by device: a 1";
+        let expected = "messages were dropped before they could be sent: 1 for want of room (`outbox.max_size`, or the \
+                        device's `limits.outbox_size`); by device: a 1";
         assert_eq!(told, [(SessionName::new("s"), expected.to_owned())]);
         for _ in 0..10 {
             notices.note(&SessionName::new("s"), drops("a", 1, 1));
@@ -109,8 +115,9 @@ mod tests {
             assert!(notices.due(begin + QUIET / 2).is_empty());
         }
         let told = notices.due(begin + QUIET);
-        let expected = "messages were dropped before they could be sent: 10 for want of room (`outbox.max_size`) \
-                        and 40 because they were too old (`outbox.max_age`); by device: b 30, a 20";
+        let expected = "messages were dropped before they could be sent: 10 for want of room (`outbox.max_size`, or \
+                        the device's `limits.outbox_size`) and 40 because they were too old (`outbox.max_age`, \
+                        or the device's `limits.outbox_age`); by device: b 30, a 20";
         assert_eq!(told, [(SessionName::new("s"), expected.to_owned())]);
         assert!(notices.due(begin + 3 * QUIET).is_empty());
     }

@@ -148,7 +148,7 @@ impl Supervisor {
         let Some(entry) = self.devices.get(id) else { return };
         // One that was asked for twice in a row is begun once.
         let Work::Starting(starting @ Starting { step: Step::Queued, .. }) = &entry.work else { return };
-        let tried = entry.handle.as_ref().filter(|_| entry.is_tried).map(DeviceHandle::digest);
+        let tried = entry.handle.as_ref().filter(|_| entry.tried.is_some()).map(DeviceHandle::digest);
         let (number, is_revoked, progress) = (starting.number, starting.is_revoked, Arc::<Progress>::default());
         let start = Start {
             number,
@@ -281,7 +281,7 @@ impl Supervisor {
             Report::Configured(outcome) => self.configured(outcome),
             Report::Order { device, order, reply } => self.swap(&device, order, Some(reply)),
             Report::Trial { device, step } => self.note_trial(&device, step),
-            Report::Begun(request) => self.carry_out_begun(request),
+            Report::Begun(request, room) => self.carry_out_begun(request, room),
             Report::Software(installation) => self.go_on_installing(installation),
         }
     }
@@ -347,7 +347,7 @@ impl Supervisor {
     /// the gateway died, that is told like a roll-back.
     fn end_trial(&mut self, id: &str, driver: &Driver) {
         let Some(entry) = self.devices.get_mut(id) else { return };
-        let was_running = std::mem::take(&mut entry.is_tried);
+        let was_running = entry.tried.take().is_some();
         let Some(tried) = self.memory.trial(id).cloned() else { return };
         self.memory.set_trial(id, None);
         let running = DriverName::of(driver);

@@ -84,14 +84,16 @@ impl Supervisor {
             }
             Trial::Runs => {
                 if let Some(entry) = self.devices.get_mut(device) {
-                    entry.is_tried = true;
+                    entry.tried = self.memory.trial(device).cloned();
                 }
                 self.statuses_changed([DeviceId::new(device)].into());
             }
             Trial::Ends(digest) => {
+                // One that has taken over before may still be on trial.
+                let tried = self.devices.get(device).and_then(|entry| entry.tried.clone());
                 let is_its = self.memory.trial(device).is_some_and(|trial| trial.digest == digest);
                 if is_its {
-                    self.memory.set_trial(device, None);
+                    self.memory.set_trial(device, tried);
                 }
             }
         }

@@ -183,7 +183,7 @@ fn entry(sequence: Sequence, size: usize) -> Message {
         joins: sequence.is_multiple_of(2),
         stamp: None,
     };
-    let class = [Class::Stream, Class::Keep, Class::Answer][sequence as usize % 3];
+    let class = [Class::Log, Class::Telemetry, Class::Keep, Class::Answer][sequence as usize % 4];
     let moment = Moment { wall: sequence, steady: sequence };
     Message {
         device: DeviceId::new(&format!("d{}", sequence % 5)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::thinning::Thinning;
 use super::{Entries, Place};
 use crate::clock::Moment;
 use crate::message::Publication;
@@ -23,7 +24,9 @@ pub(in crate::outbox) struct DeviceQueue {
     /// What is to be sent, by topic: each topic keeps its order, and can be paused.
     pub(super) lanes: Vec<Lane>,
     /// What may be dropped, sent or not.
-    pub(super) streams: VecDeque<Sequence>,
+    pub(super) logs: VecDeque<Sequence>,
+    pub(super) telemetry: VecDeque<Sequence>,
+    pub(super) thinning: Thinning,
     /// What is on the disk only; later than what is loaded, but for what came
     /// when the disk did not take it.
     pub(in crate::outbox) shelf: Shelf,
@@ -112,7 +115,7 @@ impl DeviceQueue {
 
     /// Takes an unsent entry out of the lists.
     pub(super) fn take_out(&mut self, sequence: Sequence) {
-        let lists = self.lanes.iter_mut().map(|lane| &mut lane.unsent).chain([&mut self.streams]);
+        let lists = self.lanes.iter_mut().map(|lane| &mut lane.unsent).chain([&mut self.logs, &mut self.telemetry]);
         for list in lists {
             if let Ok(place) = list.binary_search(&sequence) {
                 list.remove(place);
@@ -234,9 +237,19 @@ impl DeviceQueue {
         }
     }
 
-    /// The oldest of what may be dropped.
-    pub(super) fn oldest_stream(&self) -> Option<Oldest> {
-        self.older(Class::Stream, self.streams.front().copied())
+    /// The oldest log line.
+    pub(super) fn oldest_log(&self) -> Option<Oldest> {
+        self.older(Class::Log, self.logs.front().copied())
+    }
+
+    /// The oldest sample.
+    pub(super) fn oldest_sample(&self) -> Option<Oldest> {
+        self.older(Class::Telemetry, self.telemetry.front().copied())
+    }
+
+    /// How many log lines there are, about.
+    pub(super) fn log_lines(&self) -> usize {
+        self.logs.len() + self.shelf.of(Class::Log).len()
     }
 
     /// What is dropped first.
@@ -246,7 +259,10 @@ impl DeviceQueue {
             lanes.filter_map(|lane| lane.unsent.front().copied()).min()
         };
         let keep = || self.older(Class::Keep, fronts(false));
-        self.oldest_stream().or_else(keep).or_else(|| self.older(Class::Answer, fronts(true)))
+        self.oldest_log()
+            .or_else(|| self.oldest_sample())
+            .or_else(keep)
+            .or_else(|| self.older(Class::Answer, fronts(true)))
     }
 
     /// The older one of a loaded entry and the first stored one of its class.
@@ -261,7 +277,7 @@ impl DeviceQueue {
     /// How many places its lists take.
     #[cfg(test)]
     pub(in crate::outbox) fn held(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.unsent.len()).sum::<usize>() + self.streams.len()
+        self.lanes.iter().map(|lane| lane.unsent.len()).sum::<usize>() + self.logs.len() + self.telemetry.len()
     }
 
     /// The next unsent entry and those that may go with it, now sent. A batch
@@ -313,7 +329,8 @@ impl DeviceQueue {
     /// one that stays at the front makes pile up.
     pub(super) fn tidy(&mut self, entries: &Entries) {
         let most = 2 * (self.count - self.shelf.len()) + SPARE;
-        for list in self.lanes.iter_mut().map(|lane| &mut lane.unsent).chain([&mut self.streams]) {
+        let lanes = self.lanes.iter_mut().map(|lane| &mut lane.unsent);
+        for list in lanes.chain([&mut self.logs, &mut self.telemetry]) {
             trim(list, entries);
             if list.len() > most {
                 list.retain(|sequence| entries.contains_key(sequence));
@@ -329,7 +346,8 @@ impl DeviceQueue {
     }
 
     pub(super) fn clear(&mut self) {
-        self.streams.clear();
+        self.logs.clear();
+        self.telemetry.clear();
         self.lanes.iter_mut().for_each(|lane| lane.unsent.clear());
         self.turn = Turn::None;
     }

@@ -1,6 +1,7 @@
 //! The room of a queue: what is dropped when there is none, or when it is too
 //! old, and for how long the room lasts.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Queue;
@@ -8,7 +9,10 @@ use super::device::{DeviceQueue, Oldest};
 use crate::clock::Moment;
 use crate::message::DeviceId;
 use crate::outbox::stored::Stored;
-use crate::outbox::{Class, Drops, Sequence};
+use crate::outbox::{Class, Drops, OwnBounds, Sequence};
+
+/// One of so many messages of a device may be a log line, when there is no room.
+const LOG_SHARE: usize = 16;
 
 impl Queue {
     pub(super) fn drop_loaded(&mut self, sequence: Sequence, count: impl Fn(&mut Drops)) {
@@ -45,10 +49,9 @@ impl Queue {
     /// How long the oldest message has been waiting since it was accepted.
     pub(in crate::outbox) fn oldest(&self, now: Moment) -> Option<Duration> {
         let loaded = self.entries.keys().min().and_then(|first| Some(self.entries.get(first)?.message.moment));
-        let shelves = self.devices.values().flat_map(|queue| {
-            let firsts = [Class::Stream, Class::Keep, Class::Answer].map(|class| queue.shelf.of(class).front());
-            firsts.into_iter().flatten().map(Stored::accepted)
-        });
+        let classes = [Class::Log, Class::Telemetry, Class::Keep, Class::Answer];
+        let firsts = |queue: &DeviceQueue| classes.map(|class| queue.shelf.of(class).front().map(Stored::accepted));
+        let shelves = self.devices.values().flat_map(|queue| firsts(queue).into_iter().flatten());
         shelves.chain(loaded).map(|moment| now.since(moment)).max()
     }
 
@@ -60,12 +63,25 @@ impl Queue {
         Some((hours * 10.0).round() / 10.0)
     }
 
+    /// Bounds of single devices, instead of those that were given before.
+    pub(in crate::outbox) fn bound_devices(&mut self, bounds: HashMap<DeviceId, OwnBounds>, now: Moment) {
+        self.own_bounds = bounds;
+        let devices: Vec<DeviceId> = self.own_bounds.keys().cloned().collect();
+        for device in devices {
+            self.drop_old(&device, now);
+            self.drop_for_own_room(&device);
+        }
+    }
+
     /// Drops what is too old of one device: the one that just sent something.
     pub(super) fn drop_old(&mut self, device: &DeviceId, now: Moment) {
-        while let Some(oldest) = self.devices.get(device).and_then(DeviceQueue::oldest_stream)
-            && self.is_old(device, oldest, now)
-        {
-            self.drop_oldest(device, oldest, |drops| drops.for_age += 1);
+        let oldest: [fn(&DeviceQueue) -> Option<Oldest>; 2] = [DeviceQueue::oldest_log, DeviceQueue::oldest_sample];
+        for oldest in oldest {
+            while let Some(oldest) = self.devices.get(device).and_then(oldest)
+                && self.is_old(device, oldest, now)
+            {
+                self.drop_oldest(device, oldest, |drops| drops.for_age += 1);
+            }
         }
     }
 
@@ -82,7 +98,8 @@ impl Queue {
                 self.devices.get(device).and_then(|queue| queue.shelf.of(class).front()).map(Stored::accepted)
             }
         };
-        accepted.is_some_and(|accepted| now.since(accepted) > self.bounds.age)
+        let age = self.own_bounds.get(device).and_then(|own| own.age).unwrap_or(self.bounds.age);
+        accepted.is_some_and(|accepted| now.since(accepted) > age)
     }
 
     /// Makes room at the expense of the device that holds the most, so that one
@@ -95,11 +112,9 @@ impl Queue {
                 let Some(device) = self.largest(|queue| queue.bytes) else { break };
                 let spare = self.devices.get(&device).map_or(0, |queue| queue.bytes / 2);
                 while self.stats.bytes > target
-                    && let Some(queue) = self.devices.get(&device).filter(|queue| queue.bytes >= spare)
-                    && let Some(oldest) = queue.oldest().or_else(|| self.first_of(&device))
-                {
-                    self.drop_oldest(&device, oldest, |drops| drops.for_room += 1);
-                }
+                    && self.devices.get(&device).is_some_and(|queue| queue.bytes >= spare)
+                    && self.give_way(&device)
+                {}
             }
         }
         // What the disk does not take is in memory only, which has bounds of its own.
@@ -109,6 +124,26 @@ impl Queue {
             let unwritten = self.unwritten_of(&device, excess);
             unwritten.into_iter().for_each(|sequence| self.drop_loaded(sequence, |drops| drops.for_room += 1));
         }
+    }
+
+    /// The same for a device that has bounds of its own.
+    pub(super) fn drop_for_own_room(&mut self, device: &DeviceId) {
+        let Some(bytes) = self.own_bounds.get(device).and_then(|own| own.bytes) else { return };
+        while self.devices.get(device).is_some_and(|queue| queue.bytes > bytes) && self.give_way(device) {}
+    }
+
+    /// Drops something of a device: log lines while there are many, telemetry, and
+    /// then what is kept and answers. False when it has nothing.
+    fn give_way(&mut self, device: &DeviceId) -> bool {
+        let Some(queue) = self.devices.get(device) else { return false };
+        let many_logs = queue.oldest_log().filter(|_| queue.log_lines() > queue.count / LOG_SHARE);
+        if many_logs.is_none() && self.thin(device) {
+            return true;
+        }
+        let Some(queue) = self.devices.get(device) else { return false };
+        let Some(oldest) = many_logs.or_else(|| queue.oldest()).or_else(|| self.first_of(device)) else { return false };
+        self.drop_oldest(device, oldest, |drops| drops.for_room += 1);
+        true
     }
 
     pub(super) fn largest(&self, size: impl Fn(&DeviceQueue) -> usize) -> Option<DeviceId> {

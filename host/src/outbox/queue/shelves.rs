@@ -157,4 +157,16 @@ impl Queue {
         self.forget(device, entry.cost as usize);
         Some(entry)
     }
+
+    /// The same for several, whose numbers are in order; gives how many there were.
+    pub(super) fn remove_all_stored(&mut self, device: &DeviceId, class: Class, sequences: &[Sequence]) -> usize {
+        let Some(queue) = self.devices.get_mut(device) else { return 0 };
+        let entries = queue.shelf.remove_all(class, sequences);
+        self.shelves -= usize::from(!entries.is_empty() && queue.shelf.is_empty());
+        for entry in &entries {
+            self.gone.push((entry.sequence, entry.spot));
+            self.forget(device, entry.cost as usize);
+        }
+        entries.len()
+    }
 }

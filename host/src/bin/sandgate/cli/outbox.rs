@@ -52,8 +52,11 @@ fn lines(before: &SessionReport, now: &SessionReport, time: Duration) -> Vec<Str
             disk.lag_worst_ms
         ),
     });
-    for (device, Drops { for_room, for_age, damaged }) in &state.dropped {
+    for (device, Drops { for_room, thinned, for_age, damaged }) in &state.dropped {
         let mut line = format!("dropped of {device}: {for_room} for want of room, {for_age} because they were too old");
+        if *thinned > 0 {
+            line.push_str(&format!(", {thinned} to thin its old telemetry for want of room"));
+        }
         if *damaged > 0 {
             line.push_str(&format!(", {damaged} because the disk did not give them back"));
         }
