@@ -9,10 +9,11 @@ mod schedule;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_modbus::client::{Client, Context, rtu, tcp};
 use tokio_modbus::slave::{Slave, SlaveContext};
@@ -62,7 +63,7 @@ pub enum BusError {
 /// Gives a device access to a line. The line closes with its last handle.
 #[derive(Debug, Clone)]
 pub struct BusHandle {
-    line: mpsc::Sender<Transaction>,
+    line: BusLine,
     device: DeviceId,
 }
 
@@ -86,23 +87,48 @@ pub struct Manner {
 }
 
 /// A line, from which devices get their handles.
-#[derive(Debug, Clone)]
-pub struct BusLine(mpsc::Sender<Transaction>);
+#[derive(Clone)]
+pub struct BusLine(Way);
+
+/// How a transaction gets to a line.
+#[derive(Clone)]
+enum Way {
+    /// To the task that shares it.
+    Task(mpsc::Sender<Transaction>),
+    /// At once: there is one device only.
+    Alone(Arc<Mutex<Bus>>),
+}
 
 impl BusLine {
     /// The handle of one device.
     pub fn of(&self, device: &DeviceId) -> BusHandle {
-        BusHandle { line: self.0.clone(), device: device.clone() }
+        BusHandle { line: self.clone(), device: device.clone() }
+    }
+}
+
+impl std::fmt::Debug for BusLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a line")
     }
 }
 
 impl BusHandle {
     /// Waits for the line and carries out one transaction.
     pub async fn transact(&self, unit: u8, request: Request<'static>, manner: Manner) -> Result<Response, BusError> {
-        let (answer, result) = oneshot::channel();
         let Manner { timeout, is_urgent } = manner;
+        let line = match &self.line.0 {
+            Way::Task(line) => line,
+            Way::Alone(bus) => {
+                let mut bus = bus.lock().await;
+                if bus.rests(&self.device, unit) && !is_urgent {
+                    return Err(BusError::TimedOut);
+                }
+                return bus.carry_out((&self.device, unit), request, timeout).await;
+            }
+        };
+        let (answer, result) = oneshot::channel();
         let transaction = Transaction { device: self.device.clone(), unit, request, timeout, is_urgent, answer };
-        self.line.try_send(transaction).map_err(|error| match error {
+        line.try_send(transaction).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => BusError::Busy,
             mpsc::error::TrySendError::Closed(_) => BusError::Unavailable("the line is closed".into()),
         })?;
@@ -116,15 +142,27 @@ impl BusHandle {
 
 /// Starts the task of a line.
 pub fn open(name: &str, bus: &config::Bus) -> BusLine {
+    let (line, timeout, gap) = Line::of(bus);
+    let bus = Bus::new(name, line, timeout, gap);
     let (line, inbox) = mpsc::channel(QUEUE);
-    tokio::spawn(Bus::new(name, bus).run(inbox));
-    BusLine(line)
+    tokio::spawn(bus.run(inbox));
+    BusLine(Way::Task(line))
 }
 
-#[derive(Debug)]
+/// The same for a line of one device with simulated units: `connect` gives a
+/// client of them.
+pub fn open_simulated(name: &str, connect: Connect, timeout: Duration) -> BusLine {
+    let bus = Bus::new(name, Line::Simulated(connect), timeout, Duration::ZERO);
+    BusLine(Way::Alone(Arc::new(Mutex::new(bus))))
+}
+
+/// Opens a connection with simulated units.
+pub type Connect = Arc<dyn Fn() -> std::io::Result<Box<dyn Client>> + Send + Sync>;
+
 enum Line {
     Tcp(String, u16),
     Rtu { port: PathBuf, baud_rate: u32, parity: Parity, stop_bits: u8 },
+    Simulated(Connect),
 }
 
 struct Bus {
@@ -152,22 +190,7 @@ struct Health {
 }
 
 impl Bus {
-    fn new(name: &str, bus: &config::Bus) -> Self {
-        let (line, timeout, gap) = match bus {
-            config::Bus::ModbusTcp(bus) => {
-                let (host, port) = bus.address.host_and_port().unwrap_or_default();
-                (Line::Tcp(host, port), bus.timeout.0, bus.gap.map_or(Duration::ZERO, |gap| gap.0))
-            }
-            config::Bus::ModbusRtu(bus) => {
-                let line = Line::Rtu {
-                    port: bus.port.clone(),
-                    baud_rate: bus.baud_rate,
-                    parity: bus.parity,
-                    stop_bits: bus.stop_bits,
-                };
-                (line, bus.timeout.0, bus.gap.map_or_else(|| silent_interval(bus.baud_rate), |gap| gap.0))
-            }
-        };
+    fn new(name: &str, line: Line, timeout: Duration, gap: Duration) -> Self {
         Bus {
             name: name.to_owned(),
             line,
@@ -219,14 +242,18 @@ impl Bus {
 
     /// Lets a transaction wait, or refuses it when its unit is in quarantine.
     fn take(&mut self, transaction: Transaction) {
-        let health = self.health.get(&(transaction.device.clone(), transaction.unit));
-        let rests_until = health.and_then(|health| health.ask_again);
-        if rests_until.is_some_and(|time| Instant::now() < time) && !transaction.is_urgent {
+        if self.rests(&transaction.device, transaction.unit) && !transaction.is_urgent {
             // Nobody waits for it any more if the device was stopped just now.
             return drop(transaction.answer.send(Err(BusError::TimedOut)));
         }
         self.schedule.asked(&transaction.device, Instant::now());
         self.waiting.push(transaction);
+    }
+
+    /// Whether a unit is in quarantine for a device.
+    fn rests(&self, device: &DeviceId, unit: u8) -> bool {
+        let health = self.health.get(&(device.clone(), unit));
+        health.and_then(|health| health.ask_again).is_some_and(|time| Instant::now() < time)
     }
 
     fn wanted(&self, transaction: &Transaction) -> Wanted {
@@ -264,7 +291,7 @@ impl Bus {
         request: Request<'static>,
         limit: Option<Duration>,
     ) -> Result<Response, BusError> {
-        if let Some(last) = self.last {
+        if let Some(last) = self.last.filter(|_| !self.gap.is_zero()) {
             sleep_until(last + self.gap).await;
         }
         let limit = limit.unwrap_or(self.timeout).min(self.timeout * LONGEST_TIMEOUT);
@@ -370,6 +397,26 @@ impl Health {
 }
 
 impl Line {
+    /// The line that a configuration means, how long its units may take, and
+    /// the pause between transactions.
+    fn of(bus: &config::Bus) -> (Line, Duration, Duration) {
+        match bus {
+            config::Bus::ModbusTcp(bus) => {
+                let (host, port) = bus.address.host_and_port().unwrap_or_default();
+                (Line::Tcp(host, port), bus.timeout.0, bus.gap.map_or(Duration::ZERO, |gap| gap.0))
+            }
+            config::Bus::ModbusRtu(bus) => {
+                let line = Line::Rtu {
+                    port: bus.port.clone(),
+                    baud_rate: bus.baud_rate,
+                    parity: bus.parity,
+                    stop_bits: bus.stop_bits,
+                };
+                (line, bus.timeout.0, bus.gap.map_or_else(|| silent_interval(bus.baud_rate), |gap| gap.0))
+            }
+        }
+    }
+
     async fn connect(&self) -> std::io::Result<Context> {
         match self {
             Line::Tcp(host, port) => {
@@ -377,6 +424,7 @@ impl Line {
                 stream.set_nodelay(true)?;
                 Ok(tcp::attach(stream))
             }
+            Line::Simulated(connect) => connect().map(Context::from),
             Line::Rtu { port, baud_rate, parity, stop_bits } => {
                 let parity = match parity {
                     Parity::None => tokio_serial::Parity::None,
@@ -400,6 +448,7 @@ impl std::fmt::Display for Line {
         match self {
             Line::Tcp(host, port) => write!(f, "{host}:{port}"),
             Line::Rtu { port, .. } => write!(f, "{}", port.display()),
+            Line::Simulated(_) => f.write_str("the simulated line"),
         }
     }
 }

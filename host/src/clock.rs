@@ -1,6 +1,7 @@
 //! Time: the wall clock, which may be wrong and may be set, and a steady one,
 //! which only goes on. What is measured in one is corrected by the other.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,8 +22,42 @@ const BEFORE_START: u64 = 10 * 365 * 24 * 3600 * 1000;
 /// A wall clock that says less, the year 2020, was not set.
 const EARLIEST: Time = 1_577_836_800_000;
 
+thread_local! {
+    /// What the wall clock of this thread said at which point of its runtime's time; none where
+    /// it is the machine's.
+    static SIMULATED: Cell<Option<(Time, tokio::time::Instant)>> = const { Cell::new(None) };
+}
+
+/// As long as this lives, the clocks of this thread follow the time of its
+/// runtime, which may be paused.
+#[must_use]
+pub struct SimulatedClock(());
+
+impl SimulatedClock {
+    /// Lets the wall clock say this now.
+    pub fn begin(wall: Time) -> SimulatedClock {
+        SIMULATED.set(Some((wall, tokio::time::Instant::now())));
+        SimulatedClock(())
+    }
+}
+
+impl Drop for SimulatedClock {
+    fn drop(&mut self) {
+        SIMULATED.set(None);
+    }
+}
+
+/// What a simulated clock says.
+fn simulated() -> Option<Time> {
+    let (wall, since) = SIMULATED.get()?;
+    Some(wall.saturating_add(u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)))
+}
+
 /// The present time.
 pub fn now() -> Time {
+    if let Some(time) = simulated() {
+        return time;
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time::try_from(since.as_millis()).unwrap_or(Time::MAX)
 }
@@ -40,6 +75,9 @@ pub struct Moment {
 impl Moment {
     /// The present.
     pub fn now() -> Moment {
+        if let Some(wall) = simulated() {
+            return Moment { wall, steady: wall };
+        }
         let time = clock_gettime(ClockId::Boottime);
         let since = Duration::new(
             u64::try_from(time.tv_sec).unwrap_or_default(),

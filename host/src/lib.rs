@@ -57,6 +57,8 @@ pub mod supervisor;
 
 pub mod rollout;
 
+pub mod scenario;
+
 pub mod logs;
 
 pub mod admin;

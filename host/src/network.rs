@@ -3,8 +3,12 @@
 //! The only place that decides about network access; used by the `net` and
 //! `http` imports and by WASI sockets. Default is deny.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use sandgate_manifest::target::Target;
 use sandgate_manifest::target::parse_address;
@@ -75,6 +79,44 @@ impl Default for Lookups {
     }
 }
 
+/// Both ways of a connection.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
+
+/// Simulated devices, to which connections of a driver lead instead of the network.
+pub trait Field: Send + Sync {
+    /// Opens a TCP connection.
+    fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>>;
+
+    /// Carries out an HTTP request. An error is why there is no answer.
+    fn fetch(&self, request: FieldRequest) -> BoxFuture<'static, Result<FieldResponse, String>>;
+}
+
+/// An HTTP request to a simulated device.
+#[derive(Debug, Clone)]
+pub struct FieldRequest {
+    /// Such as `GET`.
+    pub method: String,
+    /// The host and the port of the URL.
+    pub host: (String, u16),
+    /// The path and the query of the URL, encoded.
+    pub path: String,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// The answer of a simulated device.
+#[derive(Debug, Clone, Default)]
+pub struct FieldResponse {
+    /// Such as 200.
+    pub status: u16,
+    /// Names and values.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
 /// What one device may reach over one kind of connection.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
@@ -101,6 +143,17 @@ impl Access {
             return Err(AccessError::NotGranted(format!("{host}:{port} is not requested by the driver's manifest")));
         }
         Ok(())
+    }
+
+    /// Whether a simulated device may be reached; names are not resolved there.
+    pub fn check_simulated(&self, host: &str, port: u16) -> Result<(), AccessError> {
+        self.check_name(host, port)?;
+        match parse_address(host) {
+            Some(address) if !self.allows(host, address, port) => {
+                Err(AccessError::NotGranted(format!("{host}:{port} is not granted to this device")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Resolves a host and returns the addresses that may be reached.

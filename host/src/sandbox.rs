@@ -20,6 +20,7 @@ mod shares;
 mod stacks;
 mod state;
 mod storage;
+mod surroundings;
 mod telemetry;
 mod timers;
 mod trap;
@@ -43,6 +44,7 @@ pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
 pub use modbus::BusGrant;
 pub use sandgate_manifest::component::{Inspection, embed_manifest, inspect};
+pub use surroundings::Surroundings;
 
 use crate::files;
 use crate::manifest::Manifest;
@@ -160,6 +162,8 @@ pub struct Capabilities {
     pub sockets: Sockets,
     /// Look-ups of names, with all others.
     pub lookups: Lookups,
+    /// What is simulated around it; nothing by default.
+    pub surroundings: Surroundings,
 }
 
 impl Sandbox {

@@ -44,7 +44,7 @@ use crate::question::Question;
 use crate::receipt::Receipts;
 use crate::registry::Registry;
 use crate::router::{GATEWAY, Outlet, Route};
-use crate::sandbox::{BusGrant, Capabilities, Compiler, Digest, Sandbox};
+use crate::sandbox::{BusGrant, Capabilities, Compiler, Digest, Sandbox, Surroundings};
 use crate::scribe::Scribe;
 use crate::secrets::Secrets;
 use crate::session::{Order, Picture, SessionStatus};
@@ -414,6 +414,7 @@ impl Supervisor {
                 buses,
                 sockets: self.sockets.clone(),
                 lookups: self.lookups.clone(),
+                surroundings: Surroundings::default(),
             },
             limits: device.limits.clone(),
             cloud_log: device.cloud_log,

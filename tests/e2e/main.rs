@@ -27,6 +27,7 @@ mod paused;
 mod preflight;
 mod random_faults;
 mod reload;
+mod scenarios;
 mod standin_enapter;
 mod standin_kaa;
 mod state;

@@ -12,7 +12,7 @@ use sandgate::message::DeviceId;
 use sandgate::network::Lookups;
 use sandgate::receipt::{Outcome, Receipt, Receipts};
 use sandgate::router::Outlet;
-use sandgate::sandbox::{Capabilities, Compiler, Sandbox};
+use sandgate::sandbox::{Capabilities, Compiler, Sandbox, Surroundings};
 use sandgate::secrets::Secrets;
 use sandgate::sockets::Sockets;
 use sandgate::supervisor::Supervisor;
@@ -40,6 +40,7 @@ async fn device_with(driver: &str, configuration: serde_json::Value, receipts: R
             buses: BTreeMap::new(),
             sockets: Sockets::new(10),
             lookups: Lookups::new(),
+            surroundings: Surroundings::default(),
         },
         limits: Limits::default(),
         cloud_log: LogLevel::Off,

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 mod durable;
 mod in_process;
+mod scenarios;
 mod setup;
 mod through_broker;
 mod through_kaa;
@@ -66,6 +67,9 @@ fn main() {
         }
         if wanted("software") {
             through_kaa::software().await;
+        }
+        if wanted("scenarios") {
+            scenarios::scenarios();
         }
         if wanted("endpoints") {
             through_kaa::endpoints().await;

@@ -15,7 +15,7 @@ use sandgate::message::{DeviceId, SessionName};
 use sandgate::outbox::{Bounds, Outbox};
 use sandgate::receipt::Receipts;
 use sandgate::router::{Outlet, Route};
-use sandgate::sandbox::{Capabilities, Compiler, Driver, Sandbox, embed_manifest};
+use sandgate::sandbox::{Capabilities, Compiler, Driver, Sandbox, Surroundings, embed_manifest};
 use sandgate::session::{Dialogue, Parts};
 use serde_json::json;
 
@@ -117,6 +117,7 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
             buses: BTreeMap::new(),
             sockets: sandgate::sockets::Sockets::new(1000),
             lookups: sandgate::network::Lookups::new(),
+            surroundings: Surroundings::default(),
         },
         limits: Limits { telemetry: rate, logs: rate, cpu: Some(Span(Duration::from_secs(60))), ..Limits::default() },
         cloud_log: LogLevel::Off,

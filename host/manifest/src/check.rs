@@ -57,7 +57,7 @@ impl Type {
 
 impl Enum {
     /// The allowed values; keys of a map read as the declared type.
-    pub(super) fn values(&self, kind: Type) -> Vec<Json> {
+    pub fn values(&self, kind: Type) -> Vec<Json> {
         match self {
             Enum::List(values) => values.clone(),
             Enum::Map(items) => items

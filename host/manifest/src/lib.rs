@@ -17,6 +17,7 @@ pub mod target;
 pub mod text;
 pub mod units;
 pub mod value;
+pub mod yaml;
 
 use std::collections::BTreeMap;
 

@@ -4,8 +4,8 @@
 use crate::text;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
-use serde_saphyr::{DuplicateKeyPolicy, Location};
 
+use super::yaml;
 use super::{Blueprint, DriverSection, Enum, Field, Manifest, Parameter, Type};
 
 /// A manifest is hand-written; more than this is a mistake or an attack.
@@ -22,7 +22,7 @@ pub(super) fn parse(text: &str) -> Result<Manifest, String> {
     if text.len() > MAX_BYTES {
         return Err(format!("expected at most {MAX_BYTES} bytes, found {}", text.len()));
     }
-    let mut tree: Map<String, Json> = match from_yaml::<Json>(text)? {
+    let mut tree: Map<String, Json> = match yaml::read::<Json>(text)? {
         Json::Object(tree) => tree,
         _ => return Err("1:1: expected a mapping with blueprint_spec, display_name and driver".into()),
     };
@@ -138,22 +138,6 @@ fn blueprint(tree: Map<String, Json>, text: &str) -> Result<Blueprint, String> {
 fn typed<T: for<'de> Deserialize<'de>>(value: Json, text: &str, place: &str) -> Result<T, String> {
     let place: Vec<&str> = [place].into_iter().filter(|key| !key.is_empty()).collect();
     T::deserialize(value).map_err(|error| at(text, &place, &error.to_string()))
-}
-
-fn from_yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
-    let mut options = serde_saphyr::Options::default();
-    options.duplicate_keys = DuplicateKeyPolicy::Error;
-    // YAML 1.1 reads `no` and `off` as booleans: a trap in enums.
-    options.strict_booleans = true;
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let place = error.location().map(|place: Location| format!("{}:{}: ", place.line(), place.column()));
-        let message = error.without_snippet().to_string();
-        let message = message.lines().next().unwrap_or_default();
-        // The library repeats the place and advises its user.
-        let message = message.split(", set ").next().unwrap_or_default();
-        let message = message.split(" at line ").next().unwrap_or_default();
-        format!("{}{message}", place.unwrap_or_default())
-    })
 }
 
 fn remove_dot_keys(tree: &mut Map<String, Json>) {

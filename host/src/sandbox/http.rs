@@ -13,7 +13,7 @@ use reqwest::{Method, Url};
 use super::contract::sandgate::driver::http::{self, Header, HttpError, Request, Response};
 use super::net::timeout;
 use super::state::State;
-use crate::network::Access;
+use crate::network::{Access, FieldRequest, FieldResponse};
 use crate::sockets::{Socket, Sockets};
 use crate::web;
 
@@ -97,6 +97,16 @@ impl State {
             return Err(HttpError::InvalidRequest(text));
         }
         let (method, url, host, port) = parse(&request)?;
+        if let Some(field) = self.field.clone() {
+            self.http.access.check_simulated(&host, port).map_err(|error| HttpError::NotGranted(error.to_string()))?;
+            let query = url.query().map_or(String::new(), |query| format!("?{query}"));
+            let path = format!("{}{query}", url.path());
+            let request = FieldRequest { method: method.to_string(), host: (host, port), path, body: request.body };
+            let answer = tokio::time::timeout(limit, field.fetch(request)).await.map_err(|_| HttpError::TimedOut)?;
+            let FieldResponse { status, headers, body } = answer.map_err(HttpError::Failed)?;
+            let headers = headers.into_iter().map(|(name, value)| Header { name, value }).collect();
+            return Ok(Response { status, headers, body });
+        }
         // Neither path nor query: they may hold a password.
         let asked = format!("{method} {host}:{port}");
         let client = self.http.get()?;

@@ -64,7 +64,7 @@ impl State {
     async fn transact(&mut self, handle: &Resource<Unit>, request: Request<'static>) -> Outcome<Response> {
         let is_urgent = self.command.is_some();
         let unit = self.table.get_mut(handle)?;
-        if let Some(last) = unit.last {
+        if let Some(last) = unit.last.filter(|_| !unit.pause.is_zero()) {
             tokio::time::sleep_until(last + unit.pause).await;
         }
         let manner = Manner { timeout: unit.timeout, is_urgent };

@@ -8,14 +8,14 @@ use wasmtime::component::{Resource, ResourceTable};
 
 use super::contract::sandgate::driver::net::{self, NetError};
 use super::state::State;
-use crate::network::AccessError;
+use crate::network::{AccessError, Stream};
 use crate::sockets::Socket;
 
 /// A connection of a driver; none when the host has closed it.
-pub struct Connection(Option<(TcpStream, Socket)>);
+pub struct Connection(Option<(Box<dyn Stream>, Socket)>);
 
 impl Connection {
-    fn stream(&mut self) -> Result<&mut TcpStream, NetError> {
+    fn stream(&mut self) -> Result<&mut Box<dyn Stream>, NetError> {
         self.0.as_mut().map(|(stream, _)| stream).ok_or(NetError::Closed)
     }
 }
@@ -93,12 +93,17 @@ impl net::HostTcpConnection for State {
             Err(text) => return Ok(Err(NetError::Failed(text))),
         };
         let (access, lookups) = (std::sync::Arc::clone(&self.tcp), self.lookups.clone());
+        let field = self.field.clone();
         let connect = async {
+            if let Some(field) = field {
+                access.check_simulated(&host, port)?;
+                return Ok(field.connect(&host, port).await?);
+            }
             let addresses = access.resolve(&host, port, &lookups).await?;
             let stream = TcpStream::connect(addresses.as_slice()).await?;
             // A request and its answer are one small packet each.
             stream.set_nodelay(true)?;
-            Ok(stream)
+            Ok(Box::new(stream) as Box<dyn Stream>)
         };
         let result = tokio::time::timeout(limit, connect).await.unwrap_or(Err(NetError::TimedOut));
         // A refusal costs a driver nothing; it is told once, below.

@@ -21,7 +21,7 @@ use super::{Capabilities, http, wasi_sockets};
 use crate::config::ConfiguredUnits;
 use crate::manifest::Manifest;
 use crate::message::{SessionName, Severity};
-use crate::network::{Access, Lookups};
+use crate::network::{Access, Field, Lookups};
 use crate::router::Outlet;
 use crate::sockets::{Socket, Sockets};
 
@@ -48,6 +48,8 @@ pub struct State {
     /// Connections of all devices.
     pub(super) sockets: Sockets,
     pub(super) lookups: Lookups,
+    /// Simulated devices.
+    pub(super) field: Option<Arc<dyn Field>>,
     /// Those of this one by WASI sockets.
     pub(super) wasi_sockets: Vec<Socket>,
     pub(super) http: http::Client,
@@ -70,21 +72,22 @@ impl State {
         let http = Access { requested: requests.http.clone(), granted: capabilities.http.clone() };
         let buses = capabilities.buses.iter().filter(|(name, _)| requests.modbus.contains(name));
         let last_words = LastWords::default();
-        let wasi = WasiCtxBuilder::new()
-            .stdout(Output::new(Arc::clone(&log), Severity::Info, None))
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.stdout(Output::new(Arc::clone(&log), Severity::Info, None))
             .stderr(Output::new(Arc::clone(&log), Severity::Warning, Some(last_words.clone())))
             .max_random_size(64 << 10)
             .allow_ip_name_lookup(false)
             .allow_udp(false)
-            .allow_tcp(!tcp.granted.is_empty())
+            .allow_tcp(!tcp.granted.is_empty() && capabilities.surroundings.field.is_none())
             .socket_addr_check({
                 let tcp = Arc::clone(&tcp);
                 move |address, usage| {
                     let allowed = wasi_sockets::allows(&tcp, address, usage);
                     Box::pin(async move { allowed })
                 }
-            })
-            .build();
+            });
+        capabilities.surroundings.lay_around(&mut wasi);
+        let wasi = wasi.build();
         // Sockets and streams are open files of the gateway.
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
@@ -105,6 +108,7 @@ impl State {
             tcp,
             sockets: capabilities.sockets.clone(),
             lookups: capabilities.lookups.of_one(),
+            field: capabilities.surroundings.field.clone(),
             wasi_sockets: Vec::new(),
             http: http::Client::new(http, capabilities.sockets.clone()),
             units: ConfiguredUnits::default(),

@@ -57,6 +57,10 @@ impl telemetry::Host for State {
     }
 
     async fn flush(&mut self) -> Result<(), telemetry::FlushError> {
+        // Nothing that is simulated is lost.
+        if self.field.is_some() {
+            return Ok(());
+        }
         self.outlet.flush().await.map_err(telemetry::FlushError::Unavailable)
     }
 }

@@ -11,6 +11,7 @@ mod preflight;
 mod remote;
 mod run;
 mod service;
+mod test;
 
 use std::path::PathBuf;
 
@@ -57,6 +58,8 @@ enum Command {
         /// The component.
         driver: PathBuf,
     },
+    /// Run a driver's scenarios, with simulated devices and a clock that jumps.
+    Test(test::Options),
     /// Write the blueprint for upload to the cloud.
     Blueprint {
         /// The component; or, with --parent, the gateway's configuration file.
@@ -198,6 +201,7 @@ impl Cli {
             Command::New { path, lang: Language::Rust } => new::rust(&path, json),
             Command::Build(options) => build::run(&options, json),
             Command::Check { driver } => check::run(&driver, json).await,
+            Command::Test(options) => test::run(options, json).await,
             Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref(), json).await,
             Command::Devices(gateway) => remote::devices(&gateway, json).await,
             Command::Outbox(gateway) => remote::outbox(&gateway, json).await,

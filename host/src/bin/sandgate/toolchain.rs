@@ -144,8 +144,9 @@ fn package(folder: &Path) -> Result<Package> {
     Ok(Package { artifact: metadata.target_directory.join(TARGET).join(profile).join(file), profile })
 }
 
-/// Builds a driver into its own folder, as `sandgate build FOLDER` does.
-pub fn in_place(folder: &Path) -> Result<()> {
+/// Builds a driver into its own folder, as `sandgate build FOLDER` does, and gives its name.
+pub fn in_place(folder: &Path) -> Result<String> {
     let built = rust(folder)?;
-    write(&folder.join(format!("{}.wasm", built.name)), &built.bytes)
+    write(&folder.join(format!("{}.wasm", built.name)), &built.bytes)?;
+    Ok(built.name)
 }

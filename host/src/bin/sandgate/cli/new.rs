@@ -16,6 +16,7 @@ const FILES: &[(&str, &str)] = &[
     ("manifest.yml", include_str!("template/manifest.yml")),
     ("src/lib.rs", include_str!("template/lib.rs.txt")),
     ("README.md", include_str!("template/README.md")),
+    ("tests/begin.test.yml", include_str!("template/tests/begin.test.yml")),
     (".gitignore", "target/\n"),
     ("vendor/sandgate-driver/Cargo.toml", include_str!("template/vendor.toml.txt")),
     ("vendor/sandgate-driver/README.md", include_str!("../../../../../sdk/rust/README.md")),
@@ -69,7 +70,7 @@ pub(super) fn rust(path: &Path, json: bool) -> Result<Outcome> {
         say!("{}", serde_json::json!({"created": path, "name": name}));
         return Ok(Outcome::Done);
     }
-    say!("created {}; next: sandgate build {0}, then sandgate check {0}/{name}.wasm", path.display());
+    say!("created {}; next: sandgate test {0}, which builds it, then sandgate check {0}/{name}.wasm", path.display());
     Ok(Outcome::Done)
 }
 

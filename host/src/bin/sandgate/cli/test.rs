@@ -1,0 +1,319 @@
+//! `sandgate test`: runs a driver's scenarios and tells what was not as expected.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use sandgate::manifest::Manifest;
+use sandgate::sandbox::{Compiler, Driver, Sandbox};
+use sandgate::scenario::{self, Finding, Report, Scenario, Seen};
+use sandgate::text;
+use serde_json::{Value as Json, json};
+
+use super::Outcome;
+use crate::say::{say, tell};
+use crate::toolchain;
+
+/// What to test.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The driver's folder, which is built first, or a component.
+    #[arg(default_value = ".")]
+    path: PathBuf,
+    /// Run the scenarios with this in their name or file only.
+    names: Vec<String>,
+    /// Where the `*.test.yml` files are; default is `tests` beside the driver.
+    #[arg(long)]
+    tests: Option<PathBuf>,
+    /// Then explore in so many runs: random faults, commands and swaps, held against what must be
+    /// so for every driver.
+    #[arg(long, value_name = "RUNS")]
+    explore: Option<u64>,
+    /// Where chance begins.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write the results as JUnit XML.
+    #[arg(long)]
+    junit: Option<PathBuf>,
+}
+
+/// Runs the scenarios; fails when one does.
+pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
+    let (component, folder) = component(&options.path)?;
+    let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
+    let driver = Arc::new(sandbox.load(&component).await?);
+    let tests = options.tests.unwrap_or_else(|| folder.join("tests"));
+    let scenarios = scenarios(&tests, &driver.manifest, &options.names)?;
+    let begin = Instant::now();
+    let (seed, of_all, runs) = (options.seed, Arc::clone(&driver), options.explore);
+    let work = move || {
+        let reports = run_all(&sandbox, &of_all, &scenarios, seed, json);
+        let has_passed = reports.iter().all(|report| report.failure.is_none());
+        let finding =
+            runs.filter(|_| has_passed).and_then(|runs| explore(&sandbox, &of_all, &scenarios, (runs, seed), json));
+        (reports, finding)
+    };
+    let (reports, finding) = tokio::task::spawn_blocking(work).await.context("a bug in the test runner")?;
+    let mut seen = Seen::default();
+    reports.iter().for_each(|report| seen.add(report.seen.clone()));
+    if let Some(path) = options.junit {
+        std::fs::write(&path, junit(&driver, &reports)).with_context(|| format!("writing {}", path.display()))?;
+    }
+    let failed = reports.iter().filter(|report| report.failure.is_some()).count();
+    match json {
+        true => say!("{:#}", as_json(&driver, &reports, &seen, options.explore, finding.as_deref())),
+        false => {
+            if options.names.is_empty() && failed == 0 {
+                say!("{}", coverage(&driver, &seen));
+            }
+            let passed = reports.len() - failed;
+            say!("{}", summary(passed, failed, begin.elapsed()));
+        }
+    }
+    Ok(if failed == 0 && finding.is_none() { Outcome::Done } else { Outcome::Failed })
+}
+
+/// The component to test, built now if a folder is meant, and the driver's folder.
+fn component(path: &Path) -> Result<(PathBuf, PathBuf)> {
+    if !path.is_dir() {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        return Ok((path.to_owned(), folder.to_owned()));
+    }
+    if path.join("Cargo.toml").exists() {
+        let name = toolchain::in_place(path)?;
+        return Ok((path.join(format!("{name}.wasm")), path.to_owned()));
+    }
+    let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
+    let mut found = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    match found.find(|file| file.extension().is_some_and(|extension| extension == "wasm")) {
+        Some(file) => Ok((file, path.to_owned())),
+        None => bail!("{}: expected a driver's source or a component", path.display()),
+    }
+}
+
+/// Where compiled code is kept from one run to the next.
+fn cache() -> Option<PathBuf> {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("sandgate");
+    // Without it each run compiles.
+    std::fs::create_dir_all(&folder).ok().map(|()| folder)
+}
+
+/// All scenarios of a folder whose name or file has one of these texts in it.
+fn scenarios(folder: &Path, manifest: &Manifest, names: &[String]) -> Result<Vec<Scenario>> {
+    let entries = std::fs::read_dir(folder)
+        .with_context(|| format!("{}: expected a folder with files such as begin.test.yml", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".test.yml")));
+    files.sort_unstable();
+    if files.is_empty() {
+        bail!("{}: expected files such as begin.test.yml, found none", folder.display());
+    }
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(Scenario::load(&file, manifest).map_err(anyhow::Error::msg)?);
+    }
+    let known: Vec<String> = all.iter().map(|scenario| scenario.name.clone()).collect();
+    let is_meant = |scenario: &Scenario| {
+        let file = scenario.file.to_string_lossy();
+        names.is_empty() || names.iter().any(|name| scenario.name.contains(name) || file.contains(name))
+    };
+    all.retain(is_meant);
+    if all.is_empty() {
+        bail!("no scenario has {} in its name; there are {}", text::list(names), text::list(known));
+    }
+    Ok(all)
+}
+
+fn run_all(sandbox: &Sandbox, driver: &Arc<Driver>, scenarios: &[Scenario], seed: u64, json: bool) -> Vec<Report> {
+    let run = |scenario| {
+        let report = scenario::run(sandbox, driver, scenario, seed);
+        if !json {
+            show(&report);
+        }
+        report
+    };
+    scenarios.iter().map(run).collect()
+}
+
+/// Explores, and tells what is found.
+fn explore(
+    sandbox: &Sandbox,
+    driver: &Arc<Driver>,
+    scenarios: &[Scenario],
+    (runs, seed): (u64, u64),
+    json: bool,
+) -> Option<Box<Finding>> {
+    let begin = Instant::now();
+    let told = |run| {
+        if run % (runs / 10).max(1) == 0 && run < runs {
+            tell!("explored {run} of {runs} runs");
+        }
+    };
+    let finding = scenario::explore(sandbox, driver, scenarios, (runs, seed), told).err();
+    match &finding {
+        _ if json => {}
+        None => say!("explored {runs} runs with seed {seed} without a finding in {}", in_words(begin.elapsed())),
+        Some(finding) => say!("{}", describe(finding)),
+    }
+    finding
+}
+
+/// A finding as a scenario that can be kept.
+fn describe(finding: &Finding) -> String {
+    let Finding { run, rule, found, given_of, steps, timeline } = finding;
+    let mut lines = format!("FOUND   in run {run}, against the rule: {rule}\n          {found}");
+    lines.push_str(&format!(
+        "\n        as a scenario of {}, with what is given for {:?}:\n",
+        given_of.0.display(),
+        given_of.1
+    ));
+    lines.push_str(&format!("\n  found in run {run}:"));
+    for line in steps.iter().flat_map(|step| step.lines()) {
+        lines.push_str(&format!("\n    {line}"));
+    }
+    lines.push_str("\n\n        what had happened, newest last:");
+    timeline.iter().for_each(|line| lines.push_str(&format!("\n          {line}")));
+    lines
+}
+
+/// A line for a scenario, and what was wrong with it.
+fn show(report: &Report) {
+    let file = report.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Report { name, simulated, took, failure, .. } = report;
+    let (simulated, took) = (in_words(*simulated), in_words(*took));
+    let Some(failure) = failure else {
+        return say!("ok      {file}: {name} ({simulated} in {took})");
+    };
+    let mut lines = format!("FAILED  {file}: {name}\n        {}:{}:", report.file.display(), failure.line);
+    failure.problems.iter().for_each(|problem| lines.push_str(&format!("\n          {problem}")));
+    if !failure.timeline.is_empty() {
+        lines.push_str("\n        what had happened, newest last:");
+        failure.timeline.iter().for_each(|line| lines.push_str(&format!("\n          {line}")));
+    }
+    say!("{lines}");
+}
+
+fn in_words(time: Duration) -> String {
+    let rounded = match time.as_secs() {
+        0 => Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or_default()),
+        _ => Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or_default() / 100 * 100),
+    };
+    if rounded.is_zero() { "0ms".into() } else { humantime::format_duration(rounded).to_string() }
+}
+
+fn summary(passed: usize, failed: usize, took: Duration) -> String {
+    let took = in_words(took);
+    match failed {
+        0 => format!("{} passed in {took}", text::count(passed, "scenario")),
+        _ => format!("{} failed, {passed} passed in {took}", text::count(failed, "scenario")),
+    }
+}
+
+/// How much of the manifest was seen.
+fn coverage(driver: &Driver, seen: &Seen) -> String {
+    let mut lines = String::from("seen of the manifest:");
+    for (section, number, missing) in seen.coverage(&driver.manifest) {
+        let _ = write!(lines, "\n  {section:<14}{} of {number}", number - missing.len());
+        if !missing.is_empty() {
+            let _ = write!(lines, ", not {}", text::list(&missing));
+        }
+    }
+    lines
+}
+
+fn as_json(driver: &Driver, reports: &[Report], seen: &Seen, runs: Option<u64>, finding: Option<&Finding>) -> Json {
+    let finding = finding.map(|finding| {
+        json!({
+            "run": finding.run, "rule": finding.rule.to_string(), "found": finding.found,
+            "file": finding.given_of.0, "given_of": finding.given_of.1, "steps": finding.steps,
+            "timeline": finding.timeline,
+        })
+    });
+    let scenario = |report: &Report| {
+        let failure = report
+            .failure
+            .as_ref()
+            .map(|failure| json!({"line": failure.line, "problems": failure.problems, "timeline": failure.timeline}));
+        json!({
+            "file": report.file, "name": report.name, "passed": report.failure.is_none(), "failure": failure,
+            "simulated_ms": millis(report.simulated), "took_ms": millis(report.took),
+        })
+    };
+    let coverage = seen.coverage(&driver.manifest).into_iter().map(|(section, number, missing)| {
+        (section.to_owned(), json!({"declared": number, "seen": number - missing.len(), "missing": missing}))
+    });
+    json!({
+        "driver": driver.manifest.driver.name, "version": driver.manifest.driver.version,
+        "digest": driver.digest.to_string(), "scenarios": reports.iter().map(scenario).collect::<Vec<_>>(),
+        "coverage": coverage.collect::<serde_json::Map<_, _>>(),
+        "explored": runs, "finding": finding,
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The results as test runners of CI systems read them.
+fn junit(driver: &Driver, reports: &[Report]) -> String {
+    let failed = reports.iter().filter(|report| report.failure.is_some()).count();
+    let seconds = |time: Duration| format!("{:.3}", time.as_secs_f64());
+    let total = reports.iter().map(|report| report.took).sum();
+    let mut xml = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n  <testsuite name=\"{}\" tests=\"{}\" \
+         failures=\"{failed}\" time=\"{}\">\n",
+        escaped(&driver.manifest.label()),
+        reports.len(),
+        seconds(total)
+    );
+    for report in reports {
+        let file = report.file.display().to_string();
+        let _ = write!(
+            xml,
+            "    <testcase name=\"{}\" classname=\"{}\" file=\"{}\" time=\"{}\"",
+            escaped(&report.name),
+            escaped(&driver.manifest.driver.name),
+            escaped(&file),
+            seconds(report.took)
+        );
+        match &report.failure {
+            None => xml.push_str("/>\n"),
+            Some(failure) => {
+                let first = failure.problems.first().cloned().unwrap_or_default();
+                let mut all = failure.problems.clone();
+                all.extend(failure.timeline.iter().cloned());
+                let _ = write!(
+                    xml,
+                    ">\n      <failure message=\"{}\">{}:{}\n{}</failure>\n    </testcase>\n",
+                    escaped(&first),
+                    escaped(&file),
+                    failure.line,
+                    escaped(&all.join("\n"))
+                );
+            }
+        }
+    }
+    xml.push_str("  </testsuite>\n</testsuites>\n");
+    xml
+}
+
+/// A text in XML; what no XML may hold becomes a mark.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '&' => escaped.push_str("&amp;"),
+            '"' => escaped.push_str("&quot;"),
+            '\n' | '\t' => escaped.push(c),
+            c if c.is_control() => escaped.push('\u{FFFD}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}

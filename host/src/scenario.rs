@@ -1,0 +1,124 @@
+//! Scenarios: tests of a driver that read like a story, with simulated devices
+//! and a clock that jumps.
+//!
+//! The real component runs in the real sandbox under the real checks, as one
+//! device without a gateway. All around it is simulated: the devices behind
+//! what it requests (`field`), the clock, chance. Nothing sleeps: the runtime's
+//! time is paused, and goes on when nobody has anything to do.
+
+mod expect;
+mod explore;
+mod field;
+mod format;
+mod registers;
+mod run;
+mod story;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::manifest::Manifest;
+
+pub use explore::{Finding, Rule, explore};
+pub use run::run;
+
+/// One scenario of a file.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Where it stands.
+    pub file: PathBuf,
+    /// What it is called there.
+    pub name: String,
+    given: format::Given,
+    steps: Vec<format::PlacedStep>,
+}
+
+impl Scenario {
+    /// Reads the scenarios of a file and holds them against a manifest. An error
+    /// names the line, what was expected and what was found.
+    pub fn load(path: &Path, manifest: &Manifest) -> Result<Vec<Scenario>, String> {
+        let place = |problem: String| format!("{}:{problem}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| place(format!(" {error}")))?;
+        let scenarios = format::read(&text, path).map_err(place)?;
+        scenarios.iter().try_for_each(|scenario| scenario.check(manifest).map_err(place))?;
+        Ok(scenarios)
+    }
+}
+
+/// How a scenario ended.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Where it stands.
+    pub file: PathBuf,
+    /// What it is called.
+    pub name: String,
+    /// What was not as expected; none when all was.
+    pub failure: Option<Failure>,
+    /// How long it took by its own clock, and by that of the machine.
+    pub simulated: Duration,
+    /// The same.
+    pub took: Duration,
+    /// What of the manifest was seen.
+    pub seen: Seen,
+}
+
+/// The first thing in a scenario that was not as expected.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The line of its step.
+    pub line: u64,
+    /// What was expected and what was found, a line each.
+    pub problems: Vec<String>,
+    /// What had happened before, newest last.
+    pub timeline: Vec<String>,
+}
+
+/// Names of a manifest that scenarios have touched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Telemetry that was sent.
+    pub telemetry: BTreeSet<String>,
+    /// Properties that were sent.
+    pub properties: BTreeSet<String>,
+    /// Alerts that were active.
+    pub alerts: BTreeSet<String>,
+    /// Commands that were run.
+    pub commands: BTreeSet<String>,
+    /// Parameters of the configuration that were set: `bucket.parameter`.
+    pub parameters: BTreeSet<String>,
+}
+
+impl Seen {
+    /// Adds what others have seen.
+    pub fn add(&mut self, other: Seen) {
+        self.telemetry.extend(other.telemetry);
+        self.properties.extend(other.properties);
+        self.alerts.extend(other.alerts);
+        self.commands.extend(other.commands);
+        self.parameters.extend(other.parameters);
+    }
+
+    /// For each section of a manifest: its name, how many names it declares, and
+    /// those of them that nothing has touched.
+    pub fn coverage(&self, manifest: &Manifest) -> Vec<(&'static str, usize, Vec<String>)> {
+        let blueprint = &manifest.blueprint;
+        let parameters = blueprint.configuration.iter().flat_map(|(bucket, declared)| {
+            declared.parameters.keys().map(move |parameter| format!("{bucket}.{parameter}"))
+        });
+        let sections: [(&str, Vec<String>, &BTreeSet<String>); 5] = [
+            ("telemetry", blueprint.telemetry.keys().cloned().collect(), &self.telemetry),
+            ("properties", blueprint.properties.keys().cloned().collect(), &self.properties),
+            ("alerts", blueprint.alerts.keys().cloned().collect(), &self.alerts),
+            ("commands", blueprint.commands.keys().cloned().collect(), &self.commands),
+            ("configuration", parameters.collect(), &self.parameters),
+        ];
+        let declared = sections.into_iter().filter(|(_, names, _)| !names.is_empty());
+        declared
+            .map(|(section, names, seen)| {
+                let number = names.len();
+                (section, number, names.into_iter().filter(|name| !seen.contains(name)).collect())
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,505 @@
+//! Simulated devices: Modbus units, web servers, devices on TCP connections, and
+//! what can be wrong with them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::Deserialize;
+use serde_json::{Map, Value as Json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio_modbus::client::Client;
+use tokio_modbus::slave::{Slave, SlaveContext};
+use tokio_modbus::{ExceptionCode, Request, Response};
+
+use super::expect::Pattern;
+use super::format::{Answer, Device, Gaps, Http, Ordered, Tcp, Unit};
+use super::registers::hex;
+use super::story::Story;
+use crate::network::{Field, FieldRequest, FieldResponse, Stream};
+
+/// What is wrong with a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) enum Fault {
+    /// It does not answer.
+    Timeout,
+    /// It refuses with a Modbus exception.
+    Exception(u8),
+    /// It answers with an HTTP status.
+    Status(u16),
+    /// It gives one value less than asked for.
+    WrongCount,
+    /// It answers with something else.
+    Garbage,
+    /// It takes so long.
+    Slow(Duration),
+    /// It closes the connection.
+    Closes,
+    /// It takes no connection.
+    Refuses,
+}
+
+impl TryFrom<String> for Fault {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Fault, String> {
+        let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
+        let fault = match word {
+            "exception" => rest.parse().ok().map(Fault::Exception),
+            "status" => rest.parse().ok().map(Fault::Status),
+            "slow" => humantime::parse_duration(rest).ok().map(Fault::Slow),
+            _ if !rest.is_empty() => None,
+            "timeout" => Some(Fault::Timeout),
+            "wrong_count" => Some(Fault::WrongCount),
+            "garbage" => Some(Fault::Garbage),
+            "closes" => Some(Fault::Closes),
+            "refuses" => Some(Fault::Refuses),
+            _ => None,
+        };
+        fault.ok_or_else(|| {
+            format!(
+                "expected one of timeout, exception 2, status 500, wrong_count, garbage, slow 2s, closes, refuses, \
+                 found {text:?}"
+            )
+        })
+    }
+}
+
+/// See the module documentation. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Simulated {
+    devices: Arc<Mutex<BTreeMap<String, Simulation>>>,
+    story: Arc<Story>,
+}
+
+struct Simulation {
+    model: Model,
+    /// Of the whole device, or of a unit on a line.
+    faults: HashMap<Option<u8>, Fault>,
+}
+
+enum Model {
+    Modbus(BTreeMap<u8, Tables>),
+    Http { http: Http, turns: HashMap<String, usize> },
+    Tcp(Tcp),
+}
+
+/// The tables of a Modbus unit, address by address.
+#[derive(Default)]
+struct Tables {
+    holding: BTreeMap<u16, u16>,
+    input: BTreeMap<u16, u16>,
+    coils: BTreeMap<u16, bool>,
+    discrete: BTreeMap<u16, bool>,
+    refuses_gaps: bool,
+    read_only: Vec<u16>,
+}
+
+impl Simulated {
+    pub(super) fn new(devices: &Ordered<Device>, story: &Arc<Story>) -> Simulated {
+        let simulated = Simulated { devices: Arc::default(), story: Arc::clone(story) };
+        devices.0.iter().for_each(|(name, device)| simulated.change(name, device));
+        simulated
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Simulation>> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a device, or changes what is there.
+    pub(super) fn change(&self, name: &str, device: &Device) {
+        let mut devices = self.lock();
+        if !devices.contains_key(name) {
+            let model = match device {
+                Device::Modbus(_) => Model::Modbus(BTreeMap::new()),
+                Device::Http(_) => Model::Http { http: Http::default(), turns: HashMap::new() },
+                Device::Tcp(_) => Model::Tcp(Tcp::default()),
+            };
+            devices.insert(name.to_owned(), Simulation { model, faults: HashMap::new() });
+        }
+        let Some(simulation) = devices.get_mut(name) else { return };
+        match (&mut simulation.model, device) {
+            (Model::Modbus(units), Device::Modbus(changes)) => {
+                for (address, change) in changes {
+                    units.entry(*address).or_default().change(change);
+                }
+            }
+            (Model::Http { http, turns }, Device::Http(change)) => {
+                super::format::lay_over(&mut http.state, change.state.clone());
+                for (route, answers) in &change.routes.0 {
+                    http.routes.0.retain(|(other, _)| other != route);
+                    http.routes.0.push((route.clone(), answers.clone()));
+                    turns.remove(route);
+                }
+            }
+            (Model::Tcp(tcp), Device::Tcp(change)) => {
+                if change.greeting.is_some() {
+                    tcp.greeting.clone_from(&change.greeting);
+                }
+                tcp.answers.extend(change.answers.clone());
+            }
+            // What a device is stays: the format was checked.
+            _ => {}
+        }
+    }
+
+    /// Lets something be wrong with a device, or with nothing any more.
+    pub(super) fn set_fault(&self, name: &str, fault: Option<Fault>) {
+        let (device, unit) = match name.split_once('/').and_then(|(line, unit)| Some((line, unit.parse().ok()?))) {
+            Some((line, unit)) => (line, Some(unit)),
+            None => (name, None),
+        };
+        if let Some(simulation) = self.lock().get_mut(device) {
+            match fault {
+                Some(fault) => {
+                    // What is wrong with a line is wrong with all its units.
+                    simulation.faults.retain(|other, _| unit.is_some() && other.is_none());
+                    simulation.faults.insert(unit, fault);
+                }
+                None if unit.is_none() => simulation.faults.clear(),
+                None => drop(simulation.faults.remove(&unit)),
+            }
+        }
+    }
+
+    fn fault(&self, name: &str, unit: Option<u8>) -> Option<Fault> {
+        let devices = self.lock();
+        let faults = &devices.get(name)?.faults;
+        faults.get(&unit).or_else(|| faults.get(&None)).copied()
+    }
+
+    /// Opens a Modbus line.
+    pub(super) fn line(&self, name: &str) -> crate::bus::Connect {
+        let (field, name) = (self.clone(), name.to_owned());
+        Arc::new(move || match field.fault(&name, None) {
+            Some(Fault::Refuses) => Err(io::ErrorKind::ConnectionRefused.into()),
+            _ => Ok(Box::new(Line { field: field.clone(), name: name.clone(), unit: 0 })),
+        })
+    }
+
+    fn modbus(&self, name: &str, unit: u8, request: &Request<'_>) -> Option<Result<Response, ExceptionCode>> {
+        let mut devices = self.lock();
+        let Model::Modbus(units) = &mut devices.get_mut(name)?.model else { return None };
+        Some(units.get_mut(&unit)?.answer(request))
+    }
+}
+
+/// A line of Modbus units as the bus sees it.
+struct Line {
+    field: Simulated,
+    name: String,
+    unit: u8,
+}
+
+impl SlaveContext for Line {
+    fn set_slave(&mut self, slave: Slave) {
+        self.unit = slave.0;
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Client for Line {
+    async fn call(&mut self, request: Request<'_>) -> tokio_modbus::Result<Response> {
+        let (text, is_write) = describe(&self.name, self.unit, &request);
+        self.field.story.request(text, is_write);
+        let fault = self.field.fault(&self.name, Some(self.unit));
+        let failed = |kind: io::ErrorKind, text: &str| Err(tokio_modbus::Error::Transport(io::Error::new(kind, text)));
+        match fault {
+            Some(Fault::Timeout) => return std::future::pending().await,
+            Some(Fault::Closes | Fault::Refuses) => return failed(io::ErrorKind::ConnectionReset, "connection closed"),
+            Some(Fault::Garbage) => return failed(io::ErrorKind::InvalidData, "the answer makes no sense"),
+            Some(Fault::Exception(code)) => return Ok(Err(ExceptionCode::new(code))),
+            Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
+            Some(Fault::WrongCount | Fault::Status(_)) | None => {}
+        }
+        let Some(answer) = self.field.modbus(&self.name, self.unit, &request) else {
+            // No such unit: nobody answers.
+            return std::future::pending().await;
+        };
+        let is_short = fault == Some(Fault::WrongCount);
+        Ok(answer.map(|answer| if is_short { shortened(answer) } else { answer }))
+    }
+
+    async fn disconnect(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An answer with one value less, of which a whole byte of bits is missing.
+fn shortened(answer: Response) -> Response {
+    match answer {
+        Response::ReadHoldingRegisters(mut words) => {
+            words.pop();
+            Response::ReadHoldingRegisters(words)
+        }
+        Response::ReadInputRegisters(mut words) => {
+            words.pop();
+            Response::ReadInputRegisters(words)
+        }
+        Response::ReadCoils(bits) => Response::ReadCoils(bits.into_iter().skip(8).collect()),
+        Response::ReadDiscreteInputs(bits) => Response::ReadDiscreteInputs(bits.into_iter().skip(8).collect()),
+        other => other,
+    }
+}
+
+/// A request for the timeline, and whether it writes.
+fn describe(line: &str, unit: u8, request: &Request<'_>) -> (String, bool) {
+    let read =
+        |table: &str, address: &u16, count: &u16| (format!("{line}/{unit} read {table} {address} x {count}"), false);
+    let write =
+        |table: &str, address: &u16, values: String| (format!("{line}/{unit} {table} {address} = {values}"), true);
+    match request {
+        Request::ReadHoldingRegisters(address, count) => read("holding", address, count),
+        Request::ReadInputRegisters(address, count) => read("input", address, count),
+        Request::ReadCoils(address, count) => read("coils", address, count),
+        Request::ReadDiscreteInputs(address, count) => read("discrete", address, count),
+        Request::WriteSingleRegister(address, value) => write("holding", address, value.to_string()),
+        Request::WriteMultipleRegisters(address, values) => write("holding", address, list(values)),
+        Request::WriteSingleCoil(address, value) => write("coils", address, value.to_string()),
+        Request::WriteMultipleCoils(address, values) => write("coils", address, list(values)),
+        other => (format!("{line}/{unit} function {}", other.function_code()), true),
+    }
+}
+
+fn list<T: ToString>(values: &[T]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+impl Tables {
+    fn change(&mut self, change: &Unit) {
+        fn put<T: Copy>(table: &mut BTreeMap<u16, T>, first: u16, values: &[T]) {
+            table.extend((first..=u16::MAX).zip(values.iter().copied()));
+        }
+        change.holding.iter().for_each(|(first, words)| put(&mut self.holding, *first, &words.0));
+        change.input.iter().for_each(|(first, words)| put(&mut self.input, *first, &words.0));
+        change.coils.iter().for_each(|(first, bits)| put(&mut self.coils, *first, &bits.0));
+        change.discrete.iter().for_each(|(first, bits)| put(&mut self.discrete, *first, &bits.0));
+        if let Some(gaps) = change.gaps {
+            self.refuses_gaps = gaps == Gaps::Refused;
+        }
+        self.read_only.extend(&change.read_only);
+    }
+
+    fn read<T: Copy + Default>(
+        &self,
+        table: &BTreeMap<u16, T>,
+        first: u16,
+        count: u16,
+    ) -> Result<Vec<T>, ExceptionCode> {
+        let last = u32::from(first) + u32::from(count.max(1)) - 1;
+        let (lowest, highest) = (table.keys().next(), table.keys().next_back());
+        let is_inside =
+            lowest.is_some_and(|lowest| *lowest <= first) && highest.is_some_and(|highest| last <= u32::from(*highest));
+        let refused = Err(ExceptionCode::IllegalDataAddress);
+        let (true, Ok(last)) = (is_inside, u16::try_from(last)) else { return refused };
+        let mut values = vec![T::default(); usize::from(count)];
+        let mut found = 0;
+        for (address, value) in table.range(first..=last) {
+            if let Some(place) = values.get_mut(usize::from(address - first)) {
+                *place = *value;
+                found += 1;
+            }
+        }
+        if self.refuses_gaps && found < values.len() { refused } else { Ok(values) }
+    }
+
+    /// Writes where the device has something.
+    fn write<T: Copy>(
+        table: &mut BTreeMap<u16, T>,
+        first: u16,
+        values: &[T],
+        keeps: &[u16],
+    ) -> Result<u16, ExceptionCode> {
+        let addresses = || (first..=u16::MAX).zip(values);
+        if addresses().count() < values.len() || addresses().any(|(address, _)| !table.contains_key(&address)) {
+            return Err(ExceptionCode::IllegalDataAddress);
+        }
+        table.extend(
+            addresses().filter(|(address, _)| !keeps.contains(address)).map(|(address, value)| (address, *value)),
+        );
+        Ok(u16::try_from(values.len()).unwrap_or(u16::MAX))
+    }
+
+    fn answer(&mut self, request: &Request<'_>) -> Result<Response, ExceptionCode> {
+        Ok(match request {
+            Request::ReadHoldingRegisters(first, count) => {
+                Response::ReadHoldingRegisters(self.read(&self.holding, *first, *count)?)
+            }
+            Request::ReadInputRegisters(first, count) => {
+                Response::ReadInputRegisters(self.read(&self.input, *first, *count)?)
+            }
+            Request::ReadCoils(first, count) => Response::ReadCoils(self.read(&self.coils, *first, *count)?),
+            Request::ReadDiscreteInputs(first, count) => {
+                Response::ReadDiscreteInputs(self.read(&self.discrete, *first, *count)?)
+            }
+            Request::WriteSingleRegister(address, value) => {
+                Tables::write(&mut self.holding, *address, &[*value], &self.read_only)?;
+                Response::WriteSingleRegister(*address, *value)
+            }
+            Request::WriteMultipleRegisters(first, values) => {
+                let count = Tables::write(&mut self.holding, *first, values, &self.read_only)?;
+                Response::WriteMultipleRegisters(*first, count)
+            }
+            Request::WriteSingleCoil(address, value) => {
+                Tables::write(&mut self.coils, *address, &[*value], &[])?;
+                Response::WriteSingleCoil(*address, *value)
+            }
+            Request::WriteMultipleCoils(first, values) => {
+                Response::WriteMultipleCoils(*first, Tables::write(&mut self.coils, *first, values, &[])?)
+            }
+            _ => return Err(ExceptionCode::IllegalFunction),
+        })
+    }
+}
+
+impl Field for Simulated {
+    fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        let (field, name) = (self.clone(), format!("{host}:{port}"));
+        async move {
+            field.story.tell(|line| line.push_str(&format!("{name} connect")));
+            let fault = field.fault(&name, None);
+            let tcp = match field.lock().get(&name).map(|simulation| &simulation.model) {
+                Some(Model::Tcp(tcp)) if fault != Some(Fault::Refuses) => tcp.clone(),
+                _ => return Err(io::ErrorKind::ConnectionRefused.into()),
+            };
+            let (near, far) = tokio::io::duplex(64 << 10);
+            tokio::spawn(async move {
+                // The driver may be gone.
+                let _ = field.talk(&name, tcp, far).await;
+            });
+            Ok(Box::new(near) as Box<dyn Stream>)
+        }
+        .boxed()
+    }
+
+    fn fetch(&self, request: FieldRequest) -> BoxFuture<'static, Result<FieldResponse, String>> {
+        let field = self.clone();
+        async move {
+            let name = format!("{}:{}", request.host.0, request.host.1);
+            let body = String::from_utf8_lossy(&request.body);
+            let asked = format!("{} {}", request.method, request.path);
+            let text = if body.is_empty() { format!("{name} {asked}") } else { format!("{name} {asked} {body}") };
+            field.story.request(text, false);
+            match field.fault(&name, None) {
+                Some(Fault::Timeout) => return std::future::pending().await,
+                Some(Fault::Closes) => return Err("connection closed before message completed".into()),
+                Some(Fault::Refuses) => return Err("connection refused".into()),
+                Some(Fault::Status(status)) => return Ok(FieldResponse { status, ..FieldResponse::default() }),
+                Some(Fault::Garbage) => {
+                    return Ok(FieldResponse { status: 200, headers: Vec::new(), body: b"\x00\xff{]".to_vec() });
+                }
+                Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
+                Some(Fault::Exception(_) | Fault::WrongCount) | None => {}
+            }
+            let mut devices = field.lock();
+            match devices.get_mut(&name).map(|simulation| &mut simulation.model) {
+                Some(Model::Http { http, turns }) => Ok(answer(http, turns, &asked)),
+                _ => Err("connection refused".into()),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// The answer of a web server.
+fn answer(http: &mut Http, turns: &mut HashMap<String, usize>, asked: &str) -> FieldResponse {
+    let found = http.routes.0.iter().find(|(route, _)| Pattern(route.clone()).matches(asked));
+    let Some((route, answers)) = found else {
+        let body = format!("no route for {asked}").into_bytes();
+        return FieldResponse { status: 404, headers: Vec::new(), body };
+    };
+    let turn = turns.entry(route.clone()).or_default();
+    let Some(answer) = answers.0.get(*turn).or(answers.0.last()).cloned() else { return FieldResponse::default() };
+    *turn += 1;
+    let Answer { status, json, text, headers, set } = answer;
+    super::format::lay_over(&mut http.state, set);
+    let mut headers: Vec<(String, String)> = headers.into_iter().collect();
+    let body = match (json, text) {
+        (Some(json), _) => {
+            headers.push(("content-type".into(), "application/json".into()));
+            filled(&json, &http.state).to_string()
+        }
+        (None, Some(text)) => filled_text(&text, &http.state),
+        (None, None) => String::new(),
+    };
+    FieldResponse { status: status.unwrap_or(200), headers, body: body.into_bytes() }
+}
+
+/// A document with what `${name}` stands for; a text that is nothing else
+/// becomes the value itself.
+fn filled(json: &Json, state: &Map<String, Json>) -> Json {
+    match json {
+        Json::String(text) => {
+            let name = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+            match name.and_then(|name| state.get(name)) {
+                Some(value) => value.clone(),
+                None => Json::String(filled_text(text, state)),
+            }
+        }
+        Json::Array(values) => values.iter().map(|value| filled(value, state)).collect(),
+        Json::Object(values) => {
+            Json::Object(values.iter().map(|(name, value)| (name.clone(), filled(value, state))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+fn filled_text(text: &str, state: &Map<String, Json>) -> String {
+    let mut text = text.to_owned();
+    for (name, value) in state {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        text = text.replace(&format!("${{{name}}}"), &value);
+    }
+    text
+}
+
+/// Bytes of a text, or of `hex …`.
+fn bytes_of(text: &str) -> Vec<u8> {
+    let digits = text.strip_prefix("hex ").and_then(|digits| hex(digits).ok());
+    digits.unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
+impl Simulated {
+    /// One connection of a device, until the other side closes it.
+    async fn talk(&self, name: &str, tcp: Tcp, mut connection: DuplexStream) -> io::Result<()> {
+        if let Some(greeting) = &tcp.greeting {
+            connection.write_all(&bytes_of(greeting)).await?;
+        }
+        let mut heard = Vec::new();
+        loop {
+            if connection.read_buf(&mut heard).await? == 0 {
+                return Ok(());
+            }
+            loop {
+                let answers = match self.lock().get(name).map(|simulation| &simulation.model) {
+                    Some(Model::Tcp(tcp)) => tcp.answers.clone(),
+                    _ => return Ok(()),
+                };
+                let known = answers.iter().map(|(asked, answer)| (bytes_of(asked), answer));
+                let longest = known.filter(|(asked, _)| heard.starts_with(asked)).max_by_key(|(asked, _)| asked.len());
+                let Some((asked, answer)) = longest else { break };
+                let rest = heard.split_off(asked.len());
+                self.story.request(format!("{name} {:?}", String::from_utf8_lossy(&heard)), false);
+                heard = rest;
+                match self.fault(name, None) {
+                    Some(Fault::Timeout) => continue,
+                    Some(Fault::Closes | Fault::Refuses) => return Ok(()),
+                    Some(Fault::Garbage) => connection.write_all(b"\x00\xff?!\r\n").await?,
+                    Some(Fault::Slow(time)) => {
+                        tokio::time::sleep(time).await;
+                        connection.write_all(&bytes_of(answer)).await?;
+                    }
+                    _ => connection.write_all(&bytes_of(answer)).await?,
+                }
+            }
+            if !heard.is_empty() {
+                let unknown = String::from_utf8_lossy(&heard).into_owned();
+                self.story.tell(|line| line.push_str(&format!("{name} has no answer to {unknown:?}")));
+            }
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! How a file of scenarios is written, and what a manifest has to say to it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value as Json};
+use serde_saphyr::Spanned;
+
+use super::Scenario;
+use super::expect::{Expect, Pattern};
+use super::field::Fault;
+use super::registers::{Bits, Words};
+use crate::config::Limits;
+use crate::manifest::{Manifest, yaml};
+use crate::network::Target;
+use crate::text;
+use crate::units::Span;
+
+/// What stands in a file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// Holds for all scenarios of the file.
+    #[serde(default)]
+    given: Given,
+    scenarios: Ordered<Vec<Spanned<Step>>>,
+}
+
+/// What is there before the driver starts.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Given {
+    /// What the wall clock says at first, such as `2026-01-31T12:00:00Z`.
+    pub time: Option<String>,
+    pub configuration: Map<String, Json>,
+    pub limits: Limits,
+    pub health_window: Option<Span>,
+    /// By the driver's name for its Modbus line, or by `host:port`.
+    pub devices: Ordered<Device>,
+    /// What is granted beside the devices.
+    pub grants: Grants,
+}
+
+/// See `Given::grants`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Grants {
+    pub tcp: Vec<Target>,
+    pub http: Vec<Target>,
+}
+
+/// A simulated device, or what of one changes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Device {
+    /// The units on a line, by address; others are silent.
+    Modbus(BTreeMap<u8, Unit>),
+    Http(Http),
+    Tcp(Tcp),
+}
+
+/// A Modbus unit. What it has no address for it refuses.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Unit {
+    /// By the first address.
+    pub holding: BTreeMap<u16, Words>,
+    pub input: BTreeMap<u16, Words>,
+    pub coils: BTreeMap<u16, Bits>,
+    pub discrete: BTreeMap<u16, Bits>,
+    /// What stands between the lowest and the highest address of a table.
+    pub gaps: Option<Gaps>,
+    /// Holding registers that keep their values whatever is written.
+    pub read_only: Vec<u16>,
+}
+
+/// What a unit answers for an address between others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Gaps {
+    Zeros,
+    Refused,
+}
+
+/// A web server.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Http {
+    /// What `${name}` in an answer stands for.
+    pub state: Map<String, Json>,
+    /// By `METHOD /path?query`, where `*` stands for anything.
+    pub routes: Ordered<Answers>,
+}
+
+/// One answer, or several that come in turn; the last one stays.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Json")]
+pub(super) struct Answers(pub Vec<Answer>);
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Answer {
+    pub status: Option<u16>,
+    pub json: Option<Json>,
+    pub text: Option<String>,
+    pub headers: BTreeMap<String, String>,
+    /// What becomes of the state before the answer.
+    pub set: Map<String, Json>,
+}
+
+impl TryFrom<Json> for Answers {
+    type Error = String;
+
+    fn try_from(value: Json) -> Result<Answers, String> {
+        let answers = match value {
+            Json::Array(answers) if answers.is_empty() => return Err("expected at least one answer".into()),
+            Json::Array(answers) => answers.into_iter().map(serde_json::from_value).collect(),
+            answer => serde_json::from_value(answer).map(|answer| vec![answer]),
+        };
+        answers.map(Answers).map_err(|error| error.to_string())
+    }
+}
+
+/// A device on a TCP connection: what it says to whom connects, and to what is
+/// said to it. Texts, or bytes as `hex …`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tcp {
+    pub greeting: Option<String>,
+    pub answers: BTreeMap<String, String>,
+}
+
+/// One thing that happens, or that is looked at.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Step {
+    /// In the first place only: what differs from the file's.
+    Given(Box<Given>),
+    Advance(Span),
+    Expect(Box<Expect>),
+    /// What the devices hold from now on; the rest stays.
+    Change(Ordered<Device>),
+    /// By device, or by `line/unit`.
+    Break(BTreeMap<String, Fault>),
+    Repair(Names),
+    Command(Box<CommandStep>),
+    Configure(ConfigureStep),
+    Swap(SwapStep),
+    Restart,
+    Lose(Lost),
+}
+
+/// A step, its line and how it is written.
+#[derive(Debug, Clone)]
+pub(super) struct PlacedStep {
+    pub line: u64,
+    pub step: Step,
+    pub text: String,
+}
+
+impl PlacedStep {
+    fn of(step: Spanned<Step>, file: &str) -> PlacedStep {
+        let line = step.referenced.line();
+        PlacedStep { line, step: step.value, text: text_at(file, line) }
+    }
+}
+
+/// Reads steps alone.
+pub(super) fn read_steps(text: &str) -> Result<Vec<PlacedStep>, String> {
+    let steps: Vec<Spanned<Step>> = yaml::read(text)?;
+    Ok(steps.into_iter().map(|step| PlacedStep::of(step, text)).collect())
+}
+
+/// The item of a list that begins in a line, without its indentation.
+fn text_at(file: &str, line: u64) -> String {
+    let mut lines = file.lines().skip(usize::try_from(line).unwrap_or(1).saturating_sub(1));
+    let first = lines.next().unwrap_or_default();
+    let indent = first.len() - first.trim_start().len();
+    let own = |line: &&str| line.trim().is_empty() || line.len() - line.trim_start().len() > indent;
+    let all: Vec<&str> = [first].into_iter().chain(lines.take_while(own)).collect();
+    let text: Vec<&str> = all.iter().map(|line| line.get(indent..).unwrap_or_default()).collect();
+    text.join("\n").trim_end().to_owned()
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CommandStep {
+    pub name: String,
+    #[serde(default)]
+    pub arguments: Map<String, Json>,
+    /// What is expected of the result.
+    pub result: Option<BTreeMap<String, super::expect::Matcher>>,
+    /// That it fails: `code: text`, where `*` stands for anything.
+    pub error: Option<Pattern>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConfigureStep {
+    /// What changes.
+    pub configuration: Map<String, Json>,
+    /// That it is refused, and why.
+    pub rejected: Option<Pattern>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+pub(super) struct SwapStep {
+    /// The new component, beside the file; without it the same one.
+    pub driver: Option<PathBuf>,
+    /// That it does not take over, and why.
+    pub rejected: Option<Pattern>,
+}
+
+/// What is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Lost {
+    /// All that the driver has stored.
+    Storage,
+}
+
+/// One name or several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Json")]
+pub(super) struct Names(pub Vec<String>);
+
+impl TryFrom<Json> for Names {
+    type Error = String;
+
+    fn try_from(value: Json) -> Result<Names, String> {
+        let wrong = || format!("expected the name of a device or a list of names, found {value}");
+        let name = |value: &Json| value.as_str().map(str::to_owned).ok_or_else(wrong);
+        match &value {
+            Json::Array(names) => Ok(Names(names.iter().map(name).collect::<Result<_, _>>()?)),
+            one => Ok(Names(vec![name(one)?])),
+        }
+    }
+}
+
+/// A mapping in the order in which it is written.
+#[derive(Debug, Clone)]
+pub(super) struct Ordered<T>(pub Vec<(String, T)>);
+
+impl<T> Default for Ordered<T> {
+    fn default() -> Self {
+        Ordered(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+            type Value = Ordered<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered<T>, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Ordered(entries))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder(PhantomData))
+    }
+}
+
+/// Reads a file. An error begins with line and column.
+pub(super) fn read(text: &str, path: &Path) -> Result<Vec<Scenario>, String> {
+    let file: File = yaml::read(text)?;
+    let scenarios = file.scenarios.0.into_iter().map(|(name, steps)| {
+        let mut steps: Vec<PlacedStep> = steps.into_iter().map(|step| PlacedStep::of(step, text)).collect();
+        let mut given = file.given.clone();
+        if let Some(PlacedStep { step: Step::Given(_), .. }) = steps.first()
+            && let Step::Given(own) = steps.remove(0).step
+        {
+            given.lay_over(*own);
+        }
+        Scenario { file: path.to_owned(), name, given, steps }
+    });
+    let scenarios: Vec<Scenario> = scenarios.collect();
+    if scenarios.is_empty() {
+        Err("1:1: expected at least one scenario under `scenarios`".into())
+    } else {
+        Ok(scenarios)
+    }
+}
+
+/// Lays values over others: tables are merged, the rest is replaced.
+pub(super) fn lay_over(below: &mut Map<String, Json>, above: Map<String, Json>) {
+    for (name, value) in above {
+        match (below.get_mut(&name), value) {
+            (Some(Json::Object(below)), Json::Object(above)) => lay_over(below, above),
+            (_, value) => drop(below.insert(name, value)),
+        }
+    }
+}
+
+impl Given {
+    fn lay_over(&mut self, own: Given) {
+        let Given { time, configuration, limits, health_window, devices, grants } = own;
+        self.time = time.or(self.time.take());
+        lay_over(&mut self.configuration, configuration);
+        if limits != Limits::default() {
+            self.limits = limits;
+        }
+        self.health_window = health_window.or(self.health_window);
+        for (name, device) in devices.0 {
+            match self.devices.0.iter_mut().find(|(other, _)| *other == name) {
+                Some((_, below)) => below.change(device),
+                None => self.devices.0.push((name, device)),
+            }
+        }
+        self.grants.tcp.extend(grants.tcp);
+        self.grants.http.extend(grants.http);
+    }
+
+    /// What the wall clock says at first, in milliseconds since 1970.
+    pub(super) fn begin(&self) -> Result<u64, String> {
+        let text = self.time.as_deref().unwrap_or("2026-01-01T00:00:00Z");
+        let time = humantime::parse_rfc3339_weak(text)
+            .map_err(|_| format!("given.time: expected a time such as 2026-01-31T12:00:00Z, found {text:?}"))?;
+        let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Ok(u64::try_from(since.as_millis()).unwrap_or_default())
+    }
+}
+
+impl Device {
+    /// Takes over what changes.
+    pub(super) fn change(&mut self, change: Device) {
+        match (self, change) {
+            (Device::Modbus(units), Device::Modbus(changes)) => {
+                for (address, change) in changes {
+                    let unit = units.entry(address).or_default();
+                    unit.holding.extend(change.holding);
+                    unit.input.extend(change.input);
+                    unit.coils.extend(change.coils);
+                    unit.discrete.extend(change.discrete);
+                    unit.gaps = change.gaps.or(unit.gaps);
+                    unit.read_only.extend(change.read_only);
+                }
+            }
+            (Device::Http(http), Device::Http(change)) => {
+                lay_over(&mut http.state, change.state);
+                for (route, answers) in change.routes.0 {
+                    http.routes.0.retain(|(other, _)| *other != route);
+                    http.routes.0.push((route, answers));
+                }
+            }
+            (Device::Tcp(tcp), Device::Tcp(change)) => {
+                tcp.greeting = change.greeting.or(tcp.greeting.take());
+                tcp.answers.extend(change.answers);
+            }
+            (device, change) => *device = change,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Device::Modbus(_) => "modbus",
+            Device::Http(_) => "http",
+            Device::Tcp(_) => "tcp",
+        }
+    }
+}
+
+impl Scenario {
+    /// Whether all that it names is there. An error begins with a line.
+    pub(super) fn check(&self, manifest: &Manifest) -> Result<(), String> {
+        let at_begin = |problem: String| format!("1: {}: {problem}", self.name);
+        self.given.begin().map_err(at_begin)?;
+        let lines = &manifest.driver.requests.modbus;
+        for (name, device) in &self.given.devices.0 {
+            match device {
+                Device::Modbus(_) if !lines.contains(name) => {
+                    let expected = text::instead(name, lines);
+                    let text = format!("devices.{name}: the driver requests no Modbus line of this name; {expected}");
+                    return Err(at_begin(text));
+                }
+                Device::Http(_) | Device::Tcp(_) if name.parse::<Target>().is_err() => {
+                    return Err(at_begin(format!("devices.{name}: expected host:port")));
+                }
+                _ => {}
+            }
+        }
+        if let Some(line) = lines.iter().find(|line| !self.given.devices.0.iter().any(|(name, _)| name == *line)) {
+            let text = format!("devices: expected a device for the driver's Modbus line {line:?}");
+            return Err(at_begin(text));
+        }
+        if self.steps.is_empty() {
+            return Err(at_begin("expected at least one step".into()));
+        }
+        manifest
+            .check_configuration(self.given.configuration.clone())
+            .map_err(|problem| at_begin(format!("given.configuration.{problem}")))?;
+        for PlacedStep { line, step, .. } in &self.steps {
+            self.check_step(step, manifest).map_err(|problem| format!("{line}: {}: {problem}", self.name))?;
+        }
+        Ok(())
+    }
+
+    fn check_step(&self, step: &Step, manifest: &Manifest) -> Result<(), String> {
+        let known = || self.given.devices.0.iter().map(|(name, _)| name.as_str());
+        let check_device = |name: &str| {
+            let device = name.split('/').next().unwrap_or_default();
+            let is_known = known().any(|other| other == name || other == device);
+            if is_known {
+                Ok(())
+            } else {
+                Err(format!("no device {name:?} is given; {}", text::instead(name, known())))
+            }
+        };
+        match step {
+            Step::Given(_) => Err("`given` stands in the first place only".into()),
+            Step::Expect(expect) => expect.check(manifest),
+            Step::Command(command) => match manifest.blueprint.commands.contains_key(&command.name) {
+                true => Ok(()),
+                // One that is refused may be what is looked for.
+                false if command.error.is_some() => Ok(()),
+                false => {
+                    let expected = text::instead(&command.name, manifest.blueprint.commands.keys());
+                    Err(format!("the manifest declares no command {:?}; {expected}", command.name))
+                }
+            },
+            Step::Change(changes) => changes.0.iter().try_for_each(|(name, change)| {
+                check_device(name)?;
+                match self.given.devices.0.iter().find(|(other, _)| other == name) {
+                    Some((_, given)) if given.kind() != change.kind() => {
+                        Err(format!("{name} is given as {}, found {}", given.kind(), change.kind()))
+                    }
+                    _ => Ok(()),
+                }
+            }),
+            Step::Break(faults) => faults.keys().try_for_each(|name| check_device(name)),
+            Step::Repair(names) => names.0.iter().try_for_each(|name| check_device(name)),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Runs a scenario: one device in a runtime whose time is paused.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value as Json};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+
+use super::expect::{self, Expect, Pattern};
+use super::field::Simulated;
+use super::format::{CommandStep, ConfigureStep, Device, Given, Lost, PlacedStep, Step, SwapStep, lay_over};
+use super::story::Story;
+use super::{Failure, Report, Scenario, Seen};
+use crate::bus;
+use crate::clock::SimulatedClock;
+use crate::cloud::Channel;
+use crate::config::{LogLevel, ModbusAccess};
+use crate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
+use crate::journal::Journal;
+use crate::message::{CommandRequest, DeviceId, SessionName};
+use crate::network::{Lookups, Target};
+use crate::outbox::{Bounds, Outbox};
+use crate::receipt::{Outcome, Receipts};
+use crate::router::{Outlet, Route};
+use crate::sandbox::{BusGrant, Capabilities, Driver, Sandbox, Surroundings};
+use crate::sockets::Sockets;
+use crate::storage::{DeviceStorage, Storage};
+
+/// How long a unit on a line may take, as on a real one.
+const LINE_TIMEOUT: Duration = Duration::from_secs(1);
+/// What happens at the end of a step belongs to it.
+const MOMENT: Duration = Duration::from_millis(1);
+/// A command waits in a queue for no longer.
+const DEADLINE: Duration = Duration::from_secs(60);
+const HEALTH_WINDOW: Duration = Duration::from_secs(30);
+/// The device's id; drivers do not care.
+const DEVICE: &str = "device";
+
+/// Runs a scenario with a driver. Blocks; to be called outside of a runtime.
+pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u64) -> Report {
+    let began = std::time::Instant::now();
+    let mut report = Report {
+        file: scenario.file.clone(),
+        name: scenario.name.clone(),
+        failure: None,
+        simulated: Duration::ZERO,
+        took: Duration::ZERO,
+        seen: Seen::default(),
+    };
+    let first = scenario.steps.first().map_or(1, |step| step.line);
+    let failed = |problem: String| Some(Failure { line: first, problems: vec![problem], timeline: Vec::new() });
+    let play = async {
+        let folder = tempfile::tempdir().map_err(|error| format!("no folder for its storage: {error}"))?;
+        let mut stage = Stage::set(sandbox, driver, scenario, folder.path(), seed).await?;
+        let result = stage.go(&scenario.steps).await;
+        let timeline = || stage.story.timeline();
+        let failure = result.err().map(|(line, problems)| Failure { line, problems, timeline: timeline() });
+        let seen = std::mem::take(&mut stage.story.lock().seen);
+        Ok::<_, String>((failure, stage.story.time(), seen))
+    };
+    match in_paused_time(play) {
+        Ok(Ok((failure, simulated, seen))) => {
+            (report.failure, report.simulated, report.seen) = (failure, simulated, seen);
+        }
+        Ok(Err(problem)) => report.failure = failed(problem),
+        Err(error) => report.failure = failed(format!("no runtime: {error}")),
+    }
+    report.seen.parameters.extend(parameters(&scenario.given.configuration));
+    for step in &scenario.steps {
+        match &step.step {
+            Step::Configure(configure) => report.seen.parameters.extend(parameters(&configure.configuration)),
+            Step::Command(command) => drop(report.seen.commands.insert(command.name.clone())),
+            _ => {}
+        }
+    }
+    report.took = began.elapsed();
+    report
+}
+
+/// Runs a future on a clock that jumps to the next thing that is due.
+pub(super) fn in_paused_time<T>(future: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    Ok(runtime.block_on(future))
+}
+
+/// The line of a step and what is wrong.
+type Wrong = (u64, Vec<String>);
+
+/// A scenario under way.
+pub(super) struct Stage<'a> {
+    pub story: Arc<Story>,
+    sandbox: &'a Sandbox,
+    folder: &'a Path,
+    driver: Arc<Driver>,
+    device: DeviceHandle,
+    field: Simulated,
+    storage: DeviceStorage,
+    configuration: Map<String, Json>,
+    /// Up to when steps have gone; the clock is a moment later.
+    time: Instant,
+    /// Whether expectations have looked since something happened.
+    has_looked: bool,
+    commands: u32,
+    _clock: SimulatedClock,
+}
+
+impl<'a> Stage<'a> {
+    /// Starts the device; to be called in paused time.
+    pub(super) async fn set(
+        sandbox: &'a Sandbox,
+        driver: &Arc<Driver>,
+        scenario: &'a Scenario,
+        folder: &Path,
+        seed: u64,
+    ) -> Result<Stage<'a>, String> {
+        let given = &scenario.given;
+        let clock = SimulatedClock::begin(given.begin()?);
+        fastrand::seed(seed);
+        let story = Arc::new(Story::new());
+        let field = Simulated::new(&given.devices, &story);
+        let id = DeviceId::new(DEVICE);
+        let storage = Storage::open(folder).device(&id);
+        let specification = specification(given, &field, &story, storage.clone(), seed);
+        let configuration = Configuration::own(given.configuration.clone());
+        let prepared = prepare(&specification, Arc::clone(driver), &configuration).await;
+        let prepared = prepared.map_err(|error| format!("the driver cannot be made ready: {error}"))?;
+        let (journal, receipts) = (Arc::new(Journal::in_memory(DEADLINE)), Receipts::in_memory());
+        let time = Instant::now();
+        let device = DeviceHandle::start(Arc::new(specification), prepared, journal, receipts);
+        let mut stage = Stage {
+            story,
+            sandbox,
+            folder: scenario.file.parent().unwrap_or(Path::new(".")),
+            driver: Arc::clone(driver),
+            device,
+            field,
+            storage,
+            configuration: given.configuration.clone(),
+            time,
+            has_looked: false,
+            commands: 0,
+            _clock: clock,
+        };
+        stage.settle().await;
+        Ok(stage)
+    }
+
+    /// Does a step that is no expectation.
+    pub(super) async fn step(&mut self, step: &PlacedStep) -> Result<(), Vec<String>> {
+        self.act(&step.step).await?;
+        self.settle().await;
+        Ok(())
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.device.status.borrow().phase
+    }
+
+    pub(super) fn crashes(&self) -> u64 {
+        self.device.spec.capabilities.statistics.crashes.get()
+    }
+
+    pub(super) fn problem(&self) -> Option<String> {
+        self.device.status.borrow().problem.clone()
+    }
+
+    async fn go(&mut self, steps: &[PlacedStep]) -> Result<(), Wrong> {
+        for step in steps {
+            if let Step::Expect(expect) = &step.step {
+                self.has_looked = true;
+                self.look(expect).map_err(|problems| (step.line, problems))?;
+                continue;
+            }
+            // What was looked at is over.
+            if std::mem::take(&mut self.has_looked) {
+                self.story.lock().window = super::story::Window::default();
+            }
+            self.step(step).await.map_err(|problems| (step.line, problems))?;
+        }
+        Ok(())
+    }
+
+    /// Lets what is due at this very moment happen.
+    async fn settle(&mut self) {
+        self.time = self.time.max(Instant::now() - MOMENT);
+        sleep_until(self.time + MOMENT).await;
+    }
+
+    async fn act(&mut self, step: &Step) -> Result<(), Vec<String>> {
+        match step {
+            Step::Advance(span) => {
+                self.tell(&format!("advance {span}"));
+                self.time += span.0;
+                sleep_until(self.time).await;
+                Ok(())
+            }
+            Step::Change(changes) => {
+                changes.0.iter().for_each(|(name, change)| self.field.change(name, change));
+                self.tell("devices change");
+                Ok(())
+            }
+            Step::Break(faults) => {
+                for (name, fault) in faults {
+                    self.field.set_fault(name, Some(*fault));
+                    self.tell(&format!("{name} breaks: {fault:?}"));
+                }
+                Ok(())
+            }
+            Step::Repair(names) => {
+                for name in &names.0 {
+                    self.field.set_fault(name, None);
+                    self.tell(&format!("{name} is repaired"));
+                }
+                Ok(())
+            }
+            Step::Command(command) => self.command(command).await,
+            Step::Configure(configure) => self.configure(configure).await,
+            Step::Swap(swap) => self.swap(swap).await,
+            Step::Restart => {
+                self.tell("restart");
+                let done = self.device.ask(|reply| Input::Restart(None, reply)).await;
+                done.ok_or_else(|| vec!["the device has stopped".to_owned()])
+            }
+            Step::Lose(Lost::Storage) => {
+                self.tell("what was stored is lost");
+                let keys = self.storage.keys().unwrap_or_default();
+                let deleted: anyhow::Result<()> = keys.iter().try_for_each(|key| self.storage.delete(key));
+                deleted.map_err(|error| vec![format!("{error:#}")])
+            }
+            Step::Given(_) | Step::Expect(_) => Ok(()),
+        }
+    }
+
+    fn tell(&self, text: &str) {
+        self.story.tell(|line| {
+            line.push_str("-- ");
+            line.push_str(text);
+        });
+    }
+
+    async fn command(&mut self, step: &CommandStep) -> Result<(), Vec<String>> {
+        self.commands += 1;
+        self.tell(&format!("command {}", step.name));
+        let request = CommandRequest {
+            id: format!("command-{}", self.commands),
+            session: None,
+            name: step.name.clone(),
+            arguments: step.arguments.clone(),
+        };
+        let (reply, result) = oneshot::channel();
+        let result = match self.device.command(request, Some(reply)) {
+            Ok(()) => result.await.map_err(|_| vec!["the device has stopped".to_owned()])?,
+            Err(error) => Err(error),
+        };
+        let shown = match &result {
+            Ok(attributes) => Ok(attributes.iter().map(|a| (a.name.clone(), a.value.clone())).collect::<Vec<_>>()),
+            Err(error) => Err(format!("{}: {}", error.code(), error.text())),
+        };
+        self.tell(&format!("answer {shown:?}"));
+        match (shown, &step.error) {
+            (Ok(found), None) => {
+                let expected = step.result.as_ref();
+                let problems = expected.map(|expected| expect::check_result(expected, &found)).unwrap_or_default();
+                if problems.is_empty() { Ok(()) } else { Err(problems) }
+            }
+            (Ok(found), Some(pattern)) => {
+                Err(vec![format!("expected the error {:?}, found the result {found:?}", pattern.0)])
+            }
+            (Err(error), expected) => matches(expected.as_ref(), &error, "the command"),
+        }
+    }
+
+    async fn configure(&mut self, step: &ConfigureStep) -> Result<(), Vec<String>> {
+        self.tell("configure");
+        let mut configuration = self.configuration.clone();
+        lay_over(&mut configuration, step.configuration.clone());
+        let driver = Arc::clone(&self.device.status.borrow().driver);
+        let result = match Configuration::own(configuration.clone()).check(&driver.manifest) {
+            Err(problem) => Err(format!("configuration.{problem}")),
+            Ok((text, _)) => {
+                let answer = self.device.ask(|reply| Input::Configure(text, reply)).await;
+                answer.unwrap_or_else(|| Err("the device has stopped".into()))
+            }
+        };
+        match (result, &step.rejected) {
+            (Ok(()), None) => {
+                self.configuration = configuration;
+                Ok(())
+            }
+            (Ok(()), Some(pattern)) => Err(vec![format!("expected it to be rejected: {:?}", pattern.0)]),
+            (Err(error), expected) => matches(expected.as_ref(), &error, "the configuration"),
+        }
+    }
+
+    async fn swap(&mut self, step: &SwapStep) -> Result<(), Vec<String>> {
+        let driver = match &step.driver {
+            None => Arc::clone(&self.driver),
+            Some(path) => {
+                let loaded = self.sandbox.load(&self.folder.join(path)).await;
+                Arc::new(loaded.map_err(|error| vec![format!("{error:#}")])?)
+            }
+        };
+        self.tell(&format!("swap to {}", driver.manifest.label()));
+        let given = Configuration::own(self.configuration.clone());
+        let result = match prepare(&self.device.spec, driver, &given).await {
+            Err(error) => Err(error.to_string()),
+            Ok(prepared) => {
+                let swap = |reply| Input::Swap(Box::new(prepared), "the scenario".into(), reply);
+                match self.device.ask(swap).await.map(|receipt| receipt.outcome) {
+                    None => Err("the device has stopped".into()),
+                    Some(Outcome::Accepted) => Ok(()),
+                    Some(Outcome::Rejected(reason) | Outcome::RolledBack(reason)) => Err(reason),
+                }
+            }
+        };
+        match (result, &step.rejected) {
+            (Ok(()), None) => Ok(()),
+            (Ok(()), Some(pattern)) => Err(vec![format!("expected it to be rejected: {:?}", pattern.0)]),
+            (Err(error), expected) => matches(expected.as_ref(), &error, "the swap"),
+        }
+    }
+
+    fn look(&self, expect: &Expect) -> Result<(), Vec<String>> {
+        let mut storage = Map::new();
+        for key in expect.storage.keys() {
+            if let Ok(Some(value)) = self.storage.get(key) {
+                storage.insert(key.clone(), Json::from(String::from_utf8_lossy(&value).into_owned()));
+            }
+        }
+        let state = {
+            let status = self.device.status.borrow();
+            expect::State { phase: status.phase, version: status.driver.manifest.driver.version.clone(), storage }
+        };
+        let inner = self.story.lock();
+        let problems = expect.problems(&inner.window, &inner.alerts, &state);
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+}
+
+/// Whether an error is the expected one.
+fn matches(expected: Option<&Pattern>, error: &str, what: &str) -> Result<(), Vec<String>> {
+    match expected {
+        Some(pattern) if pattern.matches(error) => Ok(()),
+        Some(pattern) => Err(vec![format!("{what}: expected the error {:?}, found {error}", pattern.0)]),
+        None => Err(vec![format!("{what} failed: {error}")]),
+    }
+}
+
+/// The names of what a configuration sets.
+fn parameters(configuration: &Map<String, Json>) -> impl Iterator<Item = String> {
+    let tables = configuration.iter().filter_map(|(bucket, parameters)| Some((bucket, parameters.as_object()?)));
+    tables.flat_map(|(bucket, parameters)| parameters.keys().map(move |name| format!("{bucket}.{name}")))
+}
+
+/// A device whose way up ends in the story, with grants for what is given.
+fn specification(
+    given: &Given,
+    field: &Simulated,
+    story: &Arc<Story>,
+    storage: DeviceStorage,
+    seed: u64,
+) -> Specification {
+    let id = DeviceId::new(DEVICE);
+    let (mut buses, mut tcp, mut http) = (BTreeMap::new(), given.grants.tcp.clone(), given.grants.http.clone());
+    for (name, device) in &given.devices.0 {
+        let target = name.parse::<Target>();
+        match device {
+            Device::Modbus(_) => {
+                let line = bus::open_simulated(name, field.line(name), LINE_TIMEOUT);
+                buses.insert(name.clone(), BusGrant { bus: line.of(&id), access: ModbusAccess::default() });
+            }
+            Device::Http(_) => http.extend(target),
+            Device::Tcp(_) => tcp.extend(target),
+        }
+    }
+    let route = Route {
+        session: SessionName::new("scenario"),
+        channel: Channel { name: DEVICE.into(), encoder: Arc::clone(story) as Arc<_> },
+        outbox: Arc::new(Outbox::new(Bounds::default())),
+        questions: None,
+        binary_data: None,
+    };
+    Specification {
+        id: id.clone(),
+        capabilities: Capabilities {
+            outlet: Arc::new(Outlet { device: id, routes: vec![route] }),
+            statistics: Arc::default(),
+            storage: Some(storage),
+            tcp,
+            http,
+            buses,
+            sockets: Sockets::new(64),
+            lookups: Lookups::new(),
+            surroundings: Surroundings { field: Some(Arc::new(field.clone())), seed: Some(seed) },
+        },
+        limits: given.limits.clone(),
+        cloud_log: LogLevel::Debug,
+        health_window: given.health_window.map_or(HEALTH_WINDOW, |span| span.0),
+        news: News::default(),
+    }
+}

@@ -1,0 +1,234 @@
+//! `sandgate test`: scenarios of drivers, what it says when one fails, and exploring.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value as Json, json};
+
+use crate::harness::{SANDGATE, fixture, fixture_with, must, root};
+
+/// Runs `sandgate test`, with a cache of compiled code of its own.
+fn test(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(SANDGATE);
+    command.arg("test").args(arguments).current_dir(folder).env("XDG_CACHE_HOME", folder.join("cache"));
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A folder with a driver and scenarios.
+fn folder(driver: &[u8], scenarios: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("driver.wasm"), driver).unwrap();
+    std::fs::create_dir(folder.path().join("tests")).unwrap();
+    std::fs::write(folder.path().join("tests/a.test.yml"), scenarios).unwrap();
+    folder
+}
+
+/// A driver of plugins/ with its scenarios.
+fn plugin(name: &str) -> tempfile::TempDir {
+    let folder = folder(&[], "");
+    let source = root().join("plugins").join(name);
+    let file = folder.path().join("driver.wasm");
+    must(Command::new(SANDGATE).arg("build").arg(&source).arg("--output").arg(&file));
+    std::fs::remove_file(folder.path().join("tests/a.test.yml")).unwrap();
+    for entry in std::fs::read_dir(source.join("tests")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join("tests").join(entry.file_name())).unwrap();
+    }
+    folder
+}
+
+fn json_of(output: &Output) -> Json {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}{}", text(&output.stdout), text(&output.stderr)))
+}
+
+#[test]
+fn the_three_drivers_pass_their_scenarios_and_exploring_finds_nothing() {
+    for name in ["power-meter-pm2100", "relay-tasmota", "inverter-deye"] {
+        let folder = plugin(name);
+        let output = test(folder.path(), &["driver.wasm", "--json", "--explore", "100"]);
+        let report = json_of(&output);
+        assert!(output.status.success() && report["finding"].is_null(), "{report:#}");
+        assert!(report["scenarios"].as_array().unwrap().len() >= 8, "{report:#}");
+        for section in ["properties", "commands"] {
+            let coverage = &report["coverage"][section];
+            assert!(coverage.is_null() || coverage["missing"] == json!([]), "{name}: {coverage}");
+        }
+    }
+    // The example in the README is one of them.
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let example = readme.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = plugin("relay-tasmota");
+    std::fs::write(folder.path().join("tests/readme.test.yml"), example).unwrap();
+    let output = test(folder.path(), &["driver.wasm", "silent relay is told once"]);
+    assert!(text(&output.stdout).ends_with("1 scenario passed in ") || output.status.success(), "{output:?}");
+}
+
+#[test]
+fn every_kind_of_step_and_expectation_does_what_it_says() {
+    let scenarios = r#"
+given:
+  time: 2026-03-29T00:59:58Z
+  configuration: { main: { label: one } }
+scenarios:
+  all:
+    - advance: 3s
+    - expect:
+        telemetry: { count: 3, half: 1.5, on: true, label: one }
+        properties: { model: echo }
+        samples: 3
+        alerts: []
+        log: ["info: starting for device from 0 because of *", { like: "started", times: 1 }]
+        no_log: ["warning: *"]
+        phase: running
+        version: 1.0.0
+        storage: { last: { absent: true } }
+    - command: { name: echo, arguments: { text: hi }, result: { text: hi, number: 7 } }
+    - command: { name: echo, error: "invalid-argument: text: *" }
+    - command: { name: refuse, error: "busy: not today" }
+    - command: { name: flush }
+    - command: { name: store }
+    - expect: { storage: { last: command-5 } }
+    - command: { name: alert }
+    - expect: { alerts: [hot] }
+    - configure: { configuration: { main: { label: two } } }
+    - configure: { configuration: { main: { label: reject } }, rejected: "*this label is not allowed" }
+    - configure: { configuration: { main: { lable: x } }, rejected: "configuration.main.lable: *did you mean*" }
+    - advance: 1s
+    - expect: { telemetry: { label: two, count: 4 } }
+    - swap: { driver: ../newer.wasm }
+    - advance: 2s
+    - expect: { version: 1.1.0, telemetry: { count: 6, label: two } }
+    - swap: { driver: ../newest.wasm, rejected: "*no such bucket*" }
+    - restart
+    - lose: storage
+    - advance: 1s
+    - expect: { telemetry: { count: 1 }, storage: { last: { absent: true } }, version: 1.1.0 }
+  afresh:
+    - given: { configuration: { main: { interval_ms: 10000, label: three } } }
+    - advance: 1m
+    - expect: { samples: 6, telemetry: { label: { like: thr* }, count: { near: 7, within: 1 } } }
+"#;
+    let folder = folder(&fixture("echo"), scenarios);
+    let newest = fixture_with("echo", "configuration:\n  main:", "configuration:\n  other:");
+    std::fs::write(folder.path().join("newer.wasm"), fixture_with("echo", "version: 1.0.0", "version: 1.1.0")).unwrap();
+    std::fs::write(folder.path().join("newest.wasm"), newest).unwrap();
+    let output = test(folder.path(), &["driver.wasm"]);
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let lines = text(&output.stdout);
+    assert!(lines.starts_with("ok      a.test.yml: all ("), "{lines}");
+    assert!(lines.contains("\nseen of the manifest:\n  telemetry     4 of 4\n"), "{lines}");
+    assert!(lines.contains("commands      5 of 6, not count\n"), "{lines}");
+    // The same again, from the cache: nothing depends on the machine's clock.
+    let again = test(folder.path(), &["driver.wasm", "afresh", "--json"]);
+    let report = json_of(&again);
+    assert_eq!(
+        (&report["scenarios"][0]["name"], &report["scenarios"][0]["simulated_ms"]),
+        (&json!("afresh"), &json!(60_001))
+    );
+}
+
+#[test]
+fn what_is_not_as_expected_is_shown_with_its_line_and_what_had_happened() {
+    let scenarios = "scenarios:\n  good:\n    - advance: 1s\n    - expect: { samples: 1 }\n  bad:\n    - advance: 2s\n    \
+                     - expect:\n        telemetry: { count: 3, on: <any> }\n        alerts: [hot]\n";
+    let folder = folder(&fixture("echo"), scenarios);
+    let output = test(folder.path(), &["driver.wasm", "--junit", "junit.xml"]);
+    let lines = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{lines}");
+    for expected in [
+        "ok      a.test.yml: good (1s in ",
+        "FAILED  a.test.yml: bad\n        ./tests/a.test.yml:7:\n",
+        "          telemetry.count: expected 3, found 2\n",
+        "          telemetry.on: expected \"<any>\", found true\n",
+        "          alerts: expected [hot], found []\n",
+        "        what had happened, newest last:\n",
+        "          0:00:00.001  -- advance 2s\n",
+        "          0:00:02.000  sample count=2 half=1\n",
+        "\n1 scenario failed, 1 passed in ",
+    ] {
+        assert!(lines.contains(expected), "{expected:?} in\n{lines}");
+    }
+    let junit = std::fs::read_to_string(folder.path().join("junit.xml")).unwrap();
+    assert!(
+        junit.contains("tests=\"2\" failures=\"1\"") && junit.contains("expected &quot;&lt;any&gt;&quot;"),
+        "{junit}"
+    );
+    let report = json_of(&test(folder.path(), &["driver.wasm", "bad", "--json"]));
+    assert_eq!(report["scenarios"][0]["failure"]["line"], 7);
+}
+
+#[test]
+fn mistakes_in_a_file_are_errors_with_their_line_and_what_to_do() {
+    let begin = "scenarios:\n  a:\n    - advance: 1s\n";
+    for (rest, expected) in [
+        (
+            "    - expect: { telemetry: { cuont: 1 } }\n",
+            "a.test.yml:4: a: the manifest declares no telemetry \"cuont\"; did you mean \"count\"?",
+        ),
+        (
+            "    - expect: { alerts: [cold] }\n",
+            "a.test.yml:4: a: the manifest declares no alert \"cold\"; expected one of \"hot\"",
+        ),
+        ("    - expect: {}\n", "a.test.yml:4: a: expect: expected something to look at"),
+        (
+            "    - command: { name: eco }\n",
+            "a.test.yml:4: a: the manifest declares no command \"eco\"; did you mean \"echo\"?",
+        ),
+        (
+            "    - advance: 5\n",
+            "a.test.yml:4:16: expected a time above zero with a unit such as \"5s\" or \"500ms\", found 5",
+        ),
+        (
+            "    - expect: { telemetri: {} }\n",
+            "a.test.yml:4:17: unknown field `telemetri`, expected one of `telemetry`",
+        ),
+        ("    - wait: 5s\n", "a.test.yml:4:7: unknown variant `wait`, expected one of `given`, `advance`"),
+        ("    - break: { line: timeout }\n", "a.test.yml:4: a: no device \"line\" is given; there are none"),
+        ("    - given: {}\n", "a.test.yml:4: a: `given` stands in the first place only"),
+        (
+            "given:\n  configuration: { mian: {} }\n",
+            "a.test.yml:1: a: given.configuration.mian: the manifest declares no such bucket; did you mean \"main\"?",
+        ),
+        (
+            "given:\n  devices: { line: { modbus: {} } }\n",
+            "a.test.yml:1: a: devices.line: the driver requests no Modbus line of this name; there are none",
+        ),
+    ] {
+        let folder = folder(&fixture("echo"), &format!("{begin}{rest}"));
+        let output = test(folder.path(), &["driver.wasm"]);
+        let error = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && error.contains(expected), "{rest}: {expected:?} in\n{error}");
+    }
+    let folder = folder(&fixture("echo"), begin);
+    let error = text(&test(folder.path(), &["driver.wasm", "nothing"]).stderr);
+    assert_eq!(error, "error: no scenario has nothing in its name; there are a\n");
+    std::fs::remove_file(folder.path().join("tests/a.test.yml")).unwrap();
+    let error = text(&test(folder.path(), &["driver.wasm"]).stderr);
+    assert_eq!(error, "error: ./tests: expected files such as begin.test.yml, found none\n");
+}
+
+/// What exploring finds is a scenario that fails.
+#[test]
+fn exploring_finds_what_breaks_a_rule_and_gives_it_as_a_scenario() {
+    let given = "given:\n  configuration: { main: { act: ACT } }\n";
+    let scenarios = format!("{given}scenarios:\n  it runs:\n    - advance: 1s\n    - expect: {{ phase: running }}\n");
+    let folder = folder(&fixture("hostile"), &scenarios.replace("ACT", "trap in handle-command"));
+    let output = test(folder.path(), &["driver.wasm", "--explore", "200", "--json"]);
+    let finding = json_of(&output)["finding"].clone();
+    assert_eq!(output.status.code(), Some(1), "{finding:#}");
+    assert_eq!(finding["rule"], "the driver does not crash and keeps its limits");
+    assert!(finding["found"].as_str().unwrap().contains("trapped in handle-command"), "{finding:#}");
+    let steps: Vec<&str> = finding["steps"].as_array().unwrap().iter().filter_map(Json::as_str).collect();
+    assert!(steps.len() <= 2 && steps[0].starts_with("- {\"command\":"), "{steps:?}");
+    // Kept, it fails.
+    let kept: String = steps.iter().map(|step| format!("    {step}\n")).collect();
+    let kept = scenarios.replace("ACT", "trap in handle-command") + "  found:\n" + &kept;
+    std::fs::write(folder.path().join("tests/a.test.yml"), kept).unwrap();
+    let output = test(folder.path(), &["driver.wasm"]);
+    assert!(text(&output.stdout).contains("1 scenario failed, 1 passed"), "{}", text(&output.stdout));
+}
