@@ -280,7 +280,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
 
 /// Reads a file. An error begins with line and column.
 pub(super) fn read(text: &str, path: &Path) -> Result<Vec<Scenario>, String> {
-    let file: File = yaml::read(text)?;
+    let file: File = yaml::read(text).map_err(|error| with_advice(&error))?;
     let scenarios = file.scenarios.0.into_iter().map(|(name, steps)| {
         let mut steps: Vec<PlacedStep> = steps.into_iter().map(|step| PlacedStep::of(step, text)).collect();
         let mut given = file.given.clone();
@@ -297,6 +297,15 @@ pub(super) fn read(text: &str, path: &Path) -> Result<Vec<Scenario>, String> {
     } else {
         Ok(scenarios)
     }
+}
+
+/// An error about a word that is not known, with the one that is meant.
+fn with_advice(error: &str) -> String {
+    let unknown = ["unknown field `", "unknown variant `"].into_iter().find_map(|kind| error.split_once(kind));
+    let parts = unknown.and_then(|(place, rest)| Some((place, rest.split_once("`, expected ")?)));
+    let Some((place, (word, known))) = parts else { return error.to_owned() };
+    let known = known.trim_start_matches("one of ").split(", ").map(|word| word.trim_matches('`'));
+    format!("{place}unknown word {word:?}; {}", text::instead(word, known))
 }
 
 /// Lays values over others: tables are merged, the rest is replaced.

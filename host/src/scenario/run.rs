@@ -151,6 +151,10 @@ impl<'a> Stage<'a> {
 
     /// Does a step that is no expectation.
     pub(super) async fn step(&mut self, step: &PlacedStep) -> Result<(), Vec<String>> {
+        if !matches!(step.step, Step::Advance(_)) {
+            // What it starts has its times from here on.
+            self.time = Instant::now();
+        }
         self.act(&step.step).await?;
         self.settle().await;
         Ok(())

@@ -11,7 +11,9 @@ use sandgate::manifest::Manifest;
 use sandgate::sandbox::{Compiler, Driver, Sandbox};
 use sandgate::scenario::{self, Finding, Report, Scenario, Seen};
 use sandgate::text;
+use sandgate::watcher::Watcher;
 use serde_json::{Value as Json, json};
+use tokio::sync::mpsc;
 
 use super::Outcome;
 use crate::say::{say, tell};
@@ -35,18 +37,74 @@ pub(super) struct Options {
     /// Where chance begins.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Run again whenever the driver or a scenario changes, until interrupted.
+    #[arg(long)]
+    watch: bool,
     /// Write the results as JUnit XML.
     #[arg(long)]
     junit: Option<PathBuf>,
 }
 
-/// Runs the scenarios; fails when one does.
+/// Runs the scenarios, once or again and again.
 pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
-    let (component, folder) = component(&options.path)?;
+    if !options.watch {
+        return once(&options, json).await;
+    }
+    let (sender, mut changes) = mpsc::channel(1);
+    let mut watcher = Watcher::start(sender)?;
+    loop {
+        // What changes during a run counts for the next.
+        watcher.watch(sources(&options).iter().map(PathBuf::as_path));
+        if let Err(error) = once(&options, json).await {
+            tell!("error: {error:#}");
+        }
+        tell!("waiting for a change; Ctrl-C ends");
+        tokio::select! {
+            _ = changes.recv() => {}
+            _ = tokio::signal::ctrl_c() => return Ok(Outcome::Done),
+        }
+    }
+}
+
+/// The files that a driver and its scenarios are made of.
+fn sources(options: &Options) -> Vec<PathBuf> {
+    let is_source = |file: &Path| {
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        name == "manifest.yml" || name == "Cargo.toml" || name.ends_with(".rs") || name.ends_with(".test.yml")
+    };
+    let (mut files, mut folders) = (Vec::new(), vec![tests_of(options)]);
+    match options.path.is_dir() {
+        true => folders.push(options.path.clone()),
+        false => files.push(options.path.clone()),
+    }
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
+            let is_output = path.ends_with("target") || path.ends_with("vendor");
+            match path.is_dir() {
+                true if !is_output => folders.push(path),
+                false if is_source(&path) => files.push(path),
+                _ => {}
+            }
+        }
+    }
+    files
+}
+
+/// Where the scenarios are.
+fn tests_of(options: &Options) -> PathBuf {
+    let folder = match options.path.is_dir() {
+        true => options.path.as_path(),
+        false => options.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+    };
+    options.tests.clone().unwrap_or_else(|| folder.join("tests"))
+}
+
+/// Runs the scenarios; fails when one does.
+async fn once(options: &Options, json: bool) -> Result<Outcome> {
+    let component = component(&options.path)?;
     let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
     let driver = Arc::new(sandbox.load(&component).await?);
-    let tests = options.tests.unwrap_or_else(|| folder.join("tests"));
-    let scenarios = scenarios(&tests, &driver.manifest, &options.names)?;
+    let scenarios = scenarios(&tests_of(options), &driver.manifest, &options.names)?;
     let begin = Instant::now();
     let (seed, of_all, runs) = (options.seed, Arc::clone(&driver), options.explore);
     let work = move || {
@@ -59,8 +117,8 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     let (reports, finding) = tokio::task::spawn_blocking(work).await.context("a bug in the test runner")?;
     let mut seen = Seen::default();
     reports.iter().for_each(|report| seen.add(report.seen.clone()));
-    if let Some(path) = options.junit {
-        std::fs::write(&path, junit(&driver, &reports)).with_context(|| format!("writing {}", path.display()))?;
+    if let Some(path) = &options.junit {
+        std::fs::write(path, junit(&driver, &reports)).with_context(|| format!("writing {}", path.display()))?;
     }
     let failed = reports.iter().filter(|report| report.failure.is_some()).count();
     match json {
@@ -76,20 +134,19 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     Ok(if failed == 0 && finding.is_none() { Outcome::Done } else { Outcome::Failed })
 }
 
-/// The component to test, built now if a folder is meant, and the driver's folder.
-fn component(path: &Path) -> Result<(PathBuf, PathBuf)> {
+/// The component to test, built now if a folder is meant.
+fn component(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        return Ok((path.to_owned(), folder.to_owned()));
+        return Ok(path.to_owned());
     }
     if path.join("Cargo.toml").exists() {
         let name = toolchain::in_place(path)?;
-        return Ok((path.join(format!("{name}.wasm")), path.to_owned()));
+        return Ok(path.join(format!("{name}.wasm")));
     }
     let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
     let mut found = entries.filter_map(|entry| Some(entry.ok()?.path()));
     match found.find(|file| file.extension().is_some_and(|extension| extension == "wasm")) {
-        Some(file) => Ok((file, path.to_owned())),
+        Some(file) => Ok(file),
         None => bail!("{}: expected a driver's source or a component", path.display()),
     }
 }
