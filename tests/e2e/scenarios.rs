@@ -97,7 +97,7 @@ scenarios:
     - expect: { alerts: [hot] }
     - configure: { configuration: { main: { label: two } } }
     - configure: { configuration: { main: { label: reject } }, rejected: "*this label is not allowed" }
-    - configure: { configuration: { main: { lable: x } }, rejected: "configuration.main.lable: *did you mean*" }
+    - configure: { configuration: { main: { labels: x } }, rejected: "configuration.main.labels: *did you mean*" }
     - advance: 1s
     - expect: { telemetry: { label: two, count: 4 } }
     - swap: { driver: ../newer.wasm }
@@ -111,7 +111,7 @@ scenarios:
   afresh:
     - given: { configuration: { main: { interval_ms: 10000, label: three } } }
     - advance: 1m
-    - expect: { samples: 6, telemetry: { label: { like: thr* }, count: { near: 7, within: 1 } } }
+    - expect: { samples: 6, telemetry: { label: { like: "t*ee" }, count: { near: 7, within: 1 } } }
 "#;
     let folder = folder(&fixture("echo"), scenarios);
     let newest = fixture_with("echo", "configuration:\n  main:", "configuration:\n  other:");
@@ -192,8 +192,8 @@ fn mistakes_in_a_file_are_errors_with_their_line_and_what_to_do() {
         ("    - break: { line: timeout }\n", "a.test.yml:4: a: no device \"line\" is given; there are none"),
         ("    - given: {}\n", "a.test.yml:4: a: `given` stands in the first place only"),
         (
-            "given:\n  configuration: { mian: {} }\n",
-            "a.test.yml:1: a: given.configuration.mian: the manifest declares no such bucket; did you mean \"main\"?",
+            "given:\n  configuration: { mains: {} }\n",
+            "a.test.yml:1: a: given.configuration.mains: the manifest declares no such bucket; did you mean \"main\"?",
         ),
         (
             "given:\n  devices: { line: { modbus: {} } }\n",

@@ -22,7 +22,14 @@ async fn a_new_driver_builds_checks_and_runs_as_it_is() {
     // Its own test runs it against a host that is none.
     let tested = must(Command::new("cargo").arg("test").current_dir(folder.join("my-sensor")));
     assert!(tested.contains("it_measures_and_greets ... ok"), "{tested}");
-    must(Command::new(SANDGATE).args(["build", "my-sensor"]).current_dir(&folder));
+    // The scenarios that come with it pass, and what they ran is built.
+    let mut test = Command::new(SANDGATE);
+    test.args(["test", "my-sensor", "--explore", "50"])
+        .current_dir(&folder)
+        .env("XDG_CACHE_HOME", folder.join("cache"));
+    let tested = must(&mut test);
+    assert!(tested.contains("\n2 scenarios passed in "), "{tested}");
+    assert!(tested.contains("  telemetry     1 of 1\n"), "{tested}");
     let check: Json =
         serde_json::from_slice(&sandgate(&folder, &["check", "my-sensor/my-sensor.wasm", "--json"]).stdout).unwrap();
     assert_eq!((&check["name"], &check["wit_version"]), (&Json::from("my-sensor"), &Json::from("0.1.2")));
