@@ -31,6 +31,8 @@ pub struct Scenario {
     /// What it is called there.
     pub name: String,
     given: format::Given,
+    /// Where what is given stands.
+    given_line: u64,
     steps: Vec<format::PlacedStep>,
 }
 

@@ -132,6 +132,33 @@ scenarios:
     );
 }
 
+/// What is given for a scenario is laid over what is given for its file, address by address, and
+/// units and routes are told apart.
+#[test]
+fn simulated_devices_hold_what_is_written_and_break_as_they_are_told() {
+    let folder = plugin("power-meter-pm2100");
+    let own = "scenarios:\n  laid over:\n    - given:\n        devices: { line: { modbus: { 1: { holding: { 2999: f32 9 } }, \
+               2: { holding: { 0: 1 } } } } }\n    - advance: 1s\n    - expect: { telemetry: { ac_l1_current: 9, \
+               ac_l2_current: 3.5, ac_l3_current: 2.25 } }\n    - break: { line/1: timeout, line/2: timeout }\n    \
+               - advance: 5s\n    - expect: { telemetry: { status: conn_error } }\n    - repair: line/1\n    \
+               - advance: 1m\n    - expect: { telemetry: { status: ok } }\n";
+    let file = folder.path().join("tests/meter.test.yml");
+    let given = std::fs::read_to_string(&file).unwrap().split("scenarios:\n").next().unwrap().to_owned();
+    std::fs::write(file, given + own).unwrap();
+    let output = test(folder.path(), &["driver.wasm"]);
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    let folder = plugin("relay-tasmota");
+    let own = "given:\n  configuration: { connection: { url: 'http://a' } }\n  devices:\n    'a:80':\n      http:\n        \
+               routes:\n          GET /cm?cmnd=Status%2011: [{ json: { StatusSTS: { POWER: 'OFF' } } }, { json: { \
+               StatusSTS: { POWER: 'ON' } } }]\n          GET /cm?*: { json: {} }\nscenarios:\n  in turn:\n    - advance: 1s\n    \
+               - expect: { telemetry: { status: 'off' } }\n    - advance: 10s\n    - expect: { telemetry: { status: 'on' } }\n    \
+               - change: { 'a:80': { http: { routes: { GET /cm?cmnd=Power%20On: { json: { POWER: 'ON' } } } } } }\n    \
+               - command: { name: turn_on, result: { state: 'on' } }\n";
+    std::fs::write(folder.path().join("tests/relay.test.yml"), own).unwrap();
+    let output = test(folder.path(), &["driver.wasm"]);
+    assert!(output.status.success(), "{}", text(&output.stdout));
+}
+
 #[test]
 fn what_is_not_as_expected_is_shown_with_its_line_and_what_had_happened() {
     let scenarios = "scenarios:\n  good:\n    - advance: 1s\n    - expect: { samples: 1 }\n  bad:\n    - advance: 2s\n    \
@@ -175,10 +202,7 @@ fn mistakes_in_a_file_are_errors_with_their_line_and_what_to_do() {
             "a.test.yml:4: a: the manifest declares no alert \"cold\"; expected one of \"hot\"",
         ),
         ("    - expect: {}\n", "a.test.yml:4: a: expect: expected something to look at"),
-        (
-            "    - command: { name: eco }\n",
-            "a.test.yml:4: a: the manifest declares no command \"eco\"; did you mean \"echo\"?",
-        ),
+        ("    - command: { name: eco }\n", "a.test.yml:4: a: no command \"eco\"; did you mean \"echo\"?"),
         (
             "    - advance: 5\n",
             "a.test.yml:4:16: expected a time above zero with a unit such as \"5s\" or \"500ms\", found 5",
@@ -191,6 +215,26 @@ fn mistakes_in_a_file_are_errors_with_their_line_and_what_to_do() {
         ("    - restrat\n", "a.test.yml:4:7: unknown word \"restrat\"; did you mean \"restart\"?"),
         ("    - break: { line: timeout }\n", "a.test.yml:4: a: no device \"line\" is given; there are none"),
         ("    - given: {}\n", "a.test.yml:4: a: `given` stands in the first place only"),
+        (
+            "    - command: { name: echo, arguments: { txt: a } }\n",
+            "a.test.yml:4: a: txt: is not declared; did you mean \"text\"?",
+        ),
+        (
+            "    - configure: { configuration: { main: { labels: x } } }\n",
+            "a.test.yml:4: a: configuration.main.labels: is not declared; did you mean \"label\"?",
+        ),
+        (
+            "  b:\n    - given: { configuration: { mains: {} } }\n    - advance: 1s\n",
+            "a.test.yml:5: b: given.configuration.mains: the manifest declares no such bucket; did you mean \"main\"?",
+        ),
+        (
+            "  b:\n    - given: { devices: { \"a:1\": { tcp: { answers: { \"\": x } } } } }\n    - advance: 1s\n",
+            "a.test.yml:5: b: devices.a:1: expected something that is said before each answer",
+        ),
+        (
+            "  b:\n    - given: { devices: { \"a:1\": { tcp: {} } } }\n    - break: { \"a:1\": exception 2 }\n",
+            "a.test.yml:6: b: a:1: a device on tcp cannot have this fault",
+        ),
         (
             "given:\n  configuration: { mains: {} }\n",
             "a.test.yml:1: a: given.configuration.mains: the manifest declares no such bucket; did you mean \"main\"?",

@@ -1,6 +1,6 @@
 //! The import `alerts`: the set of active alerts, merged into telemetry.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::contract::sandgate::driver::alerts;
 use super::state::State;
@@ -14,24 +14,38 @@ const MAX_DETAILS: usize = 500;
 pub(super) struct AlertState {
     current: Alerts,
     told: bool,
+    /// Whether one came or went since the cloud was told.
+    is_news: bool,
 }
 
 impl AlertState {
     pub(super) fn new(has_alerts: bool) -> Self {
         let current = if has_alerts { Alerts::Unknown } else { Alerts::None };
-        AlertState { current, told: true }
+        AlertState { current, told: true, is_news: false }
     }
 
-    /// The set to carry in a sample, and whether the cloud does not know it yet.
+    /// The set to carry in a sample, and whether an alert came or went.
     pub(super) fn take_for_sample(&mut self) -> (&Alerts, bool) {
-        (&self.current, !std::mem::replace(&mut self.told, true))
+        self.told = true;
+        (&self.current, std::mem::take(&mut self.is_news))
     }
 
     fn set(&mut self, alerts: Alerts) {
         if self.current != alerts {
+            // Details and order may change all the time.
+            self.is_news |= ids(&self.current) != ids(&alerts);
             self.current = alerts;
             self.told = false;
         }
+    }
+}
+
+/// What is active, in order; none when nothing can be said.
+fn ids(alerts: &Alerts) -> Option<BTreeSet<&str>> {
+    match alerts {
+        Alerts::None => Some(BTreeSet::new()),
+        Alerts::Unknown => None,
+        Alerts::Active(active) => Some(active.iter().map(|(id, _)| id.as_str()).collect()),
     }
 }
 

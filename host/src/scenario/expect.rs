@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::story::Window;
+use super::story::{MOST, Window};
 use crate::device::Phase;
 use crate::manifest::Manifest;
 use crate::manifest::value::json_of;
@@ -275,6 +275,15 @@ impl Expect {
         if let Some(matcher) = &self.samples {
             let found = Json::from(window.samples);
             problems.extend(matcher.check("samples", Some(&found), String::new));
+        }
+        let looks_at_lists = !self.log.is_empty()
+            || !self.no_log.is_empty()
+            || self.writes.is_some()
+            || !self.requests.is_empty()
+            || !self.no_requests.is_empty();
+        if window.has_lost && looks_at_lists {
+            let text = "more than {MOST} lines, writes or requests since the expectations before: look more often";
+            problems.push(text.replace("{MOST}", &MOST.to_string()));
         }
         problems.extend(self.alerts.as_ref().and_then(|expected| check_alerts(expected, alerts)));
         for LogLine { pattern, times } in &self.log {

@@ -44,7 +44,7 @@ pub enum Rule {
     ToldOnce,
     /// Five minutes after all is well again, so is the driver.
     Recovery,
-    /// A swap to itself is accepted.
+    /// A swap to itself is accepted while nothing is wrong.
     Swap,
 }
 
@@ -82,13 +82,15 @@ pub struct Finding {
 struct Violation {
     rule: Rule,
     found: String,
-    /// After how many steps.
-    after: usize,
+    /// What was done until then, as it is written.
+    done: Vec<String>,
     timeline: Vec<String>,
 }
 
 /// How a driver is when all is well.
 struct Usual {
+    /// There is nothing to explore where it crashes all by itself.
+    crashes: bool,
     has_samples: bool,
     knows_alerts: bool,
 }
@@ -109,6 +111,10 @@ pub fn explore(
         let explorer = Explorer { sandbox, driver, base, seed };
         let usual = usual.entry(place).or_insert_with(|| explorer.usual());
         let steps = invent::steps(&mut random, base, scenarios, &driver.manifest);
+        if usual.crashes {
+            told(run + 1);
+            continue;
+        }
         if let Some(violation) = explorer.violation(&steps, usual) {
             return Err(Box::new(explorer.finding(run, steps, violation, usual)));
         }
@@ -135,87 +141,102 @@ impl Explorer<'_> {
                 stage.step(&parsed(text)?).await.ok()?;
             }
             let story = stage.story.lock();
-            Some(Usual { has_samples: story.window.samples > 0, knows_alerts: story.alerts != Alerts::Unknown })
+            let knows_alerts = story.alerts != Alerts::Unknown;
+            Some(Usual { crashes: stage.crashes() > 0, has_samples: story.window.samples > 0, knows_alerts })
         };
-        in_paused_time(look).ok().flatten().unwrap_or(Usual { has_samples: false, knows_alerts: false })
+        in_paused_time(look).ok().flatten().unwrap_or(Usual { crashes: true, has_samples: false, knows_alerts: false })
     }
 
+    /// What does not hold when these steps are done, and all devices are well again
+    /// at the end.
     fn violation(&self, steps: &[String], usual: &Usual) -> Option<Violation> {
         let live = async {
             let folder = tempfile::tempdir().ok()?;
             let stage = Stage::set(self.sandbox, self.driver, self.base, folder.path(), self.seed).await.ok()?;
             let mut watched = Watched::new(stage, &self.base.given.devices);
-            let mut after = 0;
+            let mut done: Vec<String> = Vec::new();
             let (rule, found) = 'lived: {
-                for text in steps {
-                    after += 1;
+                if let Some(violation) = watched.look(false) {
+                    break 'lived violation;
+                }
+                let end = watched.end();
+                for text in steps.iter().chain(&end) {
                     let Some(step) = parsed(text) else { continue };
-                    if let Some(violation) = watched.step(&step).await {
+                    let (result, violation) = watched.step(&step).await;
+                    done.push(if result { text.clone() } else { refused(text) });
+                    if let Some(violation) = violation {
                         break 'lived violation;
                     }
                 }
-                watched.end(usual).await?
+                watched.has_recovered(usual)?
             };
             let timeline = watched.stage.story.timeline();
-            Some(Violation { rule, found, after, timeline })
+            Some(Violation { rule, found, done, timeline })
         };
         in_paused_time(live).ok().flatten()
     }
 
     /// Leaves out what a violation does not need.
     fn finding(&self, run: u64, mut steps: Vec<String>, mut violation: Violation, usual: &Usual) -> Finding {
-        steps.truncate(violation.after);
         let mut tries = 0;
         let mut size = steps.len().div_ceil(2);
-        while size > 0 {
+        while size > 0 && tries < TRIES {
             let (mut from, mut is_shorter) = (0, false);
             while from < steps.len() && tries < TRIES {
                 tries += 1;
                 let mut fewer = steps.clone();
                 fewer.drain(from..(from + size).min(steps.len()));
                 match self.violation(&fewer, usual).filter(|other| other.rule == violation.rule) {
-                    Some(other) => {
-                        fewer.truncate(other.after);
-                        (steps, violation, is_shorter) = (fewer, other, true);
-                    }
+                    Some(other) => (steps, violation, is_shorter) = (fewer, other, true),
                     None => from += size,
                 }
             }
-            if size == 1 && !is_shorter {
-                break;
-            }
-            size = if size == 1 { 1 } else { size / 2 };
-            if tries >= TRIES {
-                break;
-            }
+            size = match size {
+                1 if !is_shorter => 0,
+                1 => 1,
+                _ => size / 2,
+            };
         }
-        let Violation { rule, found, timeline, .. } = violation;
+        let Violation { rule, found, done: mut steps, timeline } = violation;
         steps.extend(expectation(rule, &found));
         let given_of = (self.base.file.clone(), self.base.name.clone());
         Finding { run, rule, found, given_of, steps, timeline }
     }
 }
 
-/// The steps after which a scenario fails where a rule does not hold.
-fn expectation(rule: Rule, found: &str) -> Vec<String> {
-    let steps: &[&str] = match rule {
-        Rule::NoCrash => &["- expect: { no_log: [\"error: *\"], phase: running }"],
-        Rule::NoWrite => &["- expect: { writes: [] }"],
-        Rule::LossIsTold => &["- expect: { alerts: unknown }"],
-        Rule::ToldOnce => {
-            let line = json!({"expect": {"log": [{"like": found.split(" (").next(), "times": 1}]}});
-            return vec![format!("- {line}")];
+/// A step that was refused, so that it passes when it is refused again.
+fn refused(text: &str) -> String {
+    if text.contains("\"command\":") || text.starts_with("- command:") {
+        let step = text.strip_prefix("- ").and_then(|step| serde_json::from_str::<serde_json::Value>(step).ok());
+        if let Some(mut step) = step
+            && let Some(command) = step.get_mut("command").and_then(serde_json::Value::as_object_mut)
+        {
+            command.insert("error".into(), "*".into());
+            return format!("- {step}");
         }
-        Rule::Recovery => &[
-            RECOVERED_WITHIN,
-            "- expect: { phase: running }",
-            LOOKED_AT,
-            "- expect: { alerts: [], samples: { between: [1, 1000000] } }",
-        ],
+    }
+    match (text.starts_with("- configure:"), text.strip_suffix('}')) {
+        (true, Some(begin)) if !text.contains('\n') => format!("{}, rejected: \"*\" }}", begin.trim_end()),
+        (true, _) => format!("{text}\n    rejected: \"*\""),
+        _ => text.to_owned(),
+    }
+}
+
+/// The expectation that fails where a rule does not hold.
+fn expectation(rule: Rule, found: &str) -> Option<String> {
+    let step = match rule {
+        Rule::NoCrash => "- expect: { no_log: [\"error: *\"] }",
+        Rule::NoWrite => "- expect: { writes: [] }",
+        Rule::LossIsTold => "- expect: { alerts: unknown }  # or an alert, or another status",
+        Rule::ToldOnce => {
+            let line = found.rsplit_once(" (").map_or(found, |(line, _)| line);
+            return Some(format!("- {}", json!({"expect": {"log": [{"like": line, "times": 1}]}})));
+        }
+        Rule::Recovery => "- expect: { phase: running, alerts: [], samples: { between: [1, 1000000] } }",
         // The step itself fails.
-        Rule::Swap => &[],
+        Rule::Swap => return None,
     };
-    steps.iter().map(|step| (*step).to_owned()).collect()
+    Some(step.to_owned())
 }
 
 fn parsed(text: &str) -> Option<PlacedStep> {
@@ -225,12 +246,13 @@ fn parsed(text: &str) -> Option<PlacedStep> {
 /// A driver under exploration, and what is known of its devices.
 struct Watched<'a> {
     stage: Stage<'a>,
-    /// Names of devices, and of those that give no answer.
+    /// Names of devices.
     devices: BTreeSet<String>,
-    broken: BTreeSet<String>,
+    /// What is wrong with them, or with units of them.
+    faults: BTreeMap<String, Fault>,
     lost_since: Option<Duration>,
-    /// The texts of its telemetry at the begin of the loss: a status is among them.
-    texts: BTreeMap<String, String>,
+    /// The texts of its telemetry when all was well: a status is among them.
+    texts: Option<BTreeMap<String, String>>,
     was_commanded: bool,
     /// Whether devices hold other values than at first.
     is_changed: bool,
@@ -241,24 +263,28 @@ impl<'a> Watched<'a> {
         Watched {
             stage,
             devices: devices.0.iter().map(|(name, _)| name.clone()).collect(),
-            broken: BTreeSet::new(),
+            faults: BTreeMap::new(),
             lost_since: None,
-            texts: BTreeMap::new(),
+            texts: None,
             was_commanded: false,
             is_changed: false,
         }
     }
 
-    /// Does a step and looks whether all rules hold.
-    async fn step(&mut self, step: &PlacedStep) -> Option<(Rule, String)> {
+    /// Does a step: whether it was not refused, and the rule that does not hold.
+    async fn step(&mut self, step: &PlacedStep) -> (bool, Option<(Rule, String)>) {
         self.stage.story.lock().window = Window::default();
         self.note(&step.step);
-        let was_running = self.stage.phase() == Phase::Running;
+        let was_well = self.stage.phase() == Phase::Running && self.faults.is_empty();
         let result = self.stage.step(step).await;
-        if let (Step::Swap(_), true, Err(problems)) = (&step.step, was_running, &result) {
-            return Some((Rule::Swap, problems.join("; ")));
+        if let (Step::Swap(_), true, Err(problems)) = (&step.step, was_well, &result) {
+            return (false, Some((Rule::Swap, problems.join("; "))));
         }
-        self.look(matches!(step.step, Step::Advance(_)))
+        let is_advance = matches!(step.step, Step::Advance(_));
+        if is_advance && self.faults.is_empty() && self.texts.is_none() {
+            self.texts = Some(self.stage.story.lock().texts());
+        }
+        (result.is_ok(), self.look(is_advance))
     }
 
     /// Notes what a step does to the devices.
@@ -266,32 +292,36 @@ impl<'a> Watched<'a> {
         match step {
             Step::Break(faults) => {
                 for (name, fault) in faults {
-                    let is_mute = match fault {
-                        Fault::Timeout | Fault::Closes | Fault::Refuses | Fault::Garbage => true,
-                        Fault::Exception(_) => true,
-                        Fault::Status(status) => *status >= 400,
-                        Fault::WrongCount | Fault::Slow(_) => false,
-                    };
-                    // A unit may do better than its line.
-                    let device = name.split('/').next().unwrap_or_default();
-                    self.broken.retain(|other| other != name && other != device);
-                    self.broken.extend(is_mute.then(|| name.clone()));
+                    // What is wrong with a line is wrong with all its units.
+                    self.faults.retain(|other, _| name.contains('/') || !other.starts_with(&format!("{name}/")));
+                    self.faults.insert(name.clone(), *fault);
                 }
             }
-            Step::Repair(names) => self.broken.retain(|name| !names.0.contains(name)),
+            Step::Repair(names) => {
+                let is_of = |other: &str, name: &str| other == name || other.starts_with(&format!("{name}/"));
+                self.faults.retain(|other, _| !names.0.iter().any(|name| is_of(other, name)));
+            }
             Step::Command(_) => (self.was_commanded, self.is_changed) = (true, true),
             Step::Change(_) | Step::Configure(_) => self.is_changed = true,
             _ => {}
         }
-        let is_lost = !self.devices.is_empty() && self.devices.is_subset(&self.broken);
-        match (is_lost, self.lost_since) {
-            (true, None) => {
-                self.lost_since = Some(self.stage.story.time());
-                self.texts = self.stage.story.lock().texts();
-            }
+        match (self.is_lost(), self.lost_since) {
+            (true, None) => self.lost_since = Some(self.stage.story.time()),
             (false, _) => self.lost_since = None,
             _ => {}
         }
+    }
+
+    /// Whether no device gives an answer that is of use.
+    fn is_lost(&self) -> bool {
+        let is_mute = |fault: &Fault| match fault {
+            Fault::Timeout | Fault::Closes | Fault::Refuses | Fault::Garbage | Fault::Exception(_) => true,
+            Fault::Status(status) => *status >= 400,
+            Fault::WrongCount | Fault::Slow(_) => false,
+        };
+        let unit = |name: &str| self.faults.keys().any(|other| other.starts_with(&format!("{name}/")));
+        let is_mute = |name: &String| self.faults.get(name).is_some_and(is_mute) && !unit(name);
+        !self.devices.is_empty() && self.devices.iter().all(is_mute)
     }
 
     fn look(&self, only_time_went: bool) -> Option<(Rule, String)> {
@@ -304,9 +334,11 @@ impl<'a> Watched<'a> {
             return Some((Rule::NoWrite, write.clone()));
         }
         if only_time_went {
-            let mut lines: HashMap<&str, usize> = HashMap::new();
+            let mut lines: BTreeMap<&str, usize> = BTreeMap::new();
+            // What a call returns as an error the gateway repeats once a minute.
+            let is_own = |text: &str| !text.starts_with("on-timer: ");
             let loud = story.window.logs.iter().filter(|(level, _)| matches!(*level, "warning" | "error"));
-            loud.for_each(|(_, text)| *lines.entry(text).or_default() += 1);
+            loud.filter(|(_, text)| is_own(text)).for_each(|(_, text)| *lines.entry(text).or_default() += 1);
             if let Some((line, times)) = lines.into_iter().find(|(_, times)| *times > 1) {
                 return Some((Rule::ToldOnce, format!("{line} ({times} times)")));
             }
@@ -319,7 +351,8 @@ impl<'a> Watched<'a> {
                 Alerts::Active(active) => !active.is_empty(),
                 Alerts::None => false,
             };
-            if !is_told && story.texts() == self.texts {
+            let is_other = self.texts.as_ref().is_none_or(|texts| *texts != story.texts());
+            if !is_told && !is_other {
                 return Some((Rule::LossIsTold, "no alert, and no text of its telemetry has changed".into()));
             }
         }
@@ -333,20 +366,14 @@ impl<'a> Watched<'a> {
         errors.map(|(_, text)| text.clone()).next_back()
     }
 
-    /// All is well again: so is the driver after a while.
-    async fn end(&mut self, usual: &Usual) -> Option<(Rule, String)> {
-        for name in self.devices.clone() {
-            let repair = Step::Repair(format::Names(vec![name]));
-            let violation = self.step(&PlacedStep { line: 0, step: repair, text: String::new() }).await;
-            if violation.is_some() {
-                return violation;
-            }
-        }
-        for text in [RECOVERED_WITHIN, LOOKED_AT] {
-            if let Some(violation) = self.step(&parsed(text)?).await {
-                return Some(violation);
-            }
-        }
+    /// The steps at the end: all is well again, for a while.
+    fn end(&self) -> Vec<String> {
+        let repairs = self.devices.iter().map(|name| format!("- repair: {}", json!(name)));
+        repairs.chain([RECOVERED_WITHIN, LOOKED_AT].map(str::to_owned)).collect()
+    }
+
+    /// Whether the driver is as usual after that.
+    fn has_recovered(&self, usual: &Usual) -> Option<(Rule, String)> {
         let phase = self.stage.phase();
         if phase != Phase::Running {
             let problem = self.stage.problem().unwrap_or_default();

@@ -131,9 +131,16 @@ impl Simulated {
             (Model::Http { http, turns }, Device::Http(change)) => {
                 super::format::lay_over(&mut http.state, change.state.clone());
                 for (route, answers) in &change.routes.0 {
-                    http.routes.0.retain(|(other, _)| other != route);
-                    http.routes.0.push((route.clone(), answers.clone()));
+                    let routes = &mut http.routes.0;
                     turns.remove(route);
+                    match routes.iter_mut().find(|(other, _)| other == route) {
+                        Some((_, known)) => known.clone_from(answers),
+                        None => {
+                            // The first that fits answers: what stands for much comes last.
+                            let many = routes.iter().position(|(other, _)| other.contains('*') && !route.contains('*'));
+                            routes.insert(many.unwrap_or(routes.len()), (route.clone(), answers.clone()));
+                        }
+                    }
                 }
             }
             (Model::Tcp(tcp), Device::Tcp(change)) => {
@@ -157,7 +164,9 @@ impl Simulated {
             match fault {
                 Some(fault) => {
                     // What is wrong with a line is wrong with all its units.
-                    simulation.faults.retain(|other, _| unit.is_some() && other.is_none());
+                    if unit.is_none() {
+                        simulation.faults.clear();
+                    }
                     simulation.faults.insert(unit, fault);
                 }
                 None if unit.is_none() => simulation.faults.clear(),
@@ -313,9 +322,15 @@ impl Tables {
         first: u16,
         values: &[T],
         keeps: &[u16],
+        refuses_gaps: bool,
     ) -> Result<u16, ExceptionCode> {
         let addresses = || (first..=u16::MAX).zip(values);
-        if addresses().count() < values.len() || addresses().any(|(address, _)| !table.contains_key(&address)) {
+        let range = table.keys().next().copied().zip(table.keys().next_back().copied());
+        let is_there = |address: u16| match refuses_gaps {
+            true => table.contains_key(&address),
+            false => range.is_some_and(|(lowest, highest)| (lowest..=highest).contains(&address)),
+        };
+        if addresses().count() < values.len() || addresses().any(|(address, _)| !is_there(address)) {
             return Err(ExceptionCode::IllegalDataAddress);
         }
         table.extend(
@@ -337,20 +352,21 @@ impl Tables {
                 Response::ReadDiscreteInputs(self.read(&self.discrete, *first, *count)?)
             }
             Request::WriteSingleRegister(address, value) => {
-                Tables::write(&mut self.holding, *address, &[*value], &self.read_only)?;
+                Tables::write(&mut self.holding, *address, &[*value], &self.read_only, self.refuses_gaps)?;
                 Response::WriteSingleRegister(*address, *value)
             }
             Request::WriteMultipleRegisters(first, values) => {
-                let count = Tables::write(&mut self.holding, *first, values, &self.read_only)?;
+                let count = Tables::write(&mut self.holding, *first, values, &self.read_only, self.refuses_gaps)?;
                 Response::WriteMultipleRegisters(*first, count)
             }
             Request::WriteSingleCoil(address, value) => {
-                Tables::write(&mut self.coils, *address, &[*value], &[])?;
+                Tables::write(&mut self.coils, *address, &[*value], &[], self.refuses_gaps)?;
                 Response::WriteSingleCoil(*address, *value)
             }
-            Request::WriteMultipleCoils(first, values) => {
-                Response::WriteMultipleCoils(*first, Tables::write(&mut self.coils, *first, values, &[])?)
-            }
+            Request::WriteMultipleCoils(first, values) => Response::WriteMultipleCoils(
+                *first,
+                Tables::write(&mut self.coils, *first, values, &[], self.refuses_gaps)?,
+            ),
             _ => return Err(ExceptionCode::IllegalFunction),
         })
     }
@@ -496,9 +512,14 @@ impl Simulated {
                     _ => connection.write_all(&bytes_of(answer)).await?,
                 }
             }
-            if !heard.is_empty() {
+            let is_begin = match self.lock().get(name).map(|simulation| &simulation.model) {
+                Some(Model::Tcp(tcp)) => tcp.answers.keys().any(|asked| bytes_of(asked).starts_with(&heard)),
+                _ => false,
+            };
+            if !is_begin {
                 let unknown = String::from_utf8_lossy(&heard).into_owned();
                 self.story.tell(|line| line.push_str(&format!("{name} has no answer to {unknown:?}")));
+                heard.clear();
             }
         }
     }

@@ -14,7 +14,7 @@ use serde_saphyr::Spanned;
 use super::Scenario;
 use super::expect::{Expect, Pattern};
 use super::field::Fault;
-use super::registers::{Bits, Words};
+use super::registers::{Bits, Words, hex};
 use crate::config::Limits;
 use crate::manifest::{Manifest, yaml};
 use crate::network::Target;
@@ -283,13 +283,14 @@ pub(super) fn read(text: &str, path: &Path) -> Result<Vec<Scenario>, String> {
     let file: File = yaml::read(text).map_err(|error| with_advice(&error))?;
     let scenarios = file.scenarios.0.into_iter().map(|(name, steps)| {
         let mut steps: Vec<PlacedStep> = steps.into_iter().map(|step| PlacedStep::of(step, text)).collect();
-        let mut given = file.given.clone();
-        if let Some(PlacedStep { step: Step::Given(_), .. }) = steps.first()
-            && let Step::Given(own) = steps.remove(0).step
-        {
-            given.lay_over(*own);
+        let (mut given, mut given_line) = (file.given.clone(), 1);
+        if let Some(PlacedStep { step: Step::Given(_), line, .. }) = steps.first() {
+            given_line = *line;
+            if let Step::Given(own) = steps.remove(0).step {
+                given.lay_over(*own);
+            }
         }
-        Scenario { file: path.to_owned(), name, given, steps }
+        Scenario { file: path.to_owned(), name, given, given_line, steps }
     });
     let scenarios: Vec<Scenario> = scenarios.collect();
     if scenarios.is_empty() {
@@ -318,21 +319,29 @@ pub(super) fn lay_over(below: &mut Map<String, Json>, above: Map<String, Json>) 
     }
 }
 
+/// Limits over others.
+fn merged(own: Limits, below: &Limits) -> Limits {
+    Limits {
+        memory: own.memory.or(below.memory),
+        cpu: own.cpu.or(below.cpu),
+        call: own.call.or(below.call),
+        telemetry: own.telemetry.or(below.telemetry),
+        logs: own.logs.or(below.logs),
+        storage: own.storage.or(below.storage),
+        outbox_size: own.outbox_size.or(below.outbox_size),
+        outbox_age: own.outbox_age.or(below.outbox_age),
+    }
+}
+
 impl Given {
     fn lay_over(&mut self, own: Given) {
         let Given { time, configuration, limits, health_window, devices, grants } = own;
         self.time = time.or(self.time.take());
         lay_over(&mut self.configuration, configuration);
-        if limits != Limits::default() {
-            self.limits = limits;
-        }
+        self.limits = merged(limits, &self.limits);
         self.health_window = health_window.or(self.health_window);
-        for (name, device) in devices.0 {
-            match self.devices.0.iter_mut().find(|(other, _)| *other == name) {
-                Some((_, below)) => below.change(device),
-                None => self.devices.0.push((name, device)),
-            }
-        }
+        // One after another: the later change what the earlier have.
+        self.devices.0.extend(devices.0);
         self.grants.tcp.extend(grants.tcp);
         self.grants.http.extend(grants.http);
     }
@@ -348,35 +357,6 @@ impl Given {
 }
 
 impl Device {
-    /// Takes over what changes.
-    pub(super) fn change(&mut self, change: Device) {
-        match (self, change) {
-            (Device::Modbus(units), Device::Modbus(changes)) => {
-                for (address, change) in changes {
-                    let unit = units.entry(address).or_default();
-                    unit.holding.extend(change.holding);
-                    unit.input.extend(change.input);
-                    unit.coils.extend(change.coils);
-                    unit.discrete.extend(change.discrete);
-                    unit.gaps = change.gaps.or(unit.gaps);
-                    unit.read_only.extend(change.read_only);
-                }
-            }
-            (Device::Http(http), Device::Http(change)) => {
-                lay_over(&mut http.state, change.state);
-                for (route, answers) in change.routes.0 {
-                    http.routes.0.retain(|(other, _)| *other != route);
-                    http.routes.0.push((route, answers));
-                }
-            }
-            (Device::Tcp(tcp), Device::Tcp(change)) => {
-                tcp.greeting = change.greeting.or(tcp.greeting.take());
-                tcp.answers.extend(change.answers);
-            }
-            (device, change) => *device = change,
-        }
-    }
-
     fn kind(&self) -> &'static str {
         match self {
             Device::Modbus(_) => "modbus",
@@ -389,72 +369,112 @@ impl Device {
 impl Scenario {
     /// Whether all that it names is there. An error begins with a line.
     pub(super) fn check(&self, manifest: &Manifest) -> Result<(), String> {
-        let at_begin = |problem: String| format!("1: {}: {problem}", self.name);
+        let at_begin = |problem: String| format!("{}: {}: {problem}", self.given_line, self.name);
         self.given.begin().map_err(at_begin)?;
         let lines = &manifest.driver.requests.modbus;
         for (name, device) in &self.given.devices.0 {
-            match device {
-                Device::Modbus(_) if !lines.contains(name) => {
-                    let expected = text::instead(name, lines);
-                    let text = format!("devices.{name}: the driver requests no Modbus line of this name; {expected}");
-                    return Err(at_begin(text));
-                }
-                Device::Http(_) | Device::Tcp(_) if name.parse::<Target>().is_err() => {
-                    return Err(at_begin(format!("devices.{name}: expected host:port")));
-                }
-                _ => {}
-            }
+            self.check_device(name, device, lines).map_err(at_begin)?;
         }
-        if let Some(line) = lines.iter().find(|line| !self.given.devices.0.iter().any(|(name, _)| name == *line)) {
+        if let Some(line) = lines.iter().find(|line| self.kind_of(line).is_none()) {
             let text = format!("devices: expected a device for the driver's Modbus line {line:?}");
             return Err(at_begin(text));
         }
         if self.steps.is_empty() {
             return Err(at_begin("expected at least one step".into()));
         }
-        manifest
-            .check_configuration(self.given.configuration.clone())
-            .map_err(|problem| at_begin(format!("given.configuration.{problem}")))?;
+        let mut configuration = self.given.configuration.clone();
+        let checked = manifest.check_configuration(configuration.clone());
+        checked.map_err(|problem| at_begin(format!("given.configuration.{problem}")))?;
         for PlacedStep { line, step, .. } in &self.steps {
-            self.check_step(step, manifest).map_err(|problem| format!("{line}: {}: {problem}", self.name))?;
+            let wrong = |problem: String| format!("{line}: {}: {problem}", self.name);
+            self.check_step(step, manifest).map_err(wrong)?;
+            if let Step::Configure(ConfigureStep { configuration: changes, rejected: None }) = step {
+                lay_over(&mut configuration, changes.clone());
+                let checked = manifest.check_configuration(configuration.clone());
+                checked.map_err(|problem| wrong(format!("configuration.{problem}")))?;
+            }
         }
         Ok(())
     }
 
-    fn check_step(&self, step: &Step, manifest: &Manifest) -> Result<(), String> {
-        let known = || self.given.devices.0.iter().map(|(name, _)| name.as_str());
-        let check_device = |name: &str| {
-            let device = name.split('/').next().unwrap_or_default();
-            let is_known = known().any(|other| other == name || other == device);
-            if is_known {
-                Ok(())
-            } else {
-                Err(format!("no device {name:?} is given; {}", text::instead(name, known())))
+    /// What a given device is.
+    fn kind_of(&self, name: &str) -> Option<&'static str> {
+        self.given.devices.0.iter().find(|(other, _)| other == name).map(|(_, device)| device.kind())
+    }
+
+    /// Whether a device can be what it is given as, and its words can be read.
+    fn check_device(&self, name: &str, device: &Device, lines: &[String]) -> Result<(), String> {
+        if let Some(kind) = self.kind_of(name).filter(|kind| *kind != device.kind()) {
+            return Err(format!("devices.{name}: is given as {kind}, found {}", device.kind()));
+        }
+        match device {
+            Device::Modbus(_) if !lines.iter().any(|line| line == name) => {
+                let expected = text::instead(name, lines);
+                return Err(format!("devices.{name}: the driver requests no Modbus line of this name; {expected}"));
             }
+            Device::Http(_) | Device::Tcp(_) if name.parse::<Target>().is_err() => {
+                return Err(format!("devices.{name}: expected host:port"));
+            }
+            Device::Http(_) | Device::Tcp(_) if name.contains(char::is_uppercase) => {
+                return Err(format!("devices.{name}: expected the host in lower case, as URLs have it"));
+            }
+            _ => {}
+        }
+        if let Device::Tcp(tcp) = device {
+            let texts = tcp.answers.iter().flat_map(|(asked, answer)| [asked, answer]).chain(&tcp.greeting);
+            for text in texts {
+                if text.strip_prefix("hex ").is_some_and(|digits| hex(digits).is_err()) {
+                    return Err(format!("devices.{name}: expected pairs of hexadecimal digits, found {text:?}"));
+                }
+            }
+            if tcp.answers.keys().any(|asked| asked.is_empty() || asked.trim() == "hex") {
+                return Err(format!("devices.{name}: expected something that is said before each answer"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a fault is one that a device can have.
+    fn check_fault(&self, name: &str, fault: Option<Fault>) -> Result<(), String> {
+        let (device, unit) = name.split_once('/').map_or((name, None), |(device, unit)| (device, Some(unit)));
+        let names = self.given.devices.0.iter().map(|(name, _)| name.as_str());
+        let Some(kind) = self.kind_of(device) else {
+            return Err(format!("no device {name:?} is given; {}", text::instead(device, names)));
         };
+        if let Some(unit) = unit {
+            let given = self.given.devices.0.iter().filter(|(other, _)| other == device);
+            let mut units = given.flat_map(|(_, given)| match given {
+                Device::Modbus(units) => units.keys().copied().collect(),
+                _ => Vec::new(),
+            });
+            if !units.any(|given| unit.parse() == Ok(given)) {
+                return Err(format!("{device} has no unit {unit:?}"));
+            }
+        }
+        let is_possible = match fault {
+            Some(Fault::Exception(_) | Fault::WrongCount) => kind == "modbus",
+            Some(Fault::Status(_)) => kind == "http",
+            _ => true,
+        };
+        if is_possible { Ok(()) } else { Err(format!("{name}: a device on {kind} cannot have this fault")) }
+    }
+
+    fn check_step(&self, step: &Step, manifest: &Manifest) -> Result<(), String> {
         match step {
             Step::Given(_) => Err("`given` stands in the first place only".into()),
             Step::Expect(expect) => expect.check(manifest),
-            Step::Command(command) => match manifest.blueprint.commands.contains_key(&command.name) {
-                true => Ok(()),
-                // One that is refused may be what is looked for.
-                false if command.error.is_some() => Ok(()),
-                false => {
-                    let expected = text::instead(&command.name, manifest.blueprint.commands.keys());
-                    Err(format!("the manifest declares no command {:?}; {expected}", command.name))
-                }
-            },
-            Step::Change(changes) => changes.0.iter().try_for_each(|(name, change)| {
-                check_device(name)?;
-                match self.given.devices.0.iter().find(|(other, _)| other == name) {
-                    Some((_, given)) if given.kind() != change.kind() => {
-                        Err(format!("{name} is given as {}, found {}", given.kind(), change.kind()))
-                    }
-                    _ => Ok(()),
-                }
+            // One that is refused may be what is looked for.
+            Step::Command(command) if command.error.is_some() => Ok(()),
+            Step::Command(command) => {
+                let checked = manifest.check_command(&command.name, command.arguments.clone());
+                checked.map(drop).map_err(|error| error.to_string())
+            }
+            Step::Change(changes) => changes.0.iter().try_for_each(|(name, change)| match self.kind_of(name) {
+                Some(_) => self.check_device(name, change, &manifest.driver.requests.modbus),
+                None => self.check_fault(name.split('/').next().unwrap_or_default(), None),
             }),
-            Step::Break(faults) => faults.keys().try_for_each(|name| check_device(name)),
-            Step::Repair(names) => names.0.iter().try_for_each(|name| check_device(name)),
+            Step::Break(faults) => faults.iter().try_for_each(|(name, fault)| self.check_fault(name, Some(*fault))),
+            Step::Repair(names) => names.0.iter().try_for_each(|name| self.check_fault(name, None)),
             _ => Ok(()),
         }
     }

@@ -95,7 +95,6 @@ pub(super) struct Stage<'a> {
     pub story: Arc<Story>,
     sandbox: &'a Sandbox,
     folder: &'a Path,
-    driver: Arc<Driver>,
     device: DeviceHandle,
     field: Simulated,
     storage: DeviceStorage,
@@ -135,7 +134,6 @@ impl<'a> Stage<'a> {
             story,
             sandbox,
             folder: scenario.file.parent().unwrap_or(Path::new(".")),
-            driver: Arc::clone(driver),
             device,
             field,
             storage,
@@ -302,7 +300,7 @@ impl<'a> Stage<'a> {
 
     async fn swap(&mut self, step: &SwapStep) -> Result<(), Vec<String>> {
         let driver = match &step.driver {
-            None => Arc::clone(&self.driver),
+            None => Arc::clone(&self.device.status.borrow().driver),
             Some(path) => {
                 let loaded = self.sandbox.load(&self.folder.join(path)).await;
                 Arc::new(loaded.map_err(|error| vec![format!("{error:#}")])?)

@@ -18,7 +18,7 @@ use crate::text;
 /// Lines of the timeline that are kept.
 const TIMELINE: usize = 40;
 /// What is kept of each kind for expectations.
-const MOST: usize = 10_000;
+pub(super) const MOST: usize = 10_000;
 /// Longer lines of the timeline are cut.
 const LINE: usize = 240;
 
@@ -49,6 +49,8 @@ pub(super) struct Window {
     pub logs: Vec<(&'static str, String)>,
     pub requests: Vec<String>,
     pub writes: Vec<String>,
+    /// Whether there was more than is kept.
+    pub has_lost: bool,
 }
 
 impl Story {
@@ -78,9 +80,9 @@ impl Story {
         inner.tell(time, |line| line.push_str(&request));
         if is_write {
             let write = request.clone();
-            push(&mut inner.window.writes, write);
+            inner.window.push(|window| &mut window.writes, write);
         }
-        push(&mut inner.window.requests, request);
+        inner.window.push(|window| &mut window.requests, request);
     }
 
     /// The timeline for people, newest last.
@@ -90,9 +92,14 @@ impl Story {
     }
 }
 
-fn push<T>(list: &mut Vec<T>, item: T) {
-    if list.len() < MOST {
-        list.push(item);
+impl Window {
+    /// Adds to one of the lists, as long as there is room.
+    fn push<T>(&mut self, list: impl FnOnce(&mut Window) -> &mut Vec<T>, item: T) {
+        let list = list(self);
+        match list.len() < MOST {
+            true => list.push(item),
+            false => self.has_lost = true,
+        }
     }
 }
 
@@ -172,7 +179,7 @@ impl Encode for Story {
             Uplink::Log { severity, text, .. } => {
                 let level = Severity::name(*severity);
                 inner.tell(time, |line| line.push_str(&format!("log {level}: {text}")));
-                push(&mut inner.window.logs, (level, (*text).to_owned()));
+                inner.window.push(|window| &mut window.logs, (level, (*text).to_owned()));
             }
             Uplink::CommandLog { text, .. } => inner.tell(time, |line| line.push_str(&format!("command log: {text}"))),
             Uplink::CommandResult { .. } | Uplink::Applied { .. } => {}

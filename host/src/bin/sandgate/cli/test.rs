@@ -50,21 +50,29 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     if !options.watch {
         return once(&options, json).await;
     }
+    tokio::spawn(async {
+        // Also in the middle of a run.
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(130);
+        }
+    });
     let (sender, mut changes) = mpsc::channel(1);
     let mut watcher = Watcher::start(sender)?;
     loop {
         // What changes during a run counts for the next.
-        watcher.watch(sources(&options).iter().map(PathBuf::as_path));
+        let files = sources(&options);
+        watcher.watch(files.iter().map(PathBuf::as_path));
         if let Err(error) = once(&options, json).await {
             tell!("error: {error:#}");
         }
         tell!("waiting for a change; Ctrl-C ends");
-        tokio::select! {
-            _ = changes.recv() => {}
-            _ = tokio::signal::ctrl_c() => return Ok(Outcome::Done),
-        }
+        // Now and then it is looked for files that are new.
+        while tokio::time::timeout(LOOK, changes.recv()).await.is_err() && sources(&options) == files {}
     }
 }
+
+/// How often it is looked for new files.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// The files that a driver and its scenarios are made of.
 fn sources(options: &Options) -> Vec<PathBuf> {
@@ -87,6 +95,7 @@ fn sources(options: &Options) -> Vec<PathBuf> {
             }
         }
     }
+    files.sort_unstable();
     files
 }
 
@@ -117,12 +126,16 @@ async fn once(options: &Options, json: bool) -> Result<Outcome> {
     let (reports, finding) = tokio::task::spawn_blocking(work).await.context("a bug in the test runner")?;
     let mut seen = Seen::default();
     reports.iter().for_each(|report| seen.add(report.seen.clone()));
+    let has_explored = reports.iter().all(|report| report.failure.is_none());
+    let done = |runs: u64| finding.as_ref().map_or(runs, |finding| finding.run + 1);
+    let explored = options.explore.filter(|_| has_explored).map(done);
     if let Some(path) = &options.junit {
-        std::fs::write(path, junit(&driver, &reports)).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(path, junit(&driver, &reports, explored, finding.as_deref()))
+            .with_context(|| format!("writing {}", path.display()))?;
     }
     let failed = reports.iter().filter(|report| report.failure.is_some()).count();
     match json {
-        true => say!("{:#}", as_json(&driver, &reports, &seen, options.explore, finding.as_deref())),
+        true => say!("{:#}", as_json(&driver, &reports, &seen, explored, finding.as_deref())),
         false => {
             if options.names.is_empty() && failed == 0 {
                 say!("{}", coverage(&driver, &seen));
@@ -316,15 +329,15 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// The results as test runners of CI systems read them.
-fn junit(driver: &Driver, reports: &[Report]) -> String {
-    let failed = reports.iter().filter(|report| report.failure.is_some()).count();
+fn junit(driver: &Driver, reports: &[Report], explored: Option<u64>, finding: Option<&Finding>) -> String {
+    let failed = reports.iter().filter(|report| report.failure.is_some()).count() + usize::from(finding.is_some());
     let seconds = |time: Duration| format!("{:.3}", time.as_secs_f64());
     let total = reports.iter().map(|report| report.took).sum();
     let mut xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n  <testsuite name=\"{}\" tests=\"{}\" \
          failures=\"{failed}\" time=\"{}\">\n",
         escaped(&driver.manifest.label()),
-        reports.len(),
+        reports.len() + usize::from(explored.is_some()),
         seconds(total)
     );
     for report in reports {
@@ -351,6 +364,17 @@ fn junit(driver: &Driver, reports: &[Report]) -> String {
                     failure.line,
                     escaped(&all.join("\n"))
                 );
+            }
+        }
+    }
+    if let Some(runs) = explored {
+        let name = escaped(&driver.manifest.driver.name);
+        let _ = write!(xml, "    <testcase name=\"exploring, {runs} runs\" classname=\"{name}\"");
+        match finding {
+            None => xml.push_str("/>\n"),
+            Some(finding) => {
+                let (rule, text) = (escaped(&finding.rule.to_string()), escaped(&describe(finding)));
+                let _ = write!(xml, ">\n      <failure message=\"{rule}\">{text}</failure>\n    </testcase>\n");
             }
         }
     }
