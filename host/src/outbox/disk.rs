@@ -15,6 +15,8 @@ use crate::files;
 const ENDING: &str = ".log";
 /// And those of damaged ones, which are kept for a look.
 const ASIDE: &str = ".damaged";
+/// And the marks of those whose sync has failed.
+const DOUBTED: &str = ".doubted";
 
 /// See the module documentation.
 pub(super) trait Disk: Send {
@@ -43,6 +45,14 @@ pub(super) trait Disk: Send {
 
     /// Keeps what is in a file for a look, whatever becomes of the file.
     fn keep_aside(&mut self, number: u64) -> io::Result<()>;
+
+    /// Marks a file whose sync has failed: what is read of it may not be on the
+    /// disk, and a later sync will not say so. The mark outlives the process; it
+    /// needs not outlive the power, which takes with it what is not on the disk.
+    fn doubt(&mut self, number: u64) -> io::Result<()>;
+
+    /// The numbers of marked files.
+    fn doubted(&mut self) -> io::Result<Vec<u64>>;
 
     /// How to sync and remove, for a thread of its own.
     fn syncer(&self) -> Box<dyn Syncer<Self::File>>;
@@ -76,12 +86,13 @@ impl Folder {
     fn path(&self, number: u64) -> PathBuf {
         self.0.join(format!("{number:016}{ENDING}"))
     }
-}
 
-impl Disk for Folder {
-    type File = Arc<File>;
+    fn mark(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{number:016}{DOUBTED}"))
+    }
 
-    fn list(&mut self) -> io::Result<Vec<u64>> {
+    /// The numbers of all files that end so, in order.
+    fn numbers(&self, ending: &str) -> io::Result<Vec<u64>> {
         let entries = match std::fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
@@ -89,10 +100,18 @@ impl Disk for Folder {
         let mut numbers = Vec::new();
         for entry in entries {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            numbers.extend(name.strip_suffix(ENDING).and_then(|number| number.parse::<u64>().ok()));
+            numbers.extend(name.strip_suffix(ending).and_then(|number| number.parse::<u64>().ok()));
         }
         numbers.sort_unstable();
         Ok(numbers)
+    }
+}
+
+impl Disk for Folder {
+    type File = Arc<File>;
+
+    fn list(&mut self) -> io::Result<Vec<u64>> {
+        self.numbers(ENDING)
     }
 
     fn read(&mut self, number: u64, limit: usize) -> (Vec<u8>, bool) {
@@ -146,6 +165,14 @@ impl Disk for Folder {
         Ok(())
     }
 
+    fn doubt(&mut self, number: u64) -> io::Result<()> {
+        File::create(self.mark(number)).map(drop)
+    }
+
+    fn doubted(&mut self) -> io::Result<Vec<u64>> {
+        self.numbers(DOUBTED)
+    }
+
     fn syncer(&self) -> Box<dyn Syncer<Arc<File>>> {
         Box::new(self.clone())
     }
@@ -169,10 +196,13 @@ impl Syncer<Arc<File>> for Folder {
     }
 
     fn remove(&mut self, number: u64) -> io::Result<()> {
-        match std::fs::remove_file(self.path(number)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        for path in [self.path(number), self.mark(number)] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     fn read_at(&mut self, file: &Arc<File>, at: u64, size: usize) -> io::Result<Vec<u8>> {

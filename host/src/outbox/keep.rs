@@ -121,6 +121,7 @@ impl Outbox {
         let bytes = self.inner().queue.bounds.bytes;
         let file = (bytes / FILES).clamp(FILE, LARGEST_FILE);
         let (log, waiting, findings) = Log::open(Folder::new(folder), boot(), now, file)?;
+        let is_behind = log.is_doubted();
         let recovered =
             Recovered { entries: waiting.iter().map(|(_, shelf)| shelf.len()).sum(), damaged: findings.damaged };
         let (signal, loader) = (Arc::<Signal>::default(), Arc::<Signal>::default());
@@ -138,7 +139,8 @@ impl Outbox {
                 problem: None,
                 since: None,
                 syncing: None,
-                is_behind: false,
+                // What is doubted is written again before anything counts as durable.
+                is_behind,
                 lags: VecDeque::new(),
                 worst: Duration::ZERO,
                 unread: HashMap::new(),

@@ -145,6 +145,9 @@ impl<D: Disk> Log<D> {
         }
         findings.files.reverse();
         let mut waiting = Vec::with_capacity(found.devices.len());
+        // The process before may have left what it could not bring to the disk.
+        let marked = log.disk.doubted()?;
+        log.doubted.extend(marked.into_iter().filter(|number| log.files.contains_key(number)));
         for (device, classes) in found.devices {
             let (shelf, copies) = Shelf::from_unsorted(classes);
             copies.iter().for_each(|copy| log.leave(copy.spot));
@@ -355,7 +358,15 @@ impl<D: Disk> Log<D> {
     /// and what waits in those files is to be written again (`to_empty`).
     pub(super) fn doubt_unsynced(&mut self) {
         self.active = None;
-        self.doubted.extend(std::mem::take(&mut self.unsynced).into_keys());
+        let doubted = std::mem::take(&mut self.unsynced);
+        // A disk that takes no mark either leaves it to this process to write them again.
+        doubted.keys().for_each(|number| drop(self.disk.doubt(*number)));
+        self.doubted.extend(doubted.into_keys());
+    }
+
+    /// Whether some of what waits may not be on the disk, whatever a sync says.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.iter().any(|number| self.files.get(number).is_some_and(|usage| usage.live > 0))
     }
 
     /// The same for all files.
