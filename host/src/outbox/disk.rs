@@ -46,11 +46,6 @@ pub(super) trait Disk: Send {
     /// Keeps what is in a file for a look, whatever becomes of the file.
     fn keep_aside(&mut self, number: u64) -> io::Result<()>;
 
-    /// Marks a file whose sync has failed: what is read of it may not be on the
-    /// disk, and a later sync will not say so. The mark outlives the process; it
-    /// needs not outlive the power, which takes with it what is not on the disk.
-    fn doubt(&mut self, number: u64) -> io::Result<()>;
-
     /// The numbers of marked files.
     fn doubted(&mut self) -> io::Result<Vec<u64>>;
 
@@ -66,7 +61,12 @@ pub(super) trait Syncer<F>: Send {
     /// Brings the names of new and removed files to the disk.
     fn sync_folder(&mut self) -> io::Result<()>;
 
-    /// Removes a file.
+    /// Marks a file whose sync has failed: what is read of it may not be on the
+    /// disk, and a later sync will not say so. The mark outlives the process; it
+    /// needs not outlive the power, which takes with it what is not on the disk.
+    fn doubt(&mut self, number: u64) -> io::Result<()>;
+
+    /// Removes a file, and its mark.
     fn remove(&mut self, number: u64) -> io::Result<()>;
 
     /// Reads this many bytes from there.
@@ -165,10 +165,6 @@ impl Disk for Folder {
         Ok(())
     }
 
-    fn doubt(&mut self, number: u64) -> io::Result<()> {
-        File::create(self.mark(number)).map(drop)
-    }
-
     fn doubted(&mut self) -> io::Result<Vec<u64>> {
         self.numbers(DOUBTED)
     }
@@ -193,6 +189,10 @@ impl Syncer<Arc<File>> for Folder {
             Some(parent) => File::open(parent)?.sync_all(),
             None => Ok(()),
         }
+    }
+
+    fn doubt(&mut self, number: u64) -> io::Result<()> {
+        File::create(self.mark(number)).map(drop)
     }
 
     fn remove(&mut self, number: u64) -> io::Result<()> {

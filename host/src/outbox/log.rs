@@ -358,10 +358,7 @@ impl<D: Disk> Log<D> {
     /// and what waits in those files is to be written again (`to_empty`).
     pub(super) fn doubt_unsynced(&mut self) {
         self.active = None;
-        let doubted = std::mem::take(&mut self.unsynced);
-        // A disk that takes no mark either leaves it to this process to write them again.
-        doubted.keys().for_each(|number| drop(self.disk.doubt(*number)));
-        self.doubted.extend(doubted.into_keys());
+        self.doubted.extend(std::mem::take(&mut self.unsynced).into_keys());
     }
 
     /// Whether some of what waits may not be on the disk, whatever a sync says.
@@ -494,8 +491,10 @@ impl<F> Work<F> {
     /// Does it. What a file holds is on the disk before its name is, and a file
     /// is gone before the next one goes: a power cut finds either.
     pub(super) fn carry_out(&self, syncer: &mut dyn Syncer<F>) -> io::Result<()> {
-        for file in self.files.values() {
-            syncer.sync(file)?;
+        if let Err(error) = self.files.values().try_for_each(|file| syncer.sync(file)) {
+            // For the next process. A disk that takes no mark either leaves it to this one to write them again.
+            self.files.keys().for_each(|number| drop(syncer.doubt(*number)));
+            return Err(error);
         }
         if self.folder.is_some() {
             syncer.sync_folder()?;

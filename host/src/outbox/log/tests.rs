@@ -139,11 +139,6 @@ impl Disk for Simulated {
         Ok(())
     }
 
-    fn doubt(&mut self, number: u64) -> io::Result<()> {
-        self.0.lock().unwrap().doubted.insert(number);
-        Ok(())
-    }
-
     fn doubted(&mut self) -> io::Result<Vec<u64>> {
         Ok(self.0.lock().unwrap().doubted.iter().copied().collect())
     }
@@ -170,6 +165,11 @@ impl Syncer<u64> for Simulated {
         let mut state = self.0.lock().unwrap();
         state.files.retain(|_, file| !file.is_removed);
         state.known = state.files.keys().copied().collect();
+        Ok(())
+    }
+
+    fn doubt(&mut self, number: u64) -> io::Result<()> {
+        self.0.lock().unwrap().doubted.insert(number);
         Ok(())
     }
 
