@@ -179,6 +179,7 @@ mod tests {
     use crate::config::PropertiesTopic;
     use crate::message::{Alerts, CommandError, Severity};
     use crate::outbox::Bounds;
+    use crate::outbox::OwnBounds;
 
     fn cloud() -> Enapter {
         Enapter {
@@ -224,6 +225,24 @@ mod tests {
                 .iter()
                 .all(|(name, is_there)| outlet.channel(&SessionName::new(name)).is_some() == *is_there)
         );
+    }
+
+    #[test]
+    fn a_sample_that_tells_of_an_alert_outlives_those_that_do_not_and_log_lines() {
+        let device = DeviceId::new("d");
+        let outlet = Outlet { device: device.clone(), routes: vec![route("a")] };
+        let hot = Alerts::Active(vec![("hot".into(), None)]);
+        for tells_alerts in [true, false, false, false, false] {
+            outlet.send(&Uplink::Telemetry { time: 0, is_own: true, attributes: &[], alerts: &hot, tells_alerts });
+            outlet.send(&Uplink::Log { time: 0, severity: Severity::Info, text: "a line", persist: false });
+        }
+        let outbox = &outlet.routes[0].outbox;
+        let bytes = outbox.stats().bytes / 10;
+        let own = OwnBounds { bytes: Some(bytes * 3 / 2), age: None };
+        outbox.bound_devices([(device.clone(), own)].into(), Moment::now());
+        assert_eq!(waiting(&outlet), [1]);
+        // The first of all that were sent.
+        assert_eq!(outbox.take(tokio::time::Instant::now()).unwrap().parts[0].0, 0);
     }
 
     #[test]

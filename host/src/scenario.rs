@@ -6,6 +6,7 @@
 //! what it requests (`field`), the clock, chance. Nothing sleeps: the runtime's
 //! time is paused, and goes on when nobody has anything to do.
 
+mod check;
 mod expect;
 mod explore;
 mod field;

@@ -103,6 +103,7 @@ scenarios:
     - swap: { driver: ../newer.wasm }
     - advance: 2s
     - expect: { version: 1.1.0, telemetry: { count: 6, label: two } }
+    - expect: { telemetry: { later: { absent: true } } }
     - swap: { driver: ../newest.wasm, rejected: "*no such bucket*" }
     - restart
     - lose: storage

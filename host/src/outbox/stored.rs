@@ -95,6 +95,11 @@ impl Shelf {
         }
     }
 
+    /// The first one of each class.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = &Stored> {
+        self.0.iter().filter_map(VecDeque::front)
+    }
+
     /// The last one.
     pub(super) fn last(&self) -> Option<Sequence> {
         self.0.iter().filter_map(|entries| Some(entries.back()?.sequence)).max()

@@ -92,3 +92,29 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_one_comes_or_goes_is_news_and_other_details_or_another_order_are_not() {
+        let active = |alerts: &[(&str, &str)]| {
+            Alerts::Active(alerts.iter().map(|(id, text)| ((*id).to_owned(), Some((*text).to_owned()))).collect())
+        };
+        let mut state = AlertState::new(true);
+        for (alerts, is_news) in [
+            (active(&[]), true),
+            (active(&[("hot", "91 C")]), true),
+            (active(&[("hot", "92 C")]), false),
+            (active(&[("hot", "92 C"), ("slow", "")]), true),
+            (active(&[("slow", ""), ("hot", "92 C")]), false),
+            (Alerts::Unknown, true),
+            (Alerts::Unknown, false),
+            (active(&[]), true),
+        ] {
+            state.set(alerts.clone());
+            assert_eq!(state.take_for_sample(), (&alerts, is_news), "{alerts:?}");
+        }
+    }
+}

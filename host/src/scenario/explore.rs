@@ -56,7 +56,7 @@ impl fmt::Display for Rule {
             Rule::LossIsTold => "a device that is lost is told by an alert or a status within two minutes",
             Rule::ToldOnce => "a problem is told once in the log",
             Rule::Recovery => "the driver recovers by itself within five minutes",
-            Rule::Swap => "a swap to the same driver is accepted",
+            Rule::Swap => "a swap to the same driver is accepted while nothing is wrong",
         })
     }
 }

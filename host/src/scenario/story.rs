@@ -36,7 +36,6 @@ pub(super) struct Inner {
     timeline: VecDeque<(Duration, String)>,
     /// The last values: the timeline shows what changes.
     pub last: FxHashMap<String, Value>,
-    last_alerts: Option<Alerts>,
 }
 
 /// What has happened since the expectations before.
@@ -158,12 +157,9 @@ impl Encode for Story {
         match uplink {
             Uplink::Telemetry { attributes, alerts, .. } => {
                 let mut last = std::mem::take(&mut inner.last);
-                let new_alerts = (inner.last_alerts.as_ref() != Some(alerts)).then_some(*alerts);
+                let new_alerts = (inner.alerts != **alerts).then_some(*alerts);
                 inner.tell(time, |line| write_sample(line, attributes, new_alerts, &mut last));
                 inner.last = last;
-                if new_alerts.is_some() {
-                    inner.last_alerts = Some((*alerts).clone());
-                }
                 inner.sample(attributes, alerts);
             }
             Uplink::Properties { attributes, .. } => {

@@ -49,9 +49,7 @@ impl Queue {
     /// How long the oldest message has been waiting since it was accepted.
     pub(in crate::outbox) fn oldest(&self, now: Moment) -> Option<Duration> {
         let loaded = self.entries.keys().min().and_then(|first| Some(self.entries.get(first)?.message.moment));
-        let classes = [Class::Log, Class::Telemetry, Class::Keep, Class::Answer];
-        let firsts = |queue: &DeviceQueue| classes.map(|class| queue.shelf.of(class).front().map(Stored::accepted));
-        let shelves = self.devices.values().flat_map(|queue| firsts(queue).into_iter().flatten());
+        let shelves = self.devices.values().flat_map(|queue| queue.shelf.firsts().map(Stored::accepted));
         shelves.chain(loaded).map(|moment| now.since(moment)).max()
     }
 

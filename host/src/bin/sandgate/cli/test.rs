@@ -157,10 +157,16 @@ fn component(path: &Path) -> Result<PathBuf> {
         return Ok(path.join(format!("{name}.wasm")));
     }
     let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
-    let mut found = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    match found.find(|file| file.extension().is_some_and(|extension| extension == "wasm")) {
-        Some(file) => Ok(file),
-        None => bail!("{}: expected a driver's source or a component", path.display()),
+    let mut found: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    found.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
+    found.sort_unstable();
+    match found.as_slice() {
+        [file] => Ok(file.clone()),
+        [] => bail!("{}: expected a driver's source or a component", path.display()),
+        several => {
+            let names = text::list(several.iter().map(|file| file.display().to_string()));
+            bail!("{}: expected one component, found {names}; name the one to test", path.display())
+        }
     }
 }
 
