@@ -38,6 +38,8 @@ pub mod router;
 pub mod bus;
 pub mod storage;
 
+pub mod tape;
+
 pub mod sandbox;
 
 pub mod journal;

@@ -5,6 +5,7 @@
 
 mod alerts;
 mod blobs;
+pub mod boundary;
 mod cache;
 mod compiler;
 pub mod contract;
@@ -115,6 +116,7 @@ impl Runner {
         let engine = engine::engine(kind)?;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(|error| anyhow!("linking WASI: {error}"))?;
+        boundary::add_to_linker(&mut linker).map_err(|error| anyhow!("linking clocks and chance: {error}"))?;
         wasi_sockets::add_to_linker(&mut linker).map_err(|error| anyhow!("linking WASI sockets: {error}"))?;
         contract::Driver::add_to_linker::<_, wasmtime::component::HasSelf<State>>(&mut linker, |state| state)
             .map_err(|error| anyhow!("linking the driver contract: {error}"))?;

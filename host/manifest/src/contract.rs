@@ -6,7 +6,7 @@
 wasmtime::component::bindgen!({
     path: "../../wit",
     interfaces: "import sandgate:driver/types@0.1.2;",
-    additional_derives: [PartialEq],
+    additional_derives: [PartialEq, serde::Serialize, serde::Deserialize],
 });
 
 pub use self::sandgate::driver::types::{Attribute, Rejection, Value};

@@ -49,8 +49,8 @@ fn ids(alerts: &Alerts) -> Option<BTreeSet<&str>> {
     }
 }
 
-impl alerts::Host for State {
-    fn set(&mut self, active: Vec<alerts::Alert>) -> Result<(), Vec<Rejection>> {
+impl State {
+    pub(super) fn set_alerts(&mut self, active: Vec<alerts::Alert>) -> Result<(), Vec<Rejection>> {
         let mut rejected = Vec::new();
         let mut accepted: Vec<(String, Option<String>)> = Vec::new();
         let mut seen = HashSet::new();
@@ -75,13 +75,11 @@ impl alerts::Host for State {
         if rejected.is_empty() { Ok(()) } else { Err(rejected) }
     }
 
-    fn unknown(&mut self) {
+    pub(super) fn alerts_are_unknown(&mut self) {
         self.telemetry.statistics.alerts(None);
         self.alerts.set(Alerts::Unknown);
     }
-}
 
-impl State {
     /// Sends a changed set that no sample carried. Called after each call.
     pub(super) fn flush_alerts(&mut self) {
         // Over the rate it stays untold, and goes with a later call.

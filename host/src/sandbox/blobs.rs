@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::contract::sandgate::driver::blobs::{self, BlobError};
+use super::contract::sandgate::driver::blobs::BlobError;
 use super::state::State;
 use crate::question::NoAnswer;
 use crate::upload::{File, UploadError};
@@ -12,8 +12,8 @@ const MAX_FILE: usize = 4 << 20;
 /// The device's own wall-clock limit usually ends a call before.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-impl blobs::Host for State {
-    async fn upload(&mut self, name: String, content_type: String, bytes: Vec<u8>) -> Result<String, BlobError> {
+impl State {
+    pub(super) async fn upload(&mut self, name: String, content_type: String, bytes: Vec<u8>) -> Result<String, BlobError> {
         let is_visible = |text: &str| !text.is_empty() && text.len() <= MAX_NAME && !text.chars().any(char::is_control);
         if !is_visible(&name) {
             return Err(BlobError::InvalidArgument(format!("name: expected 1 to {MAX_NAME} visible characters")));

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Method, Url};
 
-use super::contract::sandgate::driver::http::{self, Header, HttpError, Request, Response};
+use super::contract::sandgate::driver::http::{Header, HttpError, Request, Response};
 use super::net::timeout;
 use super::state::State;
 use crate::network::{Access, FieldRequest, FieldResponse};
@@ -75,8 +75,8 @@ impl Resolve for Checked {
     }
 }
 
-impl http::Host for State {
-    async fn fetch(&mut self, request: Request) -> Result<Response, HttpError> {
+impl State {
+    pub(super) async fn fetch(&mut self, request: Request) -> Result<Response, HttpError> {
         let limit = match request.timeout {
             None => DEFAULT_TIMEOUT,
             Some(milliseconds) => timeout(milliseconds).map_err(HttpError::InvalidRequest)?,
@@ -88,9 +88,7 @@ impl http::Host for State {
         }
         result
     }
-}
 
-impl State {
     async fn exchange(&mut self, request: Request, limit: Duration) -> Result<Response, HttpError> {
         if request.body.len() > MAX_REQUEST {
             let text = format!("body: expected at most {MAX_REQUEST} bytes, found {}", request.body.len());

@@ -8,12 +8,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use sandgate_manifest::component::interface;
+use serde::Serialize;
 use tokio::time::Instant;
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, TypedFunc};
 
 use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError as DriverError, Context};
 use super::contract::sandgate::driver::timers::TimerId;
+use super::boundary::Export;
 use super::contract::{Driver as Bindings, DriverIndices};
 use super::limits::Limits;
 use super::shares::Share;
@@ -21,6 +23,7 @@ use super::state::State;
 use super::trap;
 use crate::message::{CommandError, CommandResult, SessionName};
 use crate::shortage::is_shortage;
+use crate::tape::Ended;
 use crate::text;
 
 /// Why a call ended without an answer. The instance is dead.
@@ -120,6 +123,7 @@ impl Instance {
     ) -> Result<Self, CallError> {
         let mut store = Store::new(pre.engine(), state);
         let meter = store.data_mut().cpu.begin();
+        store.data_mut().deck.call(Export::Instantiation as u8, &());
         store.limiter(|state| &mut state.memory);
         // What one host call may lift into the host's own memory.
         store.set_hostcall_fuel(HOSTCALL_FUEL);
@@ -138,14 +142,17 @@ impl Instance {
         let result = tokio::time::timeout(limits.call, metered).await;
         drop(instantiate);
         share.end();
-        let (bindings, exports, migration) = outcome(result, "instantiation", &store, &limits)?;
+        let result = outcome(result, Export::Instantiation, &store, &limits);
+        store.data_mut().deck.returned(Export::Instantiation as u8, result.as_ref().map(|_| &()).map_err(Ended::from));
+        let (bindings, exports, migration) = result?;
         Ok(Instance { store, bindings, exports, migration, limits, share })
     }
 
     /// Calls `start`.
     pub async fn start(&mut self, context: Context) -> Result<Result<(), String>, CallError> {
-        self.store.data_mut().configured(&context.configuration);
-        self.call("start", async |bindings, store| {
+        let shown = self.store.data_mut().configured(&context.configuration).1;
+        let on_tape = Context { configuration: shown, ..context.clone() };
+        self.call(Export::Start, &on_tape, async |bindings, store| {
             bindings.sandgate_driver_device_driver().call_start(store, &context).await
         })
         .await
@@ -154,7 +161,7 @@ impl Instance {
 
     /// Calls `on-timer`.
     pub async fn on_timer(&mut self, id: TimerId) -> Result<Result<(), String>, CallError> {
-        self.call("on-timer", async |bindings, store| {
+        self.call(Export::OnTimer, &id, async |bindings, store| {
             bindings.sandgate_driver_device_driver().call_on_timer(store, id).await
         })
         .await
@@ -169,7 +176,7 @@ impl Instance {
     ) -> Result<CommandResult, CallError> {
         self.store.data_mut().command = Some((command.id.clone(), session));
         let result = self
-            .call("handle-command", async |bindings, store| {
+            .call(Export::HandleCommand, &command, async |bindings, store| {
                 bindings.sandgate_driver_device_driver().call_handle_command(store, &command).await
             })
             .await;
@@ -179,9 +186,9 @@ impl Instance {
 
     /// Calls `configure`.
     pub async fn configure(&mut self, configuration: &str) -> Result<Result<(), String>, CallError> {
-        let before = self.store.data_mut().configured(configuration);
+        let (before, shown) = self.store.data_mut().configured(configuration);
         let result = self
-            .call("configure", async |bindings, store| {
+            .call(Export::Configure, &shown, async |bindings, store| {
                 bindings.sandgate_driver_device_driver().call_configure(store, configuration).await
             })
             .await
@@ -194,16 +201,16 @@ impl Instance {
 
     /// Calls `stop`.
     pub async fn stop(&mut self) -> Result<(), CallError> {
-        self.call("stop", async |bindings, store| bindings.sandgate_driver_device_driver().call_stop(store).await).await
+        self.call(Export::Stop, &(), async |bindings, store| bindings.sandgate_driver_device_driver().call_stop(store).await).await
     }
 
     /// Calls `snapshot`; none when the driver has no `migration` or packed too much.
     pub async fn snapshot(&mut self) -> Result<Option<Vec<u8>>, CallError> {
         let Some(snapshot) = self.migration.as_ref().map(|migration| migration.snapshot) else { return Ok(None) };
-        let (state,) = self.call("snapshot", async |_, store| snapshot.call_async(store, ()).await).await?;
+        let (state,) = self.call(Export::Snapshot, &(), async |_, store| snapshot.call_async(store, ()).await).await?;
         if state.len() > MAX_SNAPSHOT {
             let reason = format!("expected a snapshot of at most {MAX_SNAPSHOT} bytes, found {}", state.len());
-            return Err(CallError::Trap { call: "snapshot", reason });
+            return Err(CallError::Trap { call: Export::Snapshot.name(), reason });
         }
         Ok(Some(state).filter(|state| !state.is_empty()))
     }
@@ -211,7 +218,7 @@ impl Instance {
     /// Calls `restore`, if the driver has it.
     pub async fn restore(&mut self, state: Vec<u8>) -> Result<Result<(), String>, CallError> {
         let Some(restore) = self.migration.as_ref().map(|migration| migration.restore) else { return Ok(Ok(())) };
-        let (result,) = self.call("restore", async |_, store| restore.call_async(store, (state,)).await).await?;
+        let (result,) = self.call(Export::Restore, &state, async |_, store| restore.call_async(store, (state.clone(),)).await).await?;
         Ok(shorten(result))
     }
 
@@ -220,7 +227,7 @@ impl Instance {
         let Some(version) = self.firmware::<(), (Result<String, String>,)>("version") else {
             return Ok(Err("the driver updates no device".to_owned()));
         };
-        let (result,) = self.call("firmware.version", async |_, store| version.call_async(store, ()).await).await?;
+        let (result,) = self.call(Export::FirmwareVersion, &(), async |_, store| version.call_async(store, ()).await).await?;
         Ok(result.map(|version| cut(&version)).map_err(|text| cut(&text)))
     }
 
@@ -232,15 +239,15 @@ impl Instance {
             FirmwareStep::Begin { version, specification, size } => {
                 let Some(begin) = self.firmware::<(String, String, u32), Answer>("begin") else { return missing() };
                 let given = (version, specification, size);
-                self.call("firmware.begin", async |_, store| begin.call_async(store, given).await).await?
+                self.call(Export::FirmwareBegin, &given, async |_, store| begin.call_async(store, given.clone()).await).await?
             }
             FirmwareStep::Write(part) => {
                 let Some(write) = self.firmware::<(Vec<u8>,), Answer>("write") else { return missing() };
-                self.call("firmware.write", async |_, store| write.call_async(store, (part,)).await).await?
+                self.call(Export::FirmwareWrite, &part, async |_, store| write.call_async(store, (part.clone(),)).await).await?
             }
             FirmwareStep::Finish => {
                 let Some(finish) = self.firmware::<(), Answer>("finish") else { return missing() };
-                self.call("firmware.finish", async |_, store| finish.call_async(store, ()).await).await?
+                self.call(Export::FirmwareFinish, &(), async |_, store| finish.call_async(store, ()).await).await?
             }
         };
         Ok(shorten(answer))
@@ -286,13 +293,15 @@ impl Instance {
     }
 
     /// Runs one export under all limits.
-    async fn call<R>(
+    async fn call<R: Serialize>(
         &mut self,
-        name: &'static str,
+        export: Export,
+        arguments: &impl Serialize,
         call: impl AsyncFnOnce(&Bindings, &mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
         let meter = self.store.data_mut().cpu.begin();
         self.store.data().last_words.begin();
+        self.store.data_mut().deck.call(export as u8, arguments);
         self.store.set_epoch_deadline(1);
         let result = {
             let mut call = pin!(call(&self.bindings, &mut self.store));
@@ -300,7 +309,9 @@ impl Instance {
             tokio::time::timeout(self.limits.call, metered).await
         };
         self.share.end();
-        let value = outcome(result, name, &self.store, &self.limits)?;
+        let result = outcome(result, export, &self.store, &self.limits);
+        self.store.data_mut().deck.returned(export as u8, result.as_ref().map_err(Ended::from));
+        let value = result?;
         self.store.data_mut().flush_alerts();
         Ok(value)
     }
@@ -337,6 +348,17 @@ impl From<DriverError> for CommandError {
     }
 }
 
+impl From<&CallError> for Ended {
+    fn from(error: &CallError) -> Ended {
+        match error {
+            CallError::Trap { .. } | CallError::Memory { .. } => Ended::Itself(error.to_string()),
+            CallError::Budget { .. } | CallError::Shortage(_) | CallError::Timeout { .. } => {
+                Ended::ByHost(error.to_string())
+            }
+        }
+    }
+}
+
 /// Cuts a guest's error to a sensible length.
 fn shorten(result: Result<(), String>) -> Result<(), String> {
     result.map_err(|text| cut(&text))
@@ -349,10 +371,11 @@ fn cut(text: &str) -> String {
 /// Sorts what can happen to a call.
 fn outcome<R>(
     result: Result<wasmtime::Result<R>, tokio::time::error::Elapsed>,
-    call: &'static str,
+    export: Export,
     store: &Store<State>,
     limits: &Limits,
 ) -> Result<R, CallError> {
+    let call = export.name();
     let error = match result {
         Ok(Ok(value)) => return Ok(value),
         Err(_) => return Err(CallError::Timeout { call, limit: limits.call }),

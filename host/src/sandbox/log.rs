@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use super::contract::sandgate::driver::{command_log, logging};
+use super::contract::sandgate::driver::logging;
 use super::limits::RateLimiter;
 use super::state::State;
 use super::trap::LastWords;
@@ -99,8 +99,8 @@ fn cut(text: &str) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
-impl logging::Host for State {
-    fn log(&mut self, level: logging::Level, text: String) {
+impl State {
+    pub(super) fn write_log(&mut self, level: logging::Level, text: String) {
         let severity = match level {
             logging::Level::Debug => Severity::Debug,
             logging::Level::Info => Severity::Info,
@@ -109,10 +109,8 @@ impl logging::Host for State {
         };
         self.log.write(severity, &text);
     }
-}
 
-impl command_log::Host for State {
-    fn write(&mut self, text: String) {
+    pub(super) fn write_command_log(&mut self, text: String) {
         let Some((command, Some(session))) = &self.command else {
             return self.log.write(Severity::Info, &text);
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Map, Value as Json};
 
-use super::contract::sandgate::driver::metadata::{self, MetadataError};
+use super::contract::sandgate::driver::metadata::MetadataError;
 use super::state::State;
 use crate::message::{Attribute, Value, attributes_of, check_document, json_object, size_of_attribute};
 use crate::question::{NoAnswer, Query, ask};
@@ -30,27 +30,27 @@ impl State {
     }
 }
 
-impl metadata::Host for State {
-    async fn keys(&mut self) -> Result<Vec<String>, MetadataError> {
+impl State {
+    pub(super) async fn metadata_keys(&mut self) -> Result<Vec<String>, MetadataError> {
         let answer = self.ask_metadata(Query::MetadataKeys).await?;
         serde_json::from_slice(&answer).map_err(|error| wrong("an array of texts", &error))
     }
 
-    async fn get(&mut self, keys: Vec<String>) -> Result<Vec<Attribute>, MetadataError> {
+    pub(super) async fn metadata(&mut self, keys: Vec<String>) -> Result<Vec<Attribute>, MetadataError> {
         let answer = self.ask_metadata(Query::Metadata(checked(keys)?)).await?;
         let all: Map<String, Json> = serde_json::from_slice(&answer).map_err(|error| wrong("an object", &error))?;
         Ok(attributes_of(all))
     }
 
-    async fn replace(&mut self, entries: Vec<Attribute>) -> Result<(), MetadataError> {
+    pub(super) async fn replace_metadata(&mut self, entries: Vec<Attribute>) -> Result<(), MetadataError> {
         self.ask_metadata(Query::ReplaceMetadata(object(entries)?)).await.map(drop)
     }
 
-    async fn merge(&mut self, entries: Vec<Attribute>) -> Result<(), MetadataError> {
+    pub(super) async fn merge_metadata(&mut self, entries: Vec<Attribute>) -> Result<(), MetadataError> {
         self.ask_metadata(Query::MergeMetadata(object(entries)?)).await.map(drop)
     }
 
-    async fn delete(&mut self, keys: Vec<String>) -> Result<(), MetadataError> {
+    pub(super) async fn delete_metadata(&mut self, keys: Vec<String>) -> Result<(), MetadataError> {
         let keys = checked(keys)?;
         if keys.is_empty() {
             return Err(MetadataError::InvalidArgument("expected at least one key".into()));

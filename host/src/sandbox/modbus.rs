@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tokio_modbus::{Request, Response};
 use wasmtime::component::Resource;
 
-use super::contract::sandgate::driver::modbus::{self, ModbusError};
+use super::contract::sandgate::driver::modbus::ModbusError;
 use super::net::timeout;
 use super::state::State;
 use crate::bus::{BusError, BusHandle, Manner};
@@ -118,10 +118,8 @@ impl State {
     }
 }
 
-impl modbus::Host for State {}
-
-impl modbus::HostUnit for State {
-    fn open(&mut self, bus: String, unit: u8) -> Outcome<Resource<Unit>> {
+impl State {
+    pub(super) fn open_unit(&mut self, bus: String, unit: u8) -> Outcome<Resource<Unit>> {
         let Some(handle) = self.buses.get(&bus).cloned() else {
             let requested = self.manifest.driver.requests.modbus.contains(&bus);
             let why =
@@ -138,31 +136,31 @@ impl modbus::HostUnit for State {
         Ok(Ok(self.table.push(unit)?))
     }
 
-    async fn read_coils(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {
+    pub(super) async fn read_coils(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {
         self.read_bits(unit, count, Request::ReadCoils(address, count)).await
     }
 
-    async fn read_discrete_inputs(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {
+    pub(super) async fn read_discrete_inputs(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {
         self.read_bits(unit, count, Request::ReadDiscreteInputs(address, count)).await
     }
 
-    async fn read_holding_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
+    pub(super) async fn read_holding_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
         self.read_words(unit, count, Request::ReadHoldingRegisters(address, count)).await
     }
 
-    async fn read_input_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
+    pub(super) async fn read_input_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
         self.read_words(unit, count, Request::ReadInputRegisters(address, count)).await
     }
 
-    async fn write_coil(&mut self, unit: Resource<Unit>, address: u16, value: bool) -> Outcome<()> {
+    pub(super) async fn write_coil(&mut self, unit: Resource<Unit>, address: u16, value: bool) -> Outcome<()> {
         self.write(unit, (WriteKind::Coils, address, 1), Request::WriteSingleCoil(address, value)).await
     }
 
-    async fn write_register(&mut self, unit: Resource<Unit>, address: u16, value: u16) -> Outcome<()> {
+    pub(super) async fn write_register(&mut self, unit: Resource<Unit>, address: u16, value: u16) -> Outcome<()> {
         self.write(unit, (WriteKind::Registers, address, 1), Request::WriteSingleRegister(address, value)).await
     }
 
-    async fn write_coils(&mut self, unit: Resource<Unit>, address: u16, values: Vec<bool>) -> Outcome<()> {
+    pub(super) async fn write_coils(&mut self, unit: Resource<Unit>, address: u16, values: Vec<bool>) -> Outcome<()> {
         match check("values", values.len(), 1968) {
             Ok(()) => {
                 let place = (WriteKind::Coils, address, values.len());
@@ -172,7 +170,7 @@ impl modbus::HostUnit for State {
         }
     }
 
-    async fn write_registers(&mut self, unit: Resource<Unit>, address: u16, values: Vec<u16>) -> Outcome<()> {
+    pub(super) async fn write_registers(&mut self, unit: Resource<Unit>, address: u16, values: Vec<u16>) -> Outcome<()> {
         match check("values", values.len(), 123) {
             Ok(()) => {
                 let place = (WriteKind::Registers, address, values.len());
@@ -182,7 +180,7 @@ impl modbus::HostUnit for State {
         }
     }
 
-    fn set_timeout(&mut self, unit: Resource<Unit>, milliseconds: f64) -> Outcome<()> {
+    pub(super) fn set_unit_timeout(&mut self, unit: Resource<Unit>, milliseconds: f64) -> Outcome<()> {
         let timeout = match timeout(milliseconds) {
             Ok(timeout) => timeout,
             Err(text) => return Ok(Err(ModbusError::InvalidArgument(text))),
@@ -191,7 +189,7 @@ impl modbus::HostUnit for State {
         Ok(Ok(()))
     }
 
-    fn set_pause(&mut self, unit: Resource<Unit>, milliseconds: f64) -> Outcome<()> {
+    pub(super) fn set_unit_pause(&mut self, unit: Resource<Unit>, milliseconds: f64) -> Outcome<()> {
         if milliseconds == 0.0 {
             self.table.get_mut(&unit)?.pause = Duration::ZERO;
             return Ok(Ok(()));
@@ -204,7 +202,7 @@ impl modbus::HostUnit for State {
         Ok(Ok(()))
     }
 
-    async fn drop(&mut self, unit: Resource<Unit>) -> wasmtime::Result<()> {
+    pub(super) fn drop_unit(&mut self, unit: Resource<Unit>) -> wasmtime::Result<()> {
         self.table.delete(unit)?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wasmtime::component::{Resource, ResourceTable};
 
-use super::contract::sandgate::driver::net::{self, NetError};
+use super::contract::sandgate::driver::net::NetError;
 use super::state::State;
 use crate::network::{AccessError, Stream};
 use crate::sockets::Socket;
@@ -71,10 +71,8 @@ impl From<std::io::Error> for NetError {
     }
 }
 
-impl net::Host for State {}
-
-impl net::HostTcpConnection for State {
-    async fn connect(
+impl State {
+    pub(super) async fn tcp_connect(
         &mut self,
         host: String,
         port: u16,
@@ -121,7 +119,7 @@ impl net::HostTcpConnection for State {
         })
     }
 
-    async fn send(
+    pub(super) async fn tcp_send(
         &mut self,
         connection: Resource<Connection>,
         bytes: Vec<u8>,
@@ -147,7 +145,7 @@ impl net::HostTcpConnection for State {
         })
     }
 
-    async fn receive(
+    pub(super) async fn tcp_receive(
         &mut self,
         connection: Resource<Connection>,
         most: u32,
@@ -177,7 +175,7 @@ impl net::HostTcpConnection for State {
         })
     }
 
-    async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
+    pub(super) fn tcp_drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
         self.table.delete(connection)?;
         Ok(())
     }

@@ -24,6 +24,7 @@ use crate::message::{SessionName, Severity};
 use crate::network::{Access, Field, Lookups};
 use crate::router::Outlet;
 use crate::sockets::{Socket, Sockets};
+use crate::tape::Deck;
 
 /// Handles that one instance may hold: some for each connection and stream.
 pub(super) const MAX_HANDLES: usize = 256;
@@ -53,6 +54,8 @@ pub struct State {
     /// Those of this one by WASI sockets.
     pub(super) wasi_sockets: Vec<Socket>,
     pub(super) http: http::Client,
+    /// Where what crosses the boundary is kept, or comes from.
+    pub(super) deck: Deck,
     /// The Modbus units of the configuration that counts.
     pub(super) units: ConfiguredUnits,
     pub(super) buses: Arc<BTreeMap<String, BusGrant>>,
@@ -111,6 +114,7 @@ impl State {
             field: capabilities.surroundings.field.clone(),
             wasi_sockets: Vec::new(),
             http: http::Client::new(http, capabilities.sockets.clone()),
+            deck: Deck::Off,
             units: ConfiguredUnits::default(),
             buses: Arc::new(buses.map(|(name, bus)| (name.clone(), bus.clone())).collect()),
         }
@@ -118,12 +122,20 @@ impl State {
 }
 
 impl State {
-    /// A configuration counts from now on; gives the units of the one before.
-    pub(super) fn configured(&mut self, configuration: &str) -> ConfiguredUnits {
+    /// A configuration counts from now on; gives the units of the one before, and
+    /// the configuration as it may be on a tape.
+    pub(super) fn configured(&mut self, configuration: &str) -> (ConfiguredUnits, String) {
+        let shown = match self.deck {
+            Deck::Off => String::new(),
+            _ => {
+                let values = serde_json::from_str(configuration).unwrap_or_default();
+                self.deck.configured(configuration, &self.manifest.sensitive(&values)).into_owned()
+            }
+        };
         if self.buses.is_empty() {
-            return ConfiguredUnits::default();
+            return (ConfiguredUnits::default(), shown);
         }
-        std::mem::replace(&mut self.units, ConfiguredUnits::of(&self.manifest, configuration))
+        (std::mem::replace(&mut self.units, ConfiguredUnits::of(&self.manifest, configuration)), shown)
     }
 
     /// Closes all connections; the driver finds them closed.

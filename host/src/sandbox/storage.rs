@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::contract::sandgate::driver::storage::{self, StorageError};
+use super::contract::sandgate::driver::storage::StorageError;
 use super::limits::RateLimiter;
 use super::state::State;
 use crate::config::Rate;
@@ -58,13 +58,13 @@ fn checked(key: String) -> Result<String, StorageError> {
     if (1..=MAX_KEY).contains(&key.len()) { Ok(key) } else { Err(StorageError::InvalidKey) }
 }
 
-impl storage::Host for State {
-    async fn get(&mut self, key: String) -> Result<Option<Vec<u8>>, StorageError> {
+impl State {
+    pub(super) async fn stored_value(&mut self, key: String) -> Result<Option<Vec<u8>>, StorageError> {
         let key = checked(key)?;
         self.stored(move |storage| storage.get(&key)).await
     }
 
-    async fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), StorageError> {
+    pub(super) async fn store_value(&mut self, key: String, value: Vec<u8>) -> Result<(), StorageError> {
         let (key, limit) = (checked(key)?, self.stored.limit);
         let too_large = StorageError::TooLarge(u32::try_from(limit).unwrap_or(u32::MAX));
         if value.len() > limit {
@@ -74,12 +74,12 @@ impl storage::Host for State {
         if fits { Ok(()) } else { Err(too_large) }
     }
 
-    async fn delete(&mut self, key: String) -> Result<(), StorageError> {
+    pub(super) async fn delete_value(&mut self, key: String) -> Result<(), StorageError> {
         let key = checked(key)?;
         self.change(move |storage| storage.delete(&key)).await
     }
 
-    async fn keys(&mut self) -> Result<Vec<String>, StorageError> {
+    pub(super) async fn stored_keys(&mut self) -> Result<Vec<String>, StorageError> {
         self.stored(DeviceStorage::keys).await
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-use super::contract::sandgate::driver::{properties, telemetry, types};
+use super::contract::sandgate::driver::telemetry;
 use super::limits::RateLimiter;
 use super::state::State;
 use crate::config::Rate;
@@ -36,10 +36,8 @@ impl Telemetry {
     }
 }
 
-impl types::Host for State {}
-
-impl telemetry::Host for State {
-    fn send(&mut self, sample: telemetry::Sample) -> Result<(), SendError> {
+impl State {
+    pub(super) fn send_sample(&mut self, sample: telemetry::Sample) -> Result<(), SendError> {
         let (time, is_own) = match sample.time {
             None => (now(), true),
             Some(time) => (valid_time(time).ok_or(SendError::InvalidTime)?, false),
@@ -56,17 +54,15 @@ impl telemetry::Host for State {
         if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
     }
 
-    async fn flush(&mut self) -> Result<(), telemetry::FlushError> {
+    pub(super) async fn flush_telemetry(&mut self) -> Result<(), telemetry::FlushError> {
         // Nothing that is simulated is lost.
         if self.field.is_some() {
             return Ok(());
         }
         self.outlet.flush().await.map_err(telemetry::FlushError::Unavailable)
     }
-}
 
-impl properties::Host for State {
-    fn publish(&mut self, attributes: Vec<Attribute>) -> Result<(), SendError> {
+    pub(super) fn publish_properties(&mut self, attributes: Vec<Attribute>) -> Result<(), SendError> {
         let manifest = Arc::clone(&self.manifest);
         let (attributes, rejected) =
             self.admit(attributes, |name| manifest.blueprint.properties.get(name), &manifest)?;
@@ -77,9 +73,7 @@ impl properties::Host for State {
         }
         if rejected.is_empty() { Ok(()) } else { Err(SendError::Rejected(rejected)) }
     }
-}
 
-impl State {
     /// Sorts attributes into those that fit the manifest and the others.
     fn admit<'a>(
         &mut self,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::contract::sandgate::driver::timers::{self, TimerError, TimerId};
+use super::contract::sandgate::driver::timers::{TimerError, TimerId};
 use super::state::State;
 
 /// A driver polls a few blocks at a few rates.
@@ -81,16 +81,16 @@ impl Timers {
     }
 }
 
-impl timers::Host for State {
-    fn every(&mut self, interval: f64) -> Result<TimerId, TimerError> {
+impl State {
+    pub(super) fn set_timer_every(&mut self, interval: f64) -> Result<TimerId, TimerError> {
         self.timers.add(Instant::now(), interval, true)
     }
 
-    fn after(&mut self, delay: f64) -> Result<TimerId, TimerError> {
+    pub(super) fn set_timer_after(&mut self, delay: f64) -> Result<TimerId, TimerError> {
         self.timers.add(Instant::now(), delay, false)
     }
 
-    fn cancel(&mut self, id: TimerId) {
+    pub(super) fn cancel_timer(&mut self, id: TimerId) {
         self.timers.set.retain(|timer| timer.id != id);
     }
 }

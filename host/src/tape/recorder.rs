@@ -1,0 +1,237 @@
+//! Records one life of a driver into memory, bounded: a ring of chunks.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::event::{self, Kind};
+use super::redactor::Redactor;
+use crate::clock::{Time, now};
+
+/// What is given up at once when there is no more room.
+const CHUNK: usize = 16 << 10;
+/// Less than this is of no use to anybody.
+const LEAST: usize = 2 * CHUNK;
+/// More than this for one device is of no more use.
+const MOST: usize = 4 << 20;
+
+/// Memory for the tapes of all devices, which they share in equal parts.
+#[derive(Debug, Clone)]
+pub struct Room(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    bytes: usize,
+    age: Duration,
+    recorders: AtomicUsize,
+}
+
+impl Room {
+    /// So many bytes in all, and no tape longer than so.
+    pub fn new(bytes: usize, age: Duration) -> Room {
+        Room(Arc::new(Shared { bytes, age, recorders: AtomicUsize::new(0) }))
+    }
+
+    /// A recorder, when there is room for one more.
+    pub fn recorder(&self) -> Option<Box<Recorder>> {
+        let place = Seat(Arc::clone(&self.0));
+        self.0.recorders.fetch_add(1, Relaxed);
+        (self.part() >= LEAST).then(|| Box::new(Recorder::new(place)))
+    }
+
+    fn part(&self) -> usize {
+        (self.0.bytes / self.0.recorders.load(Relaxed).max(1)).min(MOST)
+    }
+}
+
+/// Counts as one recorder for as long as it lives.
+#[derive(Debug)]
+struct Seat(Arc<Shared>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.recorders.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Events that lie and are given up together; the first one is a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Since the begin of the life.
+    pub start: Duration,
+    /// The events.
+    pub events: Arc<[u8]>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Recorder {
+    /// When the life began, for people.
+    pub(super) began: Time,
+    /// Whether nothing was given up.
+    pub(super) is_whole: bool,
+    /// The configuration that counts, without secrets.
+    pub(super) configuration: String,
+    pub(super) redactor: Redactor,
+    begin: Instant,
+    chunks: VecDeque<Chunk>,
+    /// Bytes of them.
+    size: usize,
+    /// What is being written, and when its first call was.
+    current: Vec<u8>,
+    start: Duration,
+    last_call: Duration,
+    /// When what is being called, or asked, began.
+    since: Instant,
+    asked: Instant,
+    /// A larger bound, until a time.
+    extended: Option<(usize, Instant)>,
+    seat: Seat,
+}
+
+impl Recorder {
+    fn new(seat: Seat) -> Recorder {
+        let begin = Instant::now();
+        Recorder {
+            began: now(),
+            is_whole: true,
+            configuration: "{}".into(),
+            redactor: Redactor::default(),
+            begin,
+            chunks: VecDeque::new(),
+            size: 0,
+            current: Vec::new(),
+            start: Duration::ZERO,
+            last_call: Duration::ZERO,
+            since: begin,
+            asked: begin,
+            extended: None,
+            seat,
+        }
+    }
+
+    /// Keeps more for a time.
+    pub fn extend(&mut self, bytes: usize, until: Instant) {
+        self.extended = Some((bytes, until));
+    }
+
+    pub(super) fn call(&mut self, number: u8, arguments: &impl Serialize) {
+        self.since = Instant::now();
+        let at = self.since.duration_since(self.begin);
+        if self.current.len() >= CHUNK {
+            self.seal();
+            self.give_up(at);
+        }
+        if self.current.is_empty() {
+            self.start = at;
+            self.last_call = at;
+        }
+        self.write(Kind::Call, number, at.saturating_sub(self.last_call), arguments);
+        self.last_call = at;
+    }
+
+    pub(super) fn returned(&mut self, result: &impl Serialize) {
+        self.write(Kind::Return, 0, self.since.elapsed(), result);
+    }
+
+    pub(super) fn import(&mut self, number: u8, waits: bool, arguments: &impl Serialize) {
+        if waits {
+            self.asked = Instant::now();
+        }
+        self.write(Kind::Import, number, Duration::ZERO, arguments);
+    }
+
+    pub(super) fn answered(&mut self, waits: bool, answer: &impl Serialize) {
+        let took = if waits { self.asked.elapsed() } else { Duration::ZERO };
+        self.write(Kind::Answer, 0, took, answer);
+    }
+
+    fn write(&mut self, kind: Kind, number: u8, time: Duration, value: &impl Serialize) {
+        let event::Place(begin) = event::write(&mut self.current, kind, number, time, value);
+        self.redactor.hide(&mut self.current, begin);
+    }
+
+    /// Ends a chunk.
+    fn seal(&mut self) {
+        let events: Arc<[u8]> = self.current.as_slice().into();
+        self.current.clear();
+        self.size += events.len();
+        self.chunks.push_back(Chunk { start: self.start, events });
+    }
+
+    /// Gives up what there is no room for, or is too old.
+    fn give_up(&mut self, at: Duration) {
+        let shared = Room(Arc::clone(&self.seat.0));
+        let mut most = shared.part();
+        let mut age = shared.0.age;
+        if let Some((bytes, until)) = self.extended {
+            match Instant::now() < until {
+                true => (most, age) = (bytes.max(most), Duration::MAX),
+                false => self.extended = None,
+            }
+        }
+        // A chunk ends where the next one begins.
+        let ends = |recorder: &Recorder| recorder.chunks.get(1).map_or(recorder.start, |chunk| chunk.start);
+        while self.size + CHUNK > most || at.saturating_sub(ends(self)) > age {
+            let Some(chunk) = self.chunks.pop_front() else { break };
+            self.size -= chunk.events.len();
+            self.is_whole = false;
+        }
+    }
+
+    /// What there is now, oldest first; the last event may be a call under way.
+    pub(super) fn chunks(&self) -> Vec<Chunk> {
+        let current = (!self.current.is_empty()).then(|| Chunk { start: self.start, events: self.current.clone().into() });
+        self.chunks.iter().cloned().chain(current).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls with this many bytes, one a second.
+    async fn calls(recorder: &mut Recorder, number: usize, size: usize) {
+        for _ in 0..number {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            recorder.call(2, &vec![7_u8; size]);
+            recorder.returned(&());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ring_keeps_the_newest_within_its_room_and_its_age() {
+        let room = Room::new(256 << 10, Duration::from_secs(3600));
+        let mut recorder = room.recorder().unwrap();
+        calls(&mut recorder, 50, 1000).await;
+        assert!(recorder.is_whole);
+        calls(&mut recorder, 1000, 1000).await;
+        let chunks = recorder.chunks();
+        let size: usize = chunks.iter().map(|chunk| chunk.events.len()).sum();
+        assert!(!recorder.is_whole && (200 << 10..=256 << 10).contains(&size), "{size}");
+        assert!(chunks.is_sorted_by_key(|chunk| chunk.start) && chunks[0].start > Duration::from_secs(700));
+        // Small calls fill no room; what is older than an hour goes all the same.
+        calls(&mut recorder, 8000, 1).await;
+        let oldest = recorder.chunks()[0].start;
+        assert!(oldest >= Duration::from_secs(9050 - 3600 - 2000), "{oldest:?}");
+        // Others take their part of the room.
+        let others: Vec<_> = (0..7).map(|_| room.recorder().unwrap()).collect();
+        assert!(room.recorder().is_none());
+        calls(&mut recorder, 40, 1000).await;
+        let size: usize = recorder.chunks().iter().map(|chunk| chunk.events.len()).sum();
+        assert!(size <= 48 << 10, "{size}");
+        drop(others);
+        recorder.extend(1 << 20, Instant::now() + Duration::from_secs(1000));
+        calls(&mut recorder, 900, 1000).await;
+        let size: usize = recorder.chunks().iter().map(|chunk| chunk.events.len()).sum();
+        assert!(size > 900 << 10, "{size}");
+        calls(&mut recorder, 200, 1000).await;
+        let size: usize = recorder.chunks().iter().map(|chunk| chunk.events.len()).sum();
+        assert!(size <= 256 << 10, "{size}");
+    }
+}
