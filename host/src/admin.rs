@@ -11,6 +11,8 @@
 //! | `POST /v1/devices/ID/rollback` | goes back to the driver before, or with `{"to": "1.0.0"}` to a kept version |
 //! | `POST /v1/rollout` `{"driver": NAME, "file": PATH, "steps": ["1", "10%", "100%"], "watch": "5m"}` | swaps all devices of a driver in steps |
 //! | `GET /v1/rollout` | how far the last one is, or null |
+//! | `GET /v1/devices/ID/tape` | what its driver has done, as a tape file |
+//! | `POST /v1/devices/ID/record` `{"ms": 600000, "afresh": false}` | keeps all that its driver does for that time |
 //! | `POST /v1/devices/ID/restart` | starts the device afresh |
 //! | `POST /v1/devices/ID/commands/NAME` `{argument: value}` | runs a command |
 //!
@@ -63,6 +65,8 @@ pub async fn run(mut state: StateFolder, control: Control, tap: LogTap) {
         .route("/v1/logs", get(logs))
         .route("/v1/devices/{id}/swap", post(swap))
         .route("/v1/devices/{id}/rollback", post(roll_back))
+        .route("/v1/devices/{id}/tape", get(tape))
+        .route("/v1/devices/{id}/record", post(record))
         .route("/v1/devices/{id}/restart", post(restart))
         .route("/v1/devices/{id}/commands/{name}", post(command))
         .route("/v1/rollout", get(rollout).post(roll_out))
@@ -207,6 +211,19 @@ struct RollBackBody {
 async fn roll_back(State(admin): State<Admin>, Segment(id): Segment<String>, body: Bytes) -> Answer {
     let body: RollBackBody = parse(&body)?;
     Ok(Json(admin.control.roll_back(&id, body.to, "admin API").await?).into_response())
+}
+
+async fn tape(State(admin): State<Admin>, Segment(id): Segment<String>) -> Answer {
+    let tape = admin.control.tape(&id).await?;
+    // Compressing takes a while.
+    let bytes = tokio::task::spawn_blocking(move || tape.to_bytes()).await;
+    let bytes = bytes.map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+}
+
+async fn record(State(admin): State<Admin>, Segment(id): Segment<String>, body: Bytes) -> Answer {
+    admin.control.record(&id, parse_all(&body)?).await?;
+    Ok(Json(json!({})).into_response())
 }
 
 async fn restart(State(admin): State<Admin>, Segment(id): Segment<String>) -> Answer {

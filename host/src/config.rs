@@ -48,6 +48,9 @@ pub struct Config {
     /// Connections to clouds, by name.
     #[serde(default)]
     pub sessions: BTreeMap<String, Session>,
+    /// What is kept of what drivers do.
+    #[serde(default)]
+    pub tapes: Tapes,
     /// Field lines that devices share, by name.
     #[serde(default)]
     pub buses: BTreeMap<String, Bus>,
@@ -81,6 +84,23 @@ impl Default for Gateway {
             properties_every: Span(Duration::from_secs(300)),
             command_deadline: Span(Duration::from_secs(60)),
         }
+    }
+}
+
+/// The recording of what crosses between drivers and the host.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tapes {
+    /// Memory for the tapes of all devices, which share it in equal parts; one
+    /// whose part is less than 32 KiB has none. 0 turns them off.
+    pub memory: Size,
+    /// How far back a tape goes at most.
+    pub age: Span,
+}
+
+impl Default for Tapes {
+    fn default() -> Self {
+        Tapes { memory: Size(16 << 20), age: Span(Duration::from_secs(3600)) }
     }
 }
 
@@ -275,6 +295,9 @@ pub struct Device {
     /// The level from which the driver's log goes to the cloud.
     #[serde(default)]
     pub cloud_log: LogLevel,
+    /// Whether what crosses between the driver and the host is recorded.
+    #[serde(default = "default_tape")]
+    pub tape: bool,
     /// How long a new driver is watched after a swap; a crash or a worse error
     /// rate in this time brings the old one back.
     #[serde(default = "default_health_window")]
@@ -415,6 +438,10 @@ fn default_baud_rate() -> u32 {
 
 fn default_stop_bits() -> u8 {
     1
+}
+
+fn default_tape() -> bool {
+    true
 }
 
 fn default_health_window() -> Span {

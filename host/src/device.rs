@@ -12,6 +12,7 @@ mod handle;
 mod news;
 mod specification;
 mod swap;
+mod tape;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 
 pub use configuration::Configuration;
 pub use firmware::Firmware;
-pub use handle::{DeviceHandle, DeviceStatus, Input, Phase, Waiting};
+pub use handle::{DeviceHandle, DeviceStatus, Input, Phase, Recording, Waiting};
 pub use news::News;
 pub use specification::Specification;
 pub use swap::{NotReady, Prepared, prepare};
@@ -241,6 +242,13 @@ impl Device {
                 self.read_firmware().await;
                 let _ = reply.send(());
             }
+            Input::Tape(reply) => {
+                let _ = reply.send(self.tape(None));
+            }
+            Input::Record(recording, reply) => {
+                let begun = self.record(recording).await;
+                let _ = reply.send(begun);
+            }
             Input::RollBack(asked_by, reply) => {
                 let receipt = self.roll_back(&asked_by, "asked for");
                 self.read_firmware().await;
@@ -335,6 +343,7 @@ impl Device {
         if self.watch.is_some() {
             self.spec.capabilities.statistics.crashes.count();
             let text = error.to_string();
+            self.post_mortem(&text);
             self.life.log.note(Severity::Error, &text);
             self.roll_back("health check", &text);
             return;
@@ -350,6 +359,7 @@ impl Device {
     /// Drops the dead instance and decides when to try again.
     fn crash(&mut self, text: &str) {
         self.spec.capabilities.statistics.crashes.count();
+        self.post_mortem(text);
         self.life.instance = None;
         self.problem = Some(text.to_owned());
         // A crash in `start` comes after no healthy time at all.

@@ -17,6 +17,7 @@ mod log;
 mod metadata;
 mod modbus;
 mod net;
+pub mod replay;
 mod shares;
 mod stacks;
 mod state;
@@ -54,6 +55,7 @@ use crate::router::Outlet;
 use crate::sockets::Sockets;
 use crate::statistics::Statistics;
 use crate::storage::DeviceStorage;
+use crate::tape::{Deck, Tapes};
 use crate::text;
 use cache::Cache;
 use compiler::{Compilations, Compiled};
@@ -164,6 +166,8 @@ pub struct Capabilities {
     pub sockets: Sockets,
     /// Look-ups of names, with all others.
     pub lookups: Lookups,
+    /// Its tapes, if it may have any.
+    pub tapes: Option<Tapes>,
     /// What is simulated around it; nothing by default.
     pub surroundings: Surroundings,
 }
@@ -274,7 +278,19 @@ impl Driver {
         log: Arc<DeviceLog>,
         limits: Limits,
     ) -> Result<Instance, CallError> {
-        let state = State::new(&self.manifest, capabilities, log, &limits, self.inspection.max_instances);
+        let deck = capabilities.tapes.as_ref().map_or(Deck::Off, Tapes::deck);
+        self.instantiate_with(capabilities, log, limits, deck).await
+    }
+
+    /// The same with something else at its boundary.
+    async fn instantiate_with(
+        &self,
+        capabilities: &Capabilities,
+        log: Arc<DeviceLog>,
+        limits: Limits,
+        deck: Deck,
+    ) -> Result<Instance, CallError> {
+        let state = State::new(&self.manifest, capabilities, log, &limits, self.inspection.max_instances, deck);
         let share = self.shares.share(std::time::Instant::now());
         Instance::new(&self.pre, &self.indices, state, limits, share).await
     }

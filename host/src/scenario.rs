@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::manifest::Manifest;
+use crate::tape::Tape;
 
 pub use explore::{Finding, Rule, explore};
 pub use run::run;
@@ -64,6 +65,8 @@ pub struct Report {
     pub took: Duration,
     /// What of the manifest was seen.
     pub seen: Seen,
+    /// The last life of the driver, where it was to be recorded.
+    pub tape: Option<Tape>,
 }
 
 /// The first thing in a scenario that was not as expected.

@@ -52,6 +52,7 @@ use crate::sockets::Sockets;
 use crate::statistics::{Counter, Statistics};
 use crate::status::{DeviceReport, SessionReport, Status, resident_memory};
 use crate::storage::Storage;
+use crate::tape::{POST_MORTEMS, Room, Tapes};
 use crate::upload::BinaryData;
 use crate::watcher::Watcher;
 use control::Request;
@@ -130,6 +131,8 @@ pub struct Supervisor {
     secrets: Secrets,
     sockets: Sockets,
     lookups: Lookups,
+    /// Memory for tapes, and the folder for those of dead drivers.
+    tapes: (Room, PathBuf),
     buses: BTreeMap<String, BusLine>,
     sessions: BTreeMap<SessionName, SessionEntry>,
     devices: BTreeMap<String, DeviceEntry>,
@@ -219,6 +222,7 @@ impl Supervisor {
             secrets,
             sockets: Sockets::of_this_process(),
             lookups: Lookups::new(),
+            tapes: (Room::new(config.tapes.memory.bytes(), config.tapes.age.0), state.join(POST_MORTEMS)),
             starts: Starts::new(),
             unread_kinds: Vec::new(),
             was_well: true,
@@ -414,6 +418,7 @@ impl Supervisor {
                 buses,
                 sockets: self.sockets.clone(),
                 lookups: self.lookups.clone(),
+                tapes: Some(self.tapes(id, device)),
                 surroundings: Surroundings::default(),
             },
             limits: device.limits.clone(),
@@ -422,6 +427,12 @@ impl Supervisor {
             news: self.news.clone(),
             id: device_id,
         }
+    }
+
+    /// What a device needs for its tapes.
+    fn tapes(&self, id: &str, device: &config::Device) -> Tapes {
+        let (room, folder) = &self.tapes;
+        Tapes::new(room.clone(), device.tape, Some(folder.join(id)))
     }
 
     /// Does what was left for later.

@@ -26,9 +26,11 @@ mod file;
 mod player;
 mod recorder;
 mod redactor;
+mod tapes;
 
 pub use deck::{Deck, Ended};
 pub use event::{Event, Kind, Moment};
 pub use file::{DriverOnTape, Header, Limits, Tape};
 pub use player::{Difference, End, Player, Side};
 pub use recorder::{Chunk, Recorder, Room};
+pub use tapes::{POST_MORTEMS, Tapes, post_mortems};

@@ -7,6 +7,7 @@ use serde_json::json;
 use sandgate_test_needs::needs;
 
 use crate::harness::{Broker, Gateway, Observer, SANDGATE, must, root};
+use crate::tapes::record_and_replay;
 
 /// Builds a fixture with its own toolchain and embeds its manifest.
 fn build(name: &str) -> Vec<u8> {
@@ -18,10 +19,23 @@ fn build(name: &str) -> Vec<u8> {
     std::fs::read(driver).unwrap()
 }
 
+/// Interpreters hash in random order and collect garbage: all that is on the tape, or follows from it.
+fn an_hour_is_the_same_when_it_is_replayed(component: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let (driver, tests) = (folder.path().join("driver.wasm"), folder.path().join("tests"));
+    std::fs::write(&driver, component).unwrap();
+    std::fs::create_dir(&tests).unwrap();
+    std::fs::write(tests.join("a.test.yml"), "scenarios:\n  an hour:\n    - advance: 1h\n").unwrap();
+    let lives = record_and_replay(&driver, &tests);
+    assert!(lives.len() == 1 && lives[0].1 > 3500.0, "{lives:?}");
+}
+
 async fn check(name: &str, language: &str) {
+    let component = build(name);
+    an_hour_is_the_same_when_it_is_replayed(&component);
     let broker = Broker::start();
     let observer = Observer::connect(broker.port).await;
-    let mut gateway = Gateway::prepare(&[("driver.wasm", build(name))]);
+    let mut gateway = Gateway::prepare(&[("driver.wasm", component)]);
     gateway.start(broker.port, "[devices.hello]\ndriver = 'driver.wasm'\n");
     gateway.wait_for_log(&format!("hello from {language}"));
     let properties = observer.find("properties", |m| m.on("v1/from/S01/s--hello/v1/properties")).await;

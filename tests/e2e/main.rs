@@ -32,6 +32,7 @@ mod standin_enapter;
 mod standin_kaa;
 mod state;
 mod swap;
+mod tapes;
 mod tidy;
 mod tls;
 mod toolchain;

@@ -40,6 +40,7 @@ async fn device_with(driver: &str, configuration: serde_json::Value, receipts: R
             buses: BTreeMap::new(),
             sockets: Sockets::new(10),
             lookups: Lookups::new(),
+            tapes: None,
             surroundings: Surroundings::default(),
         },
         limits: Limits::default(),

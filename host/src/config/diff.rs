@@ -50,6 +50,9 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     if old.gateway != new.gateway {
         changes.push(Change::NeedsRestart("gateway".into()));
     }
+    if old.tapes != new.tapes {
+        changes.push(Change::NeedsRestart("tapes".into()));
+    }
     if old.sessions != new.sessions {
         changes.push(Change::NeedsRestart("sessions".into()));
     }

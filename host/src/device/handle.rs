@@ -12,6 +12,7 @@ use super::{Firmware, Specification};
 use crate::message::{CommandError, CommandRequest, CommandResult, size_of_request};
 use crate::receipt::Receipt;
 use crate::sandbox::{Digest, Driver, FirmwareStep};
+use crate::tape::Tape;
 
 /// Something that a device shall do.
 pub enum Input {
@@ -25,6 +26,10 @@ pub enum Input {
     Firmware(FirmwareStep, oneshot::Sender<Result<(), String>>),
     /// Ask what the device behind the driver runs.
     ReadFirmware(oneshot::Sender<()>),
+    /// Give what the driver has done; none where that is not recorded.
+    Tape(oneshot::Sender<Option<Tape>>),
+    /// Keep all that the driver does for so long.
+    Record(Recording, oneshot::Sender<Result<(), String>>),
     /// Go back to the paused driver; none when there is none.
     RollBack(String, oneshot::Sender<Option<Receipt>>),
     /// Start afresh, also after a crash loop; with a configuration that the
@@ -34,6 +39,18 @@ pub enum Input {
     Stop(oneshot::Sender<()>),
     /// End, and give the commands that wait to the device's next life.
     HandOver(oneshot::Sender<Vec<Waiting>>),
+}
+
+/// What is to be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recording {
+    /// For how long, in ms.
+    pub ms: u64,
+    /// Whether the driver is swapped for itself first, so that the tape begins
+    /// with a life and can be replayed.
+    #[serde(default)]
+    pub afresh: bool,
 }
 
 /// A command that waits, and who waits for its result at the gateway itself.

@@ -13,7 +13,12 @@ const MAX_FILE: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 impl State {
-    pub(super) async fn upload(&mut self, name: String, content_type: String, bytes: Vec<u8>) -> Result<String, BlobError> {
+    pub(super) async fn upload(
+        &mut self,
+        name: String,
+        content_type: String,
+        bytes: Vec<u8>,
+    ) -> Result<String, BlobError> {
         let is_visible = |text: &str| !text.is_empty() && text.len() <= MAX_NAME && !text.chars().any(char::is_control);
         if !is_visible(&name) {
             return Err(BlobError::InvalidArgument(format!("name: expected 1 to {MAX_NAME} visible characters")));

@@ -50,7 +50,8 @@ pub struct Crossing {
 
 /// Bytes of a tape as what they are.
 fn show<T: DeserializeOwned + Debug>(bytes: &[u8]) -> String {
-    postcard::from_bytes::<T>(bytes).map_or_else(|error| format!("{} bytes ({error})", bytes.len()), |value| format!("{value:?}"))
+    postcard::from_bytes::<T>(bytes)
+        .map_or_else(|error| format!("{} bytes ({error})", bytes.len()), |value| format!("{value:?}"))
 }
 
 /// What an export gives, or how it ended without.

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use wasmtime::Store;
 use wasmtime::component::{InstancePre, TypedFunc};
 
+use super::boundary::Export;
 use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError as DriverError, Context};
 use super::contract::sandgate::driver::timers::TimerId;
-use super::boundary::Export;
 use super::contract::{Driver as Bindings, DriverIndices};
 use super::limits::Limits;
 use super::shares::Share;
@@ -23,7 +23,7 @@ use super::state::State;
 use super::trap;
 use crate::message::{CommandError, CommandResult, SessionName};
 use crate::shortage::is_shortage;
-use crate::tape::Ended;
+use crate::tape::{self, Deck, Ended, Header, Player, Tape, Tapes};
 use crate::text;
 
 /// Why a call ended without an answer. The instance is dead.
@@ -201,7 +201,10 @@ impl Instance {
 
     /// Calls `stop`.
     pub async fn stop(&mut self) -> Result<(), CallError> {
-        self.call(Export::Stop, &(), async |bindings, store| bindings.sandgate_driver_device_driver().call_stop(store).await).await
+        self.call(Export::Stop, &(), async |bindings, store| {
+            bindings.sandgate_driver_device_driver().call_stop(store).await
+        })
+        .await
     }
 
     /// Calls `snapshot`; none when the driver has no `migration` or packed too much.
@@ -218,7 +221,9 @@ impl Instance {
     /// Calls `restore`, if the driver has it.
     pub async fn restore(&mut self, state: Vec<u8>) -> Result<Result<(), String>, CallError> {
         let Some(restore) = self.migration.as_ref().map(|migration| migration.restore) else { return Ok(Ok(())) };
-        let (result,) = self.call(Export::Restore, &state, async |_, store| restore.call_async(store, (state.clone(),)).await).await?;
+        let (result,) = self
+            .call(Export::Restore, &state, async |_, store| restore.call_async(store, (state.clone(),)).await)
+            .await?;
         Ok(shorten(result))
     }
 
@@ -227,7 +232,8 @@ impl Instance {
         let Some(version) = self.firmware::<(), (Result<String, String>,)>("version") else {
             return Ok(Err("the driver updates no device".to_owned()));
         };
-        let (result,) = self.call(Export::FirmwareVersion, &(), async |_, store| version.call_async(store, ()).await).await?;
+        let (result,) =
+            self.call(Export::FirmwareVersion, &(), async |_, store| version.call_async(store, ()).await).await?;
         Ok(result.map(|version| cut(&version)).map_err(|text| cut(&text)))
     }
 
@@ -239,11 +245,13 @@ impl Instance {
             FirmwareStep::Begin { version, specification, size } => {
                 let Some(begin) = self.firmware::<(String, String, u32), Answer>("begin") else { return missing() };
                 let given = (version, specification, size);
-                self.call(Export::FirmwareBegin, &given, async |_, store| begin.call_async(store, given.clone()).await).await?
+                self.call(Export::FirmwareBegin, &given, async |_, store| begin.call_async(store, given.clone()).await)
+                    .await?
             }
             FirmwareStep::Write(part) => {
                 let Some(write) = self.firmware::<(Vec<u8>,), Answer>("write") else { return missing() };
-                self.call(Export::FirmwareWrite, &part, async |_, store| write.call_async(store, (part.clone(),)).await).await?
+                self.call(Export::FirmwareWrite, &part, async |_, store| write.call_async(store, (part.clone(),)).await)
+                    .await?
             }
             FirmwareStep::Finish => {
                 let Some(finish) = self.firmware::<(), Answer>("finish") else { return missing() };
@@ -263,6 +271,43 @@ impl Instance {
         let interface = self.exports.get_export_index(&mut self.store, None, &interface("firmware"))?;
         let function = self.exports.get_export_index(&mut self.store, Some(&interface), name)?;
         self.exports.get_typed_func(&mut self.store, function).ok()
+    }
+
+    /// What it has done, if that is recorded.
+    pub fn tape(&mut self, mut header: Header) -> Option<Tape> {
+        header.limits = tape::Limits {
+            memory: self.limits.memory as u64,
+            cpu_ms: milliseconds(self.limits.cpu),
+            call_ms: milliseconds(self.limits.call),
+        };
+        let recorder = self.store.data_mut().deck.recorder()?;
+        Some(Tape::new(header, recorder))
+    }
+
+    /// Records from now on at the latest, with room for so many bytes until a time.
+    pub fn record(&mut self, tapes: &Tapes, bytes: usize, until: Instant) {
+        let deck = &mut self.store.data_mut().deck;
+        if matches!(deck, Deck::Off) {
+            *deck = Deck::Recording(tapes.late_recorder());
+        }
+        if let Some(recorder) = deck.recorder() {
+            recorder.extend(bytes, until);
+        }
+    }
+
+    /// What it has at its boundary.
+    pub(super) fn deck(&mut self) -> &mut Deck {
+        &mut self.store.data_mut().deck
+    }
+
+    /// What is played to it.
+    pub(super) fn player(&self) -> Option<&Player> {
+        self.store.data().deck.player()
+    }
+
+    /// Bytes of its memory.
+    pub(super) fn memory(&self) -> usize {
+        self.store.data().memory.used()
     }
 
     /// Lets go of the connections, while another driver has the device. The
@@ -362,6 +407,10 @@ impl From<&CallError> for Ended {
 /// Cuts a guest's error to a sensible length.
 fn shorten(result: Result<(), String>) -> Result<(), String> {
     result.map_err(|text| cut(&text))
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn cut(text: &str) -> String {

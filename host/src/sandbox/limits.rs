@@ -135,6 +135,11 @@ impl MemoryLimit {
     pub fn new(limit: usize, instances: usize) -> Self {
         MemoryLimit { limit, used: 0, instances, refused: false }
     }
+
+    /// Bytes that it has now.
+    pub fn used(&self) -> usize {
+        self.used
+    }
 }
 
 impl ResourceLimiter for MemoryLimit {

@@ -140,15 +140,30 @@ impl State {
         self.read_bits(unit, count, Request::ReadCoils(address, count)).await
     }
 
-    pub(super) async fn read_discrete_inputs(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {
+    pub(super) async fn read_discrete_inputs(
+        &mut self,
+        unit: Resource<Unit>,
+        address: u16,
+        count: u16,
+    ) -> Outcome<Vec<bool>> {
         self.read_bits(unit, count, Request::ReadDiscreteInputs(address, count)).await
     }
 
-    pub(super) async fn read_holding_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
+    pub(super) async fn read_holding_registers(
+        &mut self,
+        unit: Resource<Unit>,
+        address: u16,
+        count: u16,
+    ) -> Outcome<Vec<u16>> {
         self.read_words(unit, count, Request::ReadHoldingRegisters(address, count)).await
     }
 
-    pub(super) async fn read_input_registers(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<u16>> {
+    pub(super) async fn read_input_registers(
+        &mut self,
+        unit: Resource<Unit>,
+        address: u16,
+        count: u16,
+    ) -> Outcome<Vec<u16>> {
         self.read_words(unit, count, Request::ReadInputRegisters(address, count)).await
     }
 
@@ -170,7 +185,12 @@ impl State {
         }
     }
 
-    pub(super) async fn write_registers(&mut self, unit: Resource<Unit>, address: u16, values: Vec<u16>) -> Outcome<()> {
+    pub(super) async fn write_registers(
+        &mut self,
+        unit: Resource<Unit>,
+        address: u16,
+        values: Vec<u16>,
+    ) -> Outcome<()> {
         match check("values", values.len(), 123) {
             Ok(()) => {
                 let place = (WriteKind::Registers, address, values.len());

@@ -69,6 +69,7 @@ impl State {
         log: Arc<DeviceLog>,
         limits: &Limits,
         instances: usize,
+        deck: Deck,
     ) -> Self {
         let requests = &manifest.driver.requests;
         let tcp = Arc::new(Access { requested: requests.tcp.clone(), granted: capabilities.tcp.clone() });
@@ -114,7 +115,7 @@ impl State {
             field: capabilities.surroundings.field.clone(),
             wasi_sockets: Vec::new(),
             http: http::Client::new(http, capabilities.sockets.clone()),
-            deck: Deck::Off,
+            deck,
             units: ConfiguredUnits::default(),
             buses: Arc::new(buses.map(|(name, bus)| (name.clone(), bus.clone())).collect()),
         }

@@ -135,7 +135,8 @@ impl Explorer<'_> {
     fn usual(&self) -> Usual {
         let look = async {
             let folder = tempfile::tempdir().ok()?;
-            let mut stage = Stage::set(self.sandbox, self.driver, self.base, folder.path(), self.seed).await.ok()?;
+            let mut stage =
+                Stage::set(self.sandbox, self.driver, self.base, folder.path(), self.seed, false).await.ok()?;
             for text in [RECOVERED_WITHIN, LOOKED_AT] {
                 stage.story.lock().window = Window::default();
                 stage.step(&parsed(text)?).await.ok()?;
@@ -152,7 +153,7 @@ impl Explorer<'_> {
     fn violation(&self, steps: &[String], usual: &Usual) -> Option<Violation> {
         let live = async {
             let folder = tempfile::tempdir().ok()?;
-            let stage = Stage::set(self.sandbox, self.driver, self.base, folder.path(), self.seed).await.ok()?;
+            let stage = Stage::set(self.sandbox, self.driver, self.base, folder.path(), self.seed, false).await.ok()?;
             let mut watched = Watched::new(stage, &self.base.given.devices);
             let mut done: Vec<String> = Vec::new();
             let (rule, found) = 'lived: {

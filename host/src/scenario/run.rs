@@ -29,6 +29,7 @@ use crate::router::{Outlet, Route};
 use crate::sandbox::{BusGrant, Capabilities, Driver, Sandbox, Surroundings};
 use crate::sockets::Sockets;
 use crate::storage::{DeviceStorage, Storage};
+use crate::tape::{Room, Tapes};
 
 /// How long a unit on a line may take, as on a real one.
 const LINE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,11 +38,15 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// A command waits in a queue for no longer.
 const DEADLINE: Duration = Duration::from_secs(60);
 const HEALTH_WINDOW: Duration = Duration::from_secs(30);
+/// Bytes of the tape of a scenario.
+const RECORDED: usize = 256 << 20;
 /// The device's id; drivers do not care.
 const DEVICE: &str = "device";
 
 /// Runs a scenario with a driver. Blocks; to be called outside of a runtime.
-pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u64) -> Report {
+///
+/// With `records`, the last life of the driver is on a tape.
+pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u64, records: bool) -> Report {
     let began = std::time::Instant::now();
     let mut report = Report {
         file: scenario.file.clone(),
@@ -50,21 +55,23 @@ pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u
         simulated: Duration::ZERO,
         took: Duration::ZERO,
         seen: Seen::default(),
+        tape: None,
     };
     let first = scenario.steps.first().map_or(1, |step| step.line);
     let failed = |problem: String| Some(Failure { line: first, problems: vec![problem], timeline: Vec::new() });
     let play = async {
         let folder = tempfile::tempdir().map_err(|error| format!("no folder for its storage: {error}"))?;
-        let mut stage = Stage::set(sandbox, driver, scenario, folder.path(), seed).await?;
+        let mut stage = Stage::set(sandbox, driver, scenario, folder.path(), seed, records).await?;
         let result = stage.go(&scenario.steps).await;
         let timeline = || stage.story.timeline();
         let failure = result.err().map(|(line, problems)| Failure { line, problems, timeline: timeline() });
         let seen = std::mem::take(&mut stage.story.lock().seen);
-        Ok::<_, String>((failure, stage.story.time(), seen))
+        let tape = if records { stage.device.ask(Input::Tape).await.flatten() } else { None };
+        Ok::<_, String>((failure, stage.story.time(), seen, tape))
     };
     match in_paused_time(play) {
-        Ok(Ok((failure, simulated, seen))) => {
-            (report.failure, report.simulated, report.seen) = (failure, simulated, seen);
+        Ok(Ok((failure, simulated, seen, tape))) => {
+            (report.failure, report.simulated, report.seen, report.tape) = (failure, simulated, seen, tape);
         }
         Ok(Err(problem)) => report.failure = failed(problem),
         Err(error) => report.failure = failed(format!("no runtime: {error}")),
@@ -115,6 +122,7 @@ impl<'a> Stage<'a> {
         scenario: &'a Scenario,
         folder: &Path,
         seed: u64,
+        records: bool,
     ) -> Result<Stage<'a>, String> {
         let given = &scenario.given;
         let clock = SimulatedClock::begin(given.begin()?);
@@ -123,7 +131,11 @@ impl<'a> Stage<'a> {
         let field = Simulated::new(&given.devices, &story);
         let id = DeviceId::new(DEVICE);
         let storage = Storage::open(folder).device(&id);
-        let specification = specification(given, &field, &story, storage.clone(), seed);
+        let mut specification = specification(given, &field, &story, storage.clone(), seed);
+        if records {
+            let room = Room::new(RECORDED, Duration::MAX);
+            specification.capabilities.tapes = Some(Tapes::new(room, true, None));
+        }
         let configuration = Configuration::own(given.configuration.clone());
         let prepared = prepare(&specification, Arc::clone(driver), &configuration).await;
         let prepared = prepared.map_err(|error| format!("the driver cannot be made ready: {error}"))?;
@@ -397,6 +409,7 @@ fn specification(
             buses,
             sockets: Sockets::new(64),
             lookups: Lookups::new(),
+            tapes: None,
             surroundings: Surroundings { field: Some(Arc::new(field.clone())), seed: Some(seed) },
         },
         limits: given.limits.clone(),

@@ -102,6 +102,27 @@ impl Supervisor {
                     }
                 }
             },
+            Request::Tape { device, reply } => match self.running(&device).cloned() {
+                Err(problem) => drop(reply.send(Err(problem))),
+                Ok(handle) => {
+                    let none = "nothing is recorded of it: `tape = false`, or `tapes.memory` is too small for so many devices; `sandgate record` records for a time";
+                    tokio::spawn(async move {
+                        let tape = handle.ask(Input::Tape).await;
+                        let tape = tape.ok_or(ControlError::DeviceStopped);
+                        let _ = reply.send(tape.and_then(|tape| tape.ok_or(ControlError::NoTape(none.into()))));
+                    });
+                }
+            },
+            Request::Record { device, recording, reply } => match self.running(&device).cloned() {
+                Err(problem) => drop(reply.send(Err(problem))),
+                Ok(handle) => {
+                    tokio::spawn(async move {
+                        let begun = handle.ask(|reply| Input::Record(recording, reply)).await;
+                        let begun = begun.ok_or(ControlError::DeviceStopped);
+                        let _ = reply.send(begun.and_then(|begun| begun.map_err(ControlError::NoTape)));
+                    });
+                }
+            },
             Request::Stop(reply) => drop(reply.send(())),
         }
     }

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::device::Recording;
 use crate::message::CommandResult;
 use crate::receipt::{Receipt, Receipts};
 use crate::status::Status;
+use crate::tape::Tape;
 
 /// Asks the supervisor; cloned freely.
 #[derive(Clone)]
@@ -32,6 +34,9 @@ pub enum ControlError {
     /// The device is about to begin afresh.
     #[error("device {0} is being started with new settings; try again when it runs")]
     Starting(String),
+    /// What its driver does is not recorded.
+    #[error("{0}")]
+    NoTape(String),
     /// The device was stopped before it had answered.
     #[error("the device was stopped")]
     DeviceStopped,
@@ -76,6 +81,15 @@ pub(super) enum Request {
         arguments: Arguments,
         reply: oneshot::Sender<Result<CommandResult, ControlError>>,
     },
+    Tape {
+        device: String,
+        reply: oneshot::Sender<Result<Tape, ControlError>>,
+    },
+    Record {
+        device: String,
+        recording: Recording,
+        reply: oneshot::Sender<Result<(), ControlError>>,
+    },
     Stop(oneshot::Sender<()>),
 }
 
@@ -116,6 +130,18 @@ impl Control {
     pub async fn command(&self, device: &str, name: &str, arguments: Arguments) -> Result<CommandResult, ControlError> {
         let (device, name) = (device.to_owned(), name.to_owned());
         self.ask(|reply| Request::Command { device, name, arguments, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// What a device's driver has done.
+    pub async fn tape(&self, device: &str) -> Result<Tape, ControlError> {
+        let device = device.to_owned();
+        self.ask(|reply| Request::Tape { device, reply }).await.unwrap_or_else(stopping)
+    }
+
+    /// Keeps all that a device's driver does for a time.
+    pub async fn record(&self, device: &str, recording: Recording) -> Result<(), ControlError> {
+        let device = device.to_owned();
+        self.ask(|reply| Request::Record { device, recording, reply }).await.unwrap_or_else(stopping)
     }
 
     /// Keeps a receipt of several swaps.

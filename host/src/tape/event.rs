@@ -66,7 +66,8 @@ pub(super) struct Place(pub usize);
 
 const LENGTH: usize = 4;
 
-fn micros(time: Duration) -> u64 {
+/// A time in whole µs.
+pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -95,7 +96,8 @@ pub(super) fn read_varint(from: &mut &[u8]) -> Option<u64> {
 /// Takes an event off the front; none at the end, or where it is damaged.
 pub(super) fn read<'a>(from: &mut &'a [u8]) -> Option<Event<'a>> {
     let byte = take_byte(from)?;
-    let kind = [Kind::Call, Kind::Return, Kind::Import, Kind::Answer].into_iter().find(|kind| *kind as u8 + 1 == byte)?;
+    let kind =
+        [Kind::Call, Kind::Return, Kind::Import, Kind::Answer].into_iter().find(|kind| *kind as u8 + 1 == byte)?;
     let number = if matches!(kind, Kind::Call | Kind::Import) { take_byte(from)? } else { 0 };
     let time = if kind == Kind::Import { 0 } else { read_varint(from)? };
     let (length, rest) = from.split_at_checked(LENGTH)?;

@@ -17,8 +17,6 @@ use crate::clock::{Time, now};
 const CHUNK: usize = 16 << 10;
 /// Less than this is of no use to anybody.
 const LEAST: usize = 2 * CHUNK;
-/// More than this for one device is of no more use.
-const MOST: usize = 4 << 20;
 
 /// Memory for the tapes of all devices, which they share in equal parts.
 #[derive(Debug, Clone)]
@@ -44,8 +42,16 @@ impl Room {
         (self.part() >= LEAST).then(|| Box::new(Recorder::new(place)))
     }
 
+    /// A recorder for what is asked for, room or not, in the middle of a life.
+    pub(super) fn late_recorder(&self) -> Box<Recorder> {
+        self.0.recorders.fetch_add(1, Relaxed);
+        let mut recorder = Recorder::new(Seat(Arc::clone(&self.0)));
+        recorder.is_whole = false;
+        Box::new(recorder)
+    }
+
     fn part(&self) -> usize {
-        (self.0.bytes / self.0.recorders.load(Relaxed).max(1)).min(MOST)
+        self.0.bytes / self.0.recorders.load(Relaxed).max(1)
     }
 }
 
@@ -91,6 +97,10 @@ pub struct Recorder {
     asked: Instant,
     /// A larger bound, until a time.
     extended: Option<(usize, Instant)>,
+    /// What one call may take; it is left out when it takes more.
+    most: usize,
+    /// Whether the call under way is left out.
+    skips: bool,
     seat: Seat,
 }
 
@@ -111,18 +121,23 @@ impl Recorder {
             since: begin,
             asked: begin,
             extended: None,
+            most: Room(Arc::clone(&seat.0)).part(),
+            skips: false,
             seat,
         }
     }
 
     /// Keeps more for a time.
     pub fn extend(&mut self, bytes: usize, until: Instant) {
+        self.most = self.most.max(bytes);
         self.extended = Some((bytes, until));
     }
 
     pub(super) fn call(&mut self, number: u8, arguments: &impl Serialize) {
         self.since = Instant::now();
-        let at = self.since.duration_since(self.begin);
+        // As exact as it is kept.
+        let at = Duration::from_micros(event::micros(self.since.duration_since(self.begin)));
+        self.skips = false;
         if self.current.len() >= CHUNK {
             self.seal();
             self.give_up(at);
@@ -152,6 +167,15 @@ impl Recorder {
     }
 
     fn write(&mut self, kind: Kind, number: u8, time: Duration, value: &impl Serialize) {
+        if self.skips {
+            return;
+        }
+        if self.current.len() > self.most {
+            // A driver that asks and asks must not fill the memory.
+            self.current = Vec::new();
+            (self.skips, self.is_whole) = (true, false);
+            return;
+        }
         let event::Place(begin) = event::write(&mut self.current, kind, number, time, value);
         self.redactor.hide(&mut self.current, begin);
     }
@@ -160,6 +184,7 @@ impl Recorder {
     fn seal(&mut self) {
         let events: Arc<[u8]> = self.current.as_slice().into();
         self.current.clear();
+        self.current.shrink_to(2 * CHUNK);
         self.size += events.len();
         self.chunks.push_back(Chunk { start: self.start, events });
     }
@@ -167,17 +192,17 @@ impl Recorder {
     /// Gives up what there is no room for, or is too old.
     fn give_up(&mut self, at: Duration) {
         let shared = Room(Arc::clone(&self.seat.0));
-        let mut most = shared.part();
+        self.most = shared.part();
         let mut age = shared.0.age;
         if let Some((bytes, until)) = self.extended {
             match Instant::now() < until {
-                true => (most, age) = (bytes.max(most), Duration::MAX),
+                true => (self.most, age) = (bytes.max(self.most), Duration::MAX),
                 false => self.extended = None,
             }
         }
         // A chunk ends where the next one begins.
         let ends = |recorder: &Recorder| recorder.chunks.get(1).map_or(recorder.start, |chunk| chunk.start);
-        while self.size + CHUNK > most || at.saturating_sub(ends(self)) > age {
+        while self.size + CHUNK > self.most || at.saturating_sub(ends(self)) > age {
             let Some(chunk) = self.chunks.pop_front() else { break };
             self.size -= chunk.events.len();
             self.is_whole = false;
@@ -186,7 +211,8 @@ impl Recorder {
 
     /// What there is now, oldest first; the last event may be a call under way.
     pub(super) fn chunks(&self) -> Vec<Chunk> {
-        let current = (!self.current.is_empty()).then(|| Chunk { start: self.start, events: self.current.clone().into() });
+        let current =
+            (!self.current.is_empty()).then(|| Chunk { start: self.start, events: self.current.clone().into() });
         self.chunks.iter().cloned().chain(current).collect()
     }
 }
@@ -226,6 +252,11 @@ mod tests {
         let size: usize = recorder.chunks().iter().map(|chunk| chunk.events.len()).sum();
         assert!(size <= 48 << 10, "{size}");
         drop(others);
+        // A call that takes more than all the room is left out, and the next one is not.
+        recorder.call(3, &());
+        (0..10_000).for_each(|_| recorder.import(1, false, &[7_u8; 32]));
+        calls(&mut recorder, 1, 3).await;
+        assert!(recorder.current.len() < 100 && recorder.current.capacity() < 64 << 10);
         recorder.extend(1 << 20, Instant::now() + Duration::from_secs(1000));
         calls(&mut recorder, 900, 1000).await;
         let size: usize = recorder.chunks().iter().map(|chunk| chunk.events.len()).sum();

@@ -9,8 +9,10 @@ mod new;
 mod outbox;
 mod preflight;
 mod remote;
+mod replay;
 mod run;
 mod service;
+mod tape;
 mod test;
 
 use std::path::PathBuf;
@@ -60,6 +62,8 @@ enum Command {
     },
     /// Run a driver's scenarios, with simulated devices and a clock that jumps.
     Test(test::Options),
+    /// Run a driver again on a tape, and find the first thing that it does otherwise.
+    Replay(replay::Options),
     /// Write the blueprint for upload to the cloud.
     Blueprint {
         /// The component; or, with --parent, the gateway's configuration file.
@@ -107,6 +111,10 @@ enum Command {
         #[command(flatten)]
         gateway: Gateway,
     },
+    /// Write what the driver of a device has done to a file: what crossed between it and the host.
+    Tape(tape::Options),
+    /// Keep all that the driver of a device does for a time, and write it to a file.
+    Record(tape::RecordOptions),
     /// Show the receipts of swaps.
     Swaps {
         /// Of this device only.
@@ -202,6 +210,9 @@ impl Cli {
             Command::Build(options) => build::run(&options, json),
             Command::Check { driver } => check::run(&driver, json).await,
             Command::Test(options) => test::run(options, json).await,
+            Command::Replay(options) => replay::run(options, json).await,
+            Command::Tape(options) => tape::run(options, json).await,
+            Command::Record(options) => tape::record(options, json).await,
             Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref(), json).await,
             Command::Devices(gateway) => remote::devices(&gateway, json).await,
             Command::Outbox(gateway) => remote::outbox(&gateway, json).await,

@@ -14,6 +14,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{Gateway, Outcome};
 use crate::say::say;
 use sandgate::admin::SOCKET;
+use sandgate::device::Recording;
 use sandgate::logs::LogLine;
 use sandgate::receipt::Receipt;
 use sandgate::rollout::{Progress, RolloutPhase, Step};
@@ -73,6 +74,12 @@ impl Client {
 
     /// The answer, or the error that the gateway gives.
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&Json>) -> Result<T> {
+        let bytes = self.bytes(method, path, body).await?;
+        serde_json::from_slice(&bytes).context("reading the answer of the gateway")
+    }
+
+    /// The same, as it is.
+    async fn bytes(&self, method: Method, path: &str, body: Option<&Json>) -> Result<Vec<u8>> {
         self.unless_silent(async {
             let response = self.send(method, path, body).await?;
             let good = response.status().is_success();
@@ -84,7 +91,7 @@ impl Client {
                     None => bail!("the gateway answered: {}", String::from_utf8_lossy(&bytes)),
                 }
             }
-            serde_json::from_slice(&bytes).context("reading the answer of the gateway")
+            Ok(bytes.into())
         })
         .await
     }
@@ -255,6 +262,18 @@ pub(super) async fn swaps(gateway: &Gateway, device: Option<&str>, json: bool) -
         say!("{}", text::visible(&format!("{time} {}: {receipt}", receipt.device)));
     }
     Ok(Outcome::Done)
+}
+
+/// `sandgate tape`, the bytes of its file.
+pub(super) async fn tape(gateway: &Gateway, device: &str) -> Result<Vec<u8>> {
+    Client::new(gateway)?.bytes(Method::GET, &device_path(device, "tape")?, None).await
+}
+
+/// The begin of `sandgate record`.
+pub(super) async fn record(gateway: &Gateway, device: &str, recording: Recording) -> Result<()> {
+    let (path, body) = (device_path(device, "record")?, serde_json::to_value(recording)?);
+    let _: Json = Client::new(gateway)?.ask(Method::POST, &path, Some(&body)).await?;
+    Ok(())
 }
 
 /// `sandgate restart`

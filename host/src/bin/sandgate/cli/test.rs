@@ -40,6 +40,9 @@ pub(super) struct Options {
     /// Run again whenever the driver or a scenario changes, until interrupted.
     #[arg(long)]
     watch: bool,
+    /// Write a tape of each scenario's last life of the driver into a folder, for `sandgate replay`.
+    #[arg(long, value_name = "FOLDER")]
+    tapes: Option<PathBuf>,
     /// Write the results as JUnit XML.
     #[arg(long)]
     junit: Option<PathBuf>,
@@ -115,9 +118,9 @@ async fn once(options: &Options, json: bool) -> Result<Outcome> {
     let driver = Arc::new(sandbox.load(&component).await?);
     let scenarios = scenarios(&tests_of(options), &driver.manifest, &options.names)?;
     let begin = Instant::now();
-    let (seed, of_all, runs) = (options.seed, Arc::clone(&driver), options.explore);
+    let (seed, of_all, runs, records) = (options.seed, Arc::clone(&driver), options.explore, options.tapes.is_some());
     let work = move || {
-        let reports = run_all(&sandbox, &of_all, &scenarios, seed, json);
+        let reports = run_all(&sandbox, &of_all, &scenarios, (seed, records), json);
         let has_passed = reports.iter().all(|report| report.failure.is_none());
         let finding =
             runs.filter(|_| has_passed).and_then(|runs| explore(&sandbox, &of_all, &scenarios, (runs, seed), json));
@@ -129,6 +132,9 @@ async fn once(options: &Options, json: bool) -> Result<Outcome> {
     let has_explored = reports.iter().all(|report| report.failure.is_none());
     let done = |runs: u64| finding.as_ref().map_or(runs, |finding| finding.run + 1);
     let explored = options.explore.filter(|_| has_explored).map(done);
+    if let Some(folder) = &options.tapes {
+        write_tapes(folder, &reports, &component)?;
+    }
     if let Some(path) = &options.junit {
         std::fs::write(path, junit(&driver, &reports, explored, finding.as_deref()))
             .with_context(|| format!("writing {}", path.display()))?;
@@ -171,7 +177,7 @@ fn component(path: &Path) -> Result<PathBuf> {
 }
 
 /// Where compiled code is kept from one run to the next.
-fn cache() -> Option<PathBuf> {
+pub(super) fn cache() -> Option<PathBuf> {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("sandgate");
     // Without it each run compiles.
@@ -204,15 +210,36 @@ fn scenarios(folder: &Path, manifest: &Manifest, names: &[String]) -> Result<Vec
     Ok(all)
 }
 
-fn run_all(sandbox: &Sandbox, driver: &Arc<Driver>, scenarios: &[Scenario], seed: u64, json: bool) -> Vec<Report> {
+fn run_all(
+    sandbox: &Sandbox,
+    driver: &Arc<Driver>,
+    scenarios: &[Scenario],
+    (seed, records): (u64, bool),
+    json: bool,
+) -> Vec<Report> {
     let run = |scenario| {
-        let report = scenario::run(sandbox, driver, scenario, seed);
+        let report = scenario::run(sandbox, driver, scenario, seed, records);
         if !json {
             show(&report);
         }
         report
     };
     scenarios.iter().map(run).collect()
+}
+
+/// Writes a tape for each scenario, with the driver on it.
+fn write_tapes(folder: &Path, reports: &[Report], component: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let component = std::fs::read(component).with_context(|| format!("reading {}", component.display()))?;
+    for (number, report) in reports.iter().enumerate() {
+        let Some(mut tape) = report.tape.clone() else { continue };
+        tape.component = Some(component.clone());
+        let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let name: String = report.name.chars().take(60).map(word).collect();
+        let path = folder.join(format!("{:03}-{name}.tape", number + 1));
+        std::fs::write(&path, tape.to_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Explores, and tells what is found.

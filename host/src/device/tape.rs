@@ -1,0 +1,67 @@
+//! What is kept of what a driver does: asked for, or after its death.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::handle::Recording;
+use super::{Configuration, Device, prepare};
+use crate::receipt::Outcome;
+use crate::tape::{DriverOnTape, Header, Limits, Tape};
+
+/// What a tape that was asked for may hold.
+const RECORDING: usize = 64 << 20;
+/// How long it is kept until it is fetched.
+const FETCHED_WITHIN: Duration = Duration::from_secs(60);
+
+impl Device {
+    /// What the driver has done in this life.
+    pub(super) fn tape(&mut self, problem: Option<&str>) -> Option<Tape> {
+        let driver = &self.driver.manifest.driver;
+        let header = Header {
+            host: env!("CARGO_PKG_VERSION").into(),
+            device: self.spec.id.to_string(),
+            driver: DriverOnTape {
+                name: driver.name.clone(),
+                version: driver.version.clone(),
+                digest: self.driver.digest.to_string(),
+            },
+            // What the recorder and the instance know better.
+            began: 0,
+            is_whole: false,
+            configuration: serde_json::Value::Null,
+            limits: Limits { memory: 0, cpu_ms: 0, call_ms: 0 },
+            problem: problem.map(str::to_owned),
+        };
+        self.life.instance.as_mut()?.tape(header)
+    }
+
+    /// Keeps what a driver has done that is dead now.
+    pub(super) fn post_mortem(&mut self, problem: &str) {
+        let tape = self.tape(Some(problem));
+        if let (Some(tapes), Some(tape)) = (&self.spec.capabilities.tapes, tape) {
+            tapes.keep(tape);
+        }
+    }
+
+    /// Keeps all that the driver does for a time.
+    pub(super) async fn record(&mut self, recording: Recording) -> Result<(), String> {
+        let Some(tapes) = self.spec.capabilities.tapes.clone() else {
+            return Err("nothing can be recorded here".into());
+        };
+        if recording.afresh {
+            let given = serde_json::from_str(&self.life.configuration).unwrap_or_default();
+            let prepared = prepare(&self.spec, Arc::clone(&self.driver), &Configuration::own(given)).await;
+            let prepared = prepared.map_err(|error| error.to_string())?;
+            if let Outcome::Rejected(reason) | Outcome::RolledBack(reason) = self.swap(prepared, "record").await.outcome
+            {
+                return Err(format!("the driver could not begin afresh: {reason}"));
+            }
+        }
+        let instance = self.life.instance.as_mut().ok_or("the driver does not run")?;
+        let until = Instant::now() + Duration::from_millis(recording.ms) + FETCHED_WITHIN;
+        instance.record(&tapes, RECORDING, until);
+        Ok(())
+    }
+}
