@@ -7,7 +7,7 @@
 //! | `GET /v1/status` | the state of everything |
 //! | `GET /v1/swaps` | the newest receipts, oldest first |
 //! | `GET /v1/logs?device=ID&follow=true` | log lines, one JSON object a line |
-//! | `POST /v1/devices/ID/swap` `{"file": PATH}` | swaps the driver; without a file the configured one is loaded again |
+//! | `POST /v1/devices/ID/swap` `{"file": PATH, "accept_diff": false}` | swaps the driver; without a file the configured one is loaded again |
 //! | `POST /v1/devices/ID/rollback` | goes back to the driver before, or with `{"to": "1.0.0"}` to a kept version |
 //! | `POST /v1/rollout` `{"driver": NAME, "file": PATH, "steps": ["1", "10%", "100%"], "watch": "5m"}` | swaps all devices of a driver in steps |
 //! | `GET /v1/rollout` | how far the last one is, or null |
@@ -185,11 +185,13 @@ async fn swaps(State(admin): State<Admin>) -> Response {
 #[serde(deny_unknown_fields)]
 struct SwapBody {
     file: Option<PathBuf>,
+    #[serde(default)]
+    accept_diff: bool,
 }
 
 async fn swap(State(admin): State<Admin>, Segment(id): Segment<String>, body: Bytes) -> Answer {
     let body: SwapBody = parse(&body)?;
-    let receipt = admin.control.swap(&id, body.file, "admin API").await?;
+    let receipt = admin.control.swap(&id, body.file, "admin API", body.accept_diff).await?;
     Ok(Json(receipt).into_response())
 }
 

@@ -51,6 +51,9 @@ pub struct Config {
     /// What is kept of what drivers do.
     #[serde(default)]
     pub tapes: Tapes,
+    /// How new versions of drivers are tried before they take over.
+    #[serde(default)]
+    pub gate: Gates,
     /// Field lines that devices share, by name.
     #[serde(default)]
     pub buses: BTreeMap<String, Bus>,
@@ -101,6 +104,50 @@ pub struct Tapes {
 impl Default for Tapes {
     fn default() -> Self {
         Tapes { memory: Size(16 << 20), age: Span(Duration::from_secs(3600)) }
+    }
+}
+
+/// What is done when a new version of a driver does something else than the old
+/// one on what the device has done lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateMode {
+    /// It is not tried.
+    Off,
+    /// The receipt says so.
+    #[default]
+    Warn,
+    /// It is refused, unless somebody accepts the difference.
+    Refuse,
+}
+
+/// How a new version is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gate {
+    /// What a difference does.
+    pub mode: GateMode,
+    /// How far numbers may be apart, as a part of their value: 0.001 is 0.1 %.
+    pub tolerance: f64,
+}
+
+/// How new versions are tried: of all drivers, and of some.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gates {
+    /// What a difference does.
+    pub mode: GateMode,
+    /// How far numbers may be apart, as a part of their value.
+    pub tolerance: f64,
+    /// By the driver's name.
+    pub drivers: BTreeMap<String, Gate>,
+}
+
+impl Gates {
+    /// The one for a device with a driver of this name.
+    pub fn of(&self, device: &Device, driver: &str) -> Gate {
+        let all = Gate { mode: self.mode, tolerance: self.tolerance };
+        device.gate.or_else(|| self.drivers.get(driver).copied()).unwrap_or(all)
     }
 }
 
@@ -298,6 +345,8 @@ pub struct Device {
     /// Whether what crosses between the driver and the host is recorded.
     #[serde(default = "default_tape")]
     pub tape: bool,
+    /// How a new version of its driver is tried before it takes over.
+    pub gate: Option<Gate>,
     /// How long a new driver is watched after a swap; a crash or a worse error
     /// rate in this time brings the old one back.
     #[serde(default = "default_health_window")]

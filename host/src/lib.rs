@@ -48,6 +48,8 @@ pub mod registry;
 
 pub mod device;
 
+pub mod gate;
+
 pub mod session;
 
 pub mod status;

@@ -1,11 +1,15 @@
 //! What a swap did: a line for the log, kept on disk, shown by `sandgate swaps`.
 
+mod comparison;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+
+pub use comparison::{Comparison, Distance, Gated};
 
 use crate::ledger::{Ledger, Safety};
 use crate::message::{Time, now};
@@ -54,7 +58,7 @@ pub enum Outcome {
 }
 
 /// One swap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
     /// When it ended, milliseconds since the epoch.
     pub time: Time,
@@ -79,6 +83,9 @@ pub struct Receipt {
     pub dropped: u64,
     /// Whether the new driver took over the old one's state.
     pub migrated: bool,
+    /// How the new driver did on the device's tape before, if it was tried there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gated>,
 }
 
 impl fmt::Display for Receipt {
@@ -92,7 +99,8 @@ impl fmt::Display for Receipt {
                     f,
                     "swapped {} for {new}, asked by {by}: compiled in {} ms, pause {pause} µs, held {held}, dropped {dropped}, {state}",
                     self.old, self.compile_ms
-                )
+                )?;
+                self.gate.as_ref().map_or(Ok(()), |gate| write!(f, "; gate: {gate}"))
             }
             Outcome::Rejected(reason) => {
                 write!(f, "swap to {new}, asked by {by}, rejected: {reason}; {} goes on, pause {pause} µs", self.old)
@@ -123,6 +131,7 @@ impl Receipt {
             held: 0,
             dropped: 0,
             migrated: true,
+            gate: None,
         }
     }
 }
@@ -207,6 +216,7 @@ mod tests {
             held: 2,
             dropped: 0,
             migrated: false,
+            gate: None,
         };
         let scribe = Scribe::start().unwrap();
         let open = || Receipts::open(&path, scribe.clone());

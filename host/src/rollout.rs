@@ -275,7 +275,7 @@ impl Rollout {
         if before.driver != self.order.driver {
             return Err(format!("{device}: it runs another driver by now, {}", before.driver));
         }
-        let receipt = self.control.swap(&device, self.order.file.clone(), &self.asked_by).await;
+        let receipt = self.control.swap(&device, self.order.file.clone(), &self.asked_by, false).await;
         let receipt = receipt.map_err(|error| format!("{device}: {error}"))?;
         match &receipt.outcome {
             Outcome::Accepted => {}

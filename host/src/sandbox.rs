@@ -55,7 +55,7 @@ use crate::router::Outlet;
 use crate::sockets::Sockets;
 use crate::statistics::Statistics;
 use crate::storage::DeviceStorage;
-use crate::tape::{Deck, Tapes};
+use crate::tape::{self, Deck, DriverOnTape, Header, Tapes};
 use crate::text;
 use cache::Cache;
 use compiler::{Compilations, Compiled};
@@ -271,6 +271,24 @@ impl Driver {
         self.inspection.exports.iter().any(|name| name.starts_with("sandgate:driver/firmware@"))
     }
 
+    /// The header of a tape of a device with this driver, without what a recorder and an instance know.
+    pub fn header(&self, device: &str) -> Header {
+        let of = &self.manifest.driver;
+        let (name, version) = (of.name.clone(), of.version.clone());
+        Header {
+            host: env!("CARGO_PKG_VERSION").into(),
+            device: device.to_owned(),
+            driver: DriverOnTape { name, version, digest: self.digest.to_string() },
+            began: 0,
+            is_whole: false,
+            configuration: serde_json::Value::Null,
+            limits: tape::Limits { memory: 0, cpu_ms: 0, call_ms: 0 },
+            memory: 0,
+            handles: BTreeMap::new(),
+            problem: None,
+        }
+    }
+
     /// Makes an instance for a device.
     pub async fn instantiate(
         &self,
@@ -291,7 +309,10 @@ impl Driver {
         deck: Deck,
     ) -> Result<Instance, CallError> {
         let state = State::new(&self.manifest, capabilities, log, &limits, self.inspection.max_instances, deck);
-        let share = self.shares.share(std::time::Instant::now());
+        // Whoever waits for others lets a clock that jumps go on.
+        let is_alone = capabilities.surroundings.seed.is_some();
+        let shares = if is_alone { Shares::new() } else { self.shares.clone() };
+        let share = shares.share(std::time::Instant::now());
         Instance::new(&self.pre, &self.indices, state, limits, share).await
     }
 }

@@ -9,6 +9,7 @@ mod command;
 mod configurations;
 mod control;
 mod devices;
+mod gatekeeper;
 mod held;
 mod memory;
 mod notices;
@@ -58,6 +59,7 @@ use crate::watcher::Watcher;
 use control::Request;
 pub use control::{Arguments, Control, ControlError};
 use devices::DeviceEntry;
+use gatekeeper::Gatekeeper;
 use memory::Memory;
 use notices::Notices;
 use offers::Offers;
@@ -131,6 +133,8 @@ pub struct Supervisor {
     secrets: Secrets,
     sockets: Sockets,
     lookups: Lookups,
+    /// Who may try a new version now.
+    gatekeeper: Gatekeeper,
     /// Memory for tapes, and the folder for those of dead drivers.
     tapes: (Room, PathBuf),
     buses: BTreeMap<String, BusLine>,
@@ -222,6 +226,7 @@ impl Supervisor {
             secrets,
             sockets: Sockets::of_this_process(),
             lookups: Lookups::new(),
+            gatekeeper: Gatekeeper::new(),
             tapes: (Room::new(config.tapes.memory.bytes(), config.tapes.age.0), state.join(POST_MORTEMS)),
             starts: Starts::new(),
             unread_kinds: Vec::new(),

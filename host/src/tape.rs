@@ -20,6 +20,7 @@
 //! Arguments, results and answers are their length (4 bytes, lowest first) and so
 //! many bytes of postcard. `file` says how it lies in a file.
 
+mod calls;
 mod deck;
 mod event;
 mod file;
@@ -28,6 +29,7 @@ mod recorder;
 mod redactor;
 mod tapes;
 
+pub use calls::{Call, Exchange};
 pub use deck::{Deck, Ended};
 pub use event::{Event, Kind, Moment};
 pub use file::{DriverOnTape, Header, Limits, Tape};

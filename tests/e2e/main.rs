@@ -17,6 +17,7 @@ mod durable;
 mod fault_proxy;
 mod faults;
 mod field;
+mod gate;
 mod hostile;
 mod kaa;
 mod languages;

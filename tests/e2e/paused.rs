@@ -206,7 +206,7 @@ async fn the_supervisor_starts_swaps_rolls_back_and_says_what_it_cannot_do() {
     wait("b", Phase::Running).await;
     let newer = folder.path().join("newer.wasm");
     std::fs::write(&newer, fixture_with("echo", "version: 1.0.0", "version: 1.1.0")).unwrap();
-    let receipt = control.swap("a", Some(newer), "a test").await.unwrap();
+    let receipt = control.swap("a", Some(newer), "a test", false).await.unwrap();
     assert_eq!(receipt.outcome, Outcome::Accepted);
     assert_eq!(receipt.new.unwrap().version, "1.1.0");
     assert!(matches!(control.roll_back("a", None, "a test").await.unwrap().outcome, Outcome::RolledBack(_)));

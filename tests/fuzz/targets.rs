@@ -15,14 +15,16 @@ use sandgate::manifest::{Manifest, clean_blueprint};
 use sandgate::message::{DeviceId, SessionName, Uplink};
 use sandgate::outbox::{Bounds, Class, Outbox};
 use sandgate::router::{Recipient, Table};
+use sandgate::sandbox::replay::describe;
 use sandgate::session::kaa::{KaaDialogue, Manner};
 use sandgate::session::{Dialogue, Facts, Picture};
+use sandgate::tape::{Kind, Tape};
 
 /// A target by its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("enapter", enapter),
     ("kaa", kaa),
     ("configuration", configuration),
@@ -30,6 +32,7 @@ pub const TARGETS: [Target; 7] = [
     ("component", component),
     ("outbox", outbox),
     ("journal", journal),
+    ("tape", tape),
 ];
 
 /// A topic, a line end, a payload.
@@ -149,4 +152,18 @@ pub fn journal(data: &[u8]) {
     let (journal, leftovers) = Journal::open(&path, Duration::from_secs(60)).unwrap();
     drop(leftovers);
     drop(journal);
+}
+
+/// A tape that somebody has sent, or a disk has changed.
+pub fn tape(data: &[u8]) {
+    let Ok(tape) = Tape::read(data) else { return };
+    let mut number = 0;
+    for moment in tape.moments() {
+        if matches!(moment.event.kind, Kind::Call | Kind::Import) {
+            number = moment.event.number;
+        }
+        assert!(!describe(moment.event, number).is_empty());
+    }
+    assert!(tape.calls().len() as u64 == tape.extent().0);
+    assert!(Tape::read(&tape.to_bytes()).is_ok_and(|again| again.chunks == tape.chunks));
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::print;
-use crate::setup::{driver, median, micros, outbox, p99, sandbox, specification, start};
+use crate::setup::{driver, median, micros, outbox, p99, recorded_specification, sandbox, specification, start};
 
 #[path = "../../../tests/fixtures/bench/core.rs"]
 mod core;
@@ -29,12 +29,21 @@ pub async fn sandbox_cost() {
     let spec = specification("bench", &outbox);
     let given = Configuration::own(json!({"main": {"interval_ms": 1.0, "burst": 1}}).as_object().unwrap().clone());
     let mut instance = prepare(&spec, Arc::clone(&driver), &given).await.unwrap().into_started("bench").await.unwrap();
+    let recorded_spec = recorded_specification("bench", &outbox);
+    let recorded = prepare(&recorded_spec, Arc::clone(&driver), &given).await.unwrap();
+    let mut recorded = recorded.into_started("bench").await.unwrap();
+    let mut taped = Vec::new();
     for _ in 0..ROUNDS {
         let begin = Instant::now();
         for _ in 0..CALLS {
             instance.on_timer(1).await.unwrap().unwrap();
         }
         guest.push(begin.elapsed() / CALLS);
+        let begin = Instant::now();
+        for _ in 0..CALLS {
+            recorded.on_timer(1).await.unwrap().unwrap();
+        }
+        taped.push(begin.elapsed() / CALLS);
         let begin = Instant::now();
         for count in 0..CALLS {
             native_call(&driver.manifest, &spec, i64::from(count));
@@ -51,6 +60,13 @@ pub async fn sandbox_cost() {
         Some(ratio),
         ("<= 6 µs and <= 4", guest <= Duration::from_micros(6) && ratio <= 4.0),
     );
+    let taped = median(taped);
+    let ratio = taped.as_secs_f64() / guest.as_secs_f64();
+    let what = "the same, recorded on the device's tape";
+    print(what, micros(taped), &micros(guest), Some(ratio), ("<= 1.2", ratio <= 1.2));
+    let tape = recorded.tape(driver.header("bench")).unwrap();
+    let each = tape.to_bytes().len() as u64 / tape.extent().0;
+    print("the same: bytes in a file of the tape", format!("{each}"), "", None, ("<= 60", each <= 60));
 }
 
 /// The same driver without a sandbox: makes the same values, checks them

@@ -2,7 +2,13 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use sandgate::config::Limits;
+use sandgate::gate::{self, Grounds};
+use sandgate::sandbox::{Compiler, Sandbox};
+use sandgate::tape::Tape;
 
 use crate::print;
 use crate::setup::root;
@@ -34,6 +40,8 @@ pub fn scenarios() {
     let what = "a day of a meter at 1 Hz: 5 blocks, 16 values";
     print(what, seconds(took), "", None, ("≤ 2 s", took <= Duration::from_secs(2)));
 
+    replayed_and_gated(folder.path(), given);
+
     let took = run(folder.path(), "relay-tasmota", &tests("relay-tasmota"), &[]);
     let bar = ("≤ 300 ms", took <= Duration::from_millis(300));
     print("`sandgate test` of 11 scenarios, code cached", seconds(took), "", None, bar);
@@ -43,6 +51,45 @@ pub fn scenarios() {
         let bar = ("≤ 60 s", took <= Duration::from_secs(60));
         print(&format!("exploring {name} in 1,000 runs"), seconds(took), "", None, bar);
     }
+}
+
+/// An hour of the meter on a tape: run again, and compared with itself as before a swap.
+fn replayed_and_gated(folder: &Path, given: &str) {
+    let (hour, tapes) = (folder.join("hour"), folder.join("tapes"));
+    std::fs::create_dir(&hour).unwrap();
+    let scenario = format!("{given}\nscenarios:\n  an hour:\n    - advance: 1h\n");
+    std::fs::write(hour.join("hour.test.yml"), scenario).unwrap();
+    let recorded = run(folder, "power-meter-pm2100", &hour, &["--tapes", &tapes.to_string_lossy()]);
+    let file = std::fs::read_dir(&tapes).unwrap().next().unwrap().unwrap().path();
+    let mut replay = Command::new(SANDGATE);
+    let begin = Instant::now();
+    let output = replay.arg("replay").arg(&file).env("XDG_CACHE_HOME", folder.join("cache")).output().unwrap();
+    let took = begin.elapsed();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let ratio = recorded.as_secs_f64() / took.as_secs_f64();
+    let what = "replay of an hour of the meter, vs recording it";
+    print(what, seconds(took), &seconds(recorded), Some(ratio), (">= 1", ratio >= 1.0));
+
+    let sandbox = Sandbox::new(Compiler::InProcess, Some(&folder.join("cache/sandgate"))).unwrap();
+    let bytes = std::fs::read(folder.join("power-meter-pm2100.wasm")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let driver = Arc::new(std::thread::scope(|scope| {
+        scope.spawn(|| runtime.block_on(sandbox.prepare(bytes.into()))).join().unwrap().unwrap()
+    }));
+    let tape = Tape::read(&std::fs::read(file).unwrap()).unwrap();
+    let buses = [("line".to_owned(), Default::default())].into();
+    let grounds = Grounds { limits: Limits::default(), tcp: Vec::new(), http: Vec::new(), buses };
+    let gated = std::thread::scope(|scope| {
+        let gate = || {
+            let begin = Instant::now();
+            let comparison = gate::compare((&driver, &driver), &tape, &grounds).unwrap();
+            assert!(comparison.is_same(0.0) && comparison.samples > 3500, "{comparison}");
+            begin.elapsed()
+        };
+        scope.spawn(gate).join().unwrap()
+    });
+    let what = "two versions compared on an hour of the meter, before a swap";
+    print(what, seconds(gated), "", None, ("<= 1 s", gated <= Duration::from_secs(1)));
 }
 
 fn run(folder: &Path, driver: &str, tests: &Path, more: &[&str]) -> Duration {

@@ -17,6 +17,7 @@ use sandgate::receipt::Receipts;
 use sandgate::router::{Outlet, Route};
 use sandgate::sandbox::{Capabilities, Compiler, Driver, Sandbox, Surroundings, embed_manifest};
 use sandgate::session::{Dialogue, Parts};
+use sandgate::tape::{Room, Tapes};
 use serde_json::json;
 
 pub fn root() -> PathBuf {
@@ -93,6 +94,14 @@ pub fn specification(id: &str, outbox: &Arc<Outbox>) -> Arc<Specification> {
     specification_with(Outlet { device, routes: vec![route] })
 }
 
+/// The same for a device with a tape.
+pub fn recorded_specification(id: &str, outbox: &Arc<Outbox>) -> Arc<Specification> {
+    let device = DeviceId::new(id);
+    let route = enapter_route(&device, outbox);
+    let tapes = Tapes::new(Room::new(1 << 20, Duration::from_secs(3600)), true, None);
+    bench_specification(Outlet { device, routes: vec![route] }, Some(tapes))
+}
+
 fn enapter_route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
     let channel = cloud().device(device, None).unwrap();
     Route {
@@ -105,6 +114,10 @@ fn enapter_route(device: &DeviceId, outbox: &Arc<Outbox>) -> Route {
 }
 
 pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
+    bench_specification(outlet, None)
+}
+
+fn bench_specification(outlet: Outlet, tapes: Option<Tapes>) -> Arc<Specification> {
     let rate = Some(Rate { per_second: 1e9, burst: 1e9 });
     Arc::new(Specification {
         id: outlet.device.clone(),
@@ -117,6 +130,7 @@ pub fn specification_with(outlet: Outlet) -> Arc<Specification> {
             buses: BTreeMap::new(),
             sockets: sandgate::sockets::Sockets::new(1000),
             lookups: sandgate::network::Lookups::new(),
+            tapes,
             surroundings: Surroundings::default(),
         },
         limits: Limits { telemetry: rate, logs: rate, cpu: Some(Span(Duration::from_secs(60))), ..Limits::default() },

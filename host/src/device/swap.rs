@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Configuration, Device, Firmware, Life, Specification};
 use crate::message::now;
-use crate::receipt::{DriverName, Outcome, Receipt};
+use crate::receipt::{DriverName, Gated, Outcome, Receipt};
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Context, StartReason};
 use crate::sandbox::{CallError, Driver, Instance, Limits};
 use crate::shortage::is_shortage;
@@ -30,9 +30,16 @@ pub struct Prepared {
     pub driver: Arc<Driver>,
     pub(super) instance: Instance,
     pub(super) configuration: String,
+    /// How it did on the device's tape, if it was tried there.
+    pub gate: Option<Gated>,
 }
 
 impl Prepared {
+    /// Gives it what another one has left, before it starts.
+    pub async fn restore(&mut self, state: Vec<u8>) -> Result<(), String> {
+        self.instance.restore(state).await.map_err(|error| error.to_string())?
+    }
+
     /// Starts the instance without a device task around it, to measure calls.
     pub async fn into_started(mut self, device: &str) -> Result<Instance, String> {
         let context = Context {
@@ -108,7 +115,7 @@ pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: &Configur
     let (configuration, _) = given.check(&driver.manifest).map_err(wrong)?;
     let limits = Limits::resolve(&spec.limits, &driver.manifest.driver.limits);
     let instance = driver.instantiate(&spec.capabilities, spec.log(&driver), limits).await?;
-    Ok(Prepared { driver, instance, configuration })
+    Ok(Prepared { driver, instance, configuration, gate: None })
 }
 
 impl Device {
@@ -127,10 +134,11 @@ impl Device {
             held: 0,
             dropped: 0,
             migrated: false,
+            gate: None,
         };
-        let Prepared { driver, mut instance, configuration } = prepared;
+        let Prepared { driver, mut instance, configuration, gate } = prepared;
         let state = self.snapshot().await;
-        receipt.migrated = state.is_some();
+        (receipt.migrated, receipt.gate) = (state.is_some(), gate);
         let context = self.context(StartReason::Swap, &configuration);
         let old = self.life.instance.as_mut();
         if let Some(old) = &old {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::handle::Recording;
 use super::{Configuration, Device, prepare};
 use crate::receipt::Outcome;
-use crate::tape::{DriverOnTape, Header, Limits, Tape};
+use crate::tape::Tape;
 
 /// What a tape that was asked for may hold.
 const RECORDING: usize = 64 << 20;
@@ -18,22 +18,8 @@ const FETCHED_WITHIN: Duration = Duration::from_secs(60);
 impl Device {
     /// What the driver has done in this life.
     pub(super) fn tape(&mut self, problem: Option<&str>) -> Option<Tape> {
-        let driver = &self.driver.manifest.driver;
-        let header = Header {
-            host: env!("CARGO_PKG_VERSION").into(),
-            device: self.spec.id.to_string(),
-            driver: DriverOnTape {
-                name: driver.name.clone(),
-                version: driver.version.clone(),
-                digest: self.driver.digest.to_string(),
-            },
-            // What the recorder and the instance know better.
-            began: 0,
-            is_whole: false,
-            configuration: serde_json::Value::Null,
-            limits: Limits { memory: 0, cpu_ms: 0, call_ms: 0 },
-            problem: problem.map(str::to_owned),
-        };
+        let mut header = self.driver.header(self.spec.id.as_str());
+        header.problem = problem.map(str::to_owned);
         self.life.instance.as_mut()?.tape(header)
     }
 

@@ -30,8 +30,8 @@ use wit::blobs::BlobError;
 use wit::http::{Header, HttpError, Request, Response};
 use wit::logging::Level;
 use wit::metadata::MetadataError;
-use wit::modbus::ModbusError;
-use wit::net::NetError;
+pub use wit::modbus::ModbusError;
+pub use wit::net::NetError;
 use wit::storage::StorageError;
 use wit::telemetry::{FlushError, Sample, SendError};
 use wit::timers::{TimerError, TimerId};
@@ -238,13 +238,18 @@ imports! {
                 if let Some(answer) = self.deck.import::<Result<u32, NetError>>(15, true, &(&host, port, timeout))? {
                     return Ok(answer.map(Resource::new_own));
                 }
+                let peer = format!("{host}:{port}");
                 let answer = self.tcp_connect(host, port, timeout).await?;
+                if let Ok(connection) = &answer {
+                    self.deck.handle(connection.rep(), Some(peer));
+                }
                 self.deck.answered(true, &answer.as_ref().map(Resource::rep));
                 Ok(answer)
             }
 
             async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
                 if self.deck.import::<()>(18, false, &(connection.rep(),))?.is_none() {
+                    self.deck.handle(connection.rep(), None);
                     self.tcp_drop(connection)?;
                     self.deck.answered(false, &());
                 }
@@ -284,13 +289,18 @@ imports! {
                 if let Some(answer) = self.deck.import::<Result<u32, ModbusError>>(20, false, &(&bus, unit))? {
                     return Ok(answer.map(Resource::new_own));
                 }
+                let name = format!("{bus}/{unit}");
                 let answer = self.open_unit(bus, unit)?;
+                if let Ok(handle) = &answer {
+                    self.deck.handle(handle.rep(), Some(name));
+                }
                 self.deck.answered(false, &answer.as_ref().map(Resource::rep));
                 Ok(answer)
             }
 
             async fn drop(&mut self, unit: Resource<Unit>) -> wasmtime::Result<()> {
                 if self.deck.import::<()>(31, false, &(unit.rep(),))?.is_none() {
+                    self.deck.handle(unit.rep(), None);
                     self.drop_unit(unit)?;
                     self.deck.answered(false, &());
                 }

@@ -280,6 +280,7 @@ impl Instance {
             cpu_ms: milliseconds(self.limits.cpu),
             call_ms: milliseconds(self.limits.call),
         };
+        header.memory = self.memory() as u64;
         let recorder = self.store.data_mut().deck.recorder()?;
         Some(Tape::new(header, recorder))
     }

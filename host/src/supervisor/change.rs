@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::swap::{Asker, SwapOrder};
+use super::swap::{Asker, Gating, SwapOrder};
 use super::{Report, Supervisor};
 use crate::bus;
 use crate::config::{Change, Config, diff};
@@ -37,7 +37,7 @@ impl Supervisor {
             return self.start_device(id, &config);
         }
         let origin = Origin::File(path.to_owned());
-        self.swap(id, SwapOrder { origin, asked_by: Asker::File }, None);
+        self.swap(id, SwapOrder { origin, asked_by: Asker::File, gating: Gating::Usual }, None);
     }
 
     /// Reads the configuration file again and applies what is different.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::control::ControlError;
-use super::swap::{Asker, SwapOrder, SwapReply};
+use super::swap::{Asker, Gating, SwapOrder, SwapReply};
 use super::{Report, Request, Supervisor};
 use crate::device::{DeviceHandle, Input};
 use crate::gateway;
@@ -31,7 +31,7 @@ impl Supervisor {
             Request::Swap { device, reply, .. } if self.is_starting(&device) => {
                 drop(reply.send(Err(starting(&device))));
             }
-            Request::Swap { device, file, asked_by, reply } => match self.running(&device) {
+            Request::Swap { device, file, asked_by, accepts_difference, reply } => match self.running(&device) {
                 Err(problem) => {
                     let problem = match (self.devices.get(&device), &file) {
                         (Some(entry), None) => {
@@ -50,7 +50,8 @@ impl Supervisor {
                     });
                     let origin = Origin::File(file.unwrap_or_default());
                     let asked_by = if asked_by == CLOUD { Asker::Cloud } else { Asker::Person(asked_by) };
-                    self.swap(&device, SwapOrder { origin, asked_by }, Some(reply));
+                    let gating = if accepts_difference { Gating::Accepts } else { Gating::Usual };
+                    self.swap(&device, SwapOrder { origin, asked_by, gating }, Some(reply));
                 }
             },
             Request::RollBack { device, reply, .. } if self.is_starting(&device) => {
@@ -137,13 +138,18 @@ impl Supervisor {
         let asked_by = Asker::Person(format!("{asked_by} (rollback)"));
         // A whole digest says all.
         if to.len() == 64 {
-            return self.swap(&device, SwapOrder { origin: Origin::Copy(to), asked_by }, Some(reply));
+            return self.swap(
+                &device,
+                SwapOrder { origin: Origin::Copy(to), asked_by, gating: Gating::Skips },
+                Some(reply),
+            );
         }
         tokio::spawn(async move {
             let kept = registry.kept(&driver).await;
             match kept.iter().find(|kept| kept.is(&to)) {
                 Some(kept) => {
-                    let order = SwapOrder { origin: Origin::Copy(kept.digest.clone()), asked_by };
+                    let order =
+                        SwapOrder { origin: Origin::Copy(kept.digest.clone()), asked_by, gating: Gating::Skips };
                     // The supervisor may be gone at the end of the program, and with it who asked.
                     let _ = report.send(Report::Order { device, order, reply }).await;
                 }
@@ -180,7 +186,8 @@ impl Supervisor {
         match before {
             Some(receipt) => {
                 let asked_by = Asker::Person(format!("{asked_by} (rollback)"));
-                self.swap(device, SwapOrder { origin: Origin::Copy(receipt.old.digest), asked_by }, Some(reply));
+                let order = SwapOrder { origin: Origin::Copy(receipt.old.digest), asked_by, gating: Gating::Skips };
+                self.swap(device, order, Some(reply));
             }
             None => drop(reply.send(Err(ControlError::NoDriverBefore))),
         }
@@ -260,7 +267,13 @@ impl Supervisor {
             }
             _ => {
                 let (reply, done) = oneshot::channel();
-                self.answer(Request::Swap { device, file: None, asked_by: CLOUD.into(), reply });
+                self.answer(Request::Swap {
+                    device,
+                    file: None,
+                    asked_by: CLOUD.into(),
+                    accepts_difference: false,
+                    reply,
+                });
                 let receipt = |receipt: Receipt| match receipt.outcome {
                     Outcome::Accepted => {
                         Ok(vec![Attribute { name: "receipt".into(), value: Value::Text(receipt.to_string()) }])

@@ -62,6 +62,8 @@ pub(super) enum Request {
         device: String,
         file: Option<PathBuf>,
         asked_by: String,
+        /// Whether it may do something else than the old one on the device's tape.
+        accepts_difference: bool,
         reply: oneshot::Sender<Result<Receipt, ControlError>>,
     },
     RollBack {
@@ -107,10 +109,20 @@ impl Control {
         self.ask(Request::Status).await
     }
 
-    /// Swaps a device's driver: from a file, or from its configured one.
-    pub async fn swap(&self, device: &str, file: Option<PathBuf>, asked_by: &str) -> Result<Receipt, ControlError> {
+    /// Swaps a device's driver: from a file, or from its configured one. One that does
+    /// something else on the device's tape than the old one may be refused, unless
+    /// that is accepted.
+    pub async fn swap(
+        &self,
+        device: &str,
+        file: Option<PathBuf>,
+        asked_by: &str,
+        accepts_difference: bool,
+    ) -> Result<Receipt, ControlError> {
         let (device, asked_by) = (device.to_owned(), asked_by.to_owned());
-        self.ask(|reply| Request::Swap { device, file, asked_by, reply }).await.unwrap_or_else(stopping)
+        self.ask(|reply| Request::Swap { device, file, asked_by, accepts_difference, reply })
+            .await
+            .unwrap_or_else(stopping)
     }
 
     /// Goes back to a kept version of a device's driver, named by its version or

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::control::ControlError;
 use super::memory::Refused;
-use super::swap::{Asker, SwapOrder};
+use super::swap::{Asker, Gating, SwapOrder};
 use super::{Report, Supervisor};
 use crate::device::{DeviceHandle, Firmware, Input};
 use crate::download::{self, Image};
@@ -214,7 +214,7 @@ impl Supervisor {
             let (reply, receipt) = oneshot::channel();
             let origin = Origin::File(file.to_path_buf());
             let asked_by = Asker::Software { version: offer.id.clone(), session: session.to_string() };
-            self.swap(&device, SwapOrder { origin, asked_by }, Some(reply));
+            self.swap(&device, SwapOrder { origin, asked_by, gating: Gating::Usual }, Some(reply));
             receipt
         });
         let report = self.report.clone();

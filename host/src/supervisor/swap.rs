@@ -10,11 +10,13 @@ use anyhow::{Context, ensure};
 use tokio::sync::{mpsc, oneshot};
 
 use super::control::ControlError;
+use super::gatekeeper::Gatekeeper;
 use super::{Report, Supervisor};
-use crate::config;
+use crate::config::{self, Gate, GateMode};
 use crate::device::{self, DeviceHandle, Input, Prepared};
+use crate::gate;
 use crate::message::{DeviceId, Severity, now};
-use crate::receipt::{DriverName, Outcome, Receipt, Receipts};
+use crate::receipt::{DriverName, Gated, Outcome, Receipt, Receipts};
 use crate::registry::{Origin, Progress, Registry};
 use crate::sandbox::{Digest, Driver};
 use crate::text;
@@ -36,6 +38,8 @@ impl Supervisor {
             registry: Arc::clone(&self.registry),
             receipts: self.receipts.clone(),
             report: self.report.clone(),
+            gate: self.gate_of(id, &entry.config),
+            gatekeeper: self.gatekeeper.clone(),
         };
         let report = self.report.clone();
         tokio::spawn(async move {
@@ -107,7 +111,31 @@ pub(super) type SwapReply = oneshot::Sender<Result<Receipt, ControlError>>;
 pub(super) struct SwapOrder {
     pub origin: Origin,
     pub asked_by: Asker,
+    pub gating: Gating,
 }
+
+/// Whether a driver is tried on the device's tape before it takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gating {
+    /// As it is configured.
+    Usual,
+    /// So, and a difference is accepted.
+    Accepts,
+    /// Not: it has run here before.
+    Skips,
+}
+
+impl Supervisor {
+    /// How a new version for a device is tried.
+    fn gate_of(&self, id: &str, device: &config::Device) -> Gate {
+        let handle = self.devices.get(id).and_then(|entry| entry.handle.as_ref());
+        let driver = handle.map(|handle| handle.status.borrow().driver.manifest.driver.name.clone());
+        self.config.gate.of(device, &driver.unwrap_or_default())
+    }
+}
+
+/// Fewer calls say nothing about a driver.
+const ENOUGH_CALLS: u64 = 4;
 
 /// Who wants a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +185,8 @@ struct Swap {
     registry: Arc<Registry>,
     receipts: Receipts,
     report: mpsc::Sender<Report>,
+    gate: Gate,
+    gatekeeper: Gatekeeper,
 }
 
 impl Swap {
@@ -172,14 +202,51 @@ impl Swap {
             Err(error) => Err(ControlError::Refused(self.refuse(None, &format!("{error:#}")))),
             Ok(driver) => match self.prepare(&driver).await {
                 Err(problem) => Err(ControlError::Refused(self.refuse(Some(DriverName::of(&driver)), &problem))),
-                Ok(_) if self.order.asked_by == Asker::File && !self.is_wanted(&driver).await => return None,
-                Ok(prepared) => self.switch(prepared).await,
+                Ok(mut prepared) => match self.try_on_tape(&driver).await {
+                    Err(problem) => Err(ControlError::Refused(self.refuse(Some(DriverName::of(&driver)), &problem))),
+                    Ok(_) if self.order.asked_by == Asker::File && !self.is_wanted(&driver).await => return None,
+                    Ok(gate) => {
+                        prepared.gate = gate;
+                        self.switch(prepared).await
+                    }
+                },
             },
         };
         // What was refused before the device was asked may run when its reason is gone, so it does
         // not count as chosen against; what the device has tried does.
         let is_tried = result.is_ok();
         Some((result, file.filter(|_| is_tried)))
+    }
+
+    /// Runs both versions on what the device has done lately. An error says why
+    /// the new one is refused.
+    async fn try_on_tape(&self, driver: &Arc<Driver>) -> Result<Option<Gated>, String> {
+        let running = Arc::clone(&self.handle.status.borrow().driver);
+        let is_new = running.digest != driver.digest;
+        if self.gate.mode == GateMode::Off || self.order.gating == Gating::Skips || !is_new {
+            return Ok(None);
+        }
+        let is_strict = self.gate.mode == GateMode::Refuse && self.order.gating == Gating::Usual;
+        let Some(_turn) = self.gatekeeper.turn((running.digest, driver.digest), is_strict).await else {
+            return Ok(None);
+        };
+        let tape = self.handle.ask(Input::Tape).await.flatten();
+        let Some(tape) = tape.filter(|tape| tape.extent().0 >= ENOUGH_CALLS) else { return Ok(None) };
+        let grounds = self.handle.spec.grounds();
+        let new = Arc::clone(driver);
+        let compared = tokio::task::spawn_blocking(move || gate::compare((&running, &new), &tape, &grounds)).await;
+        let gated = match compared.map_err(|error| error.to_string()).and_then(|compared| compared) {
+            Ok(comparison) if is_strict && !comparison.is_same(self.gate.tolerance) => {
+                return Err(format!(
+                    "it does something else on what the device has done lately: {comparison}; \
+                     `sandgate swap --accept-diff` takes it all the same"
+                ));
+            }
+            Ok(comparison) => Gated::Compared(Box::new(comparison)),
+            Err(problem) if is_strict => return Err(format!("on what the device has done lately: {problem}")),
+            Err(problem) => Gated::Failed(problem),
+        };
+        Ok(Some(gated))
     }
 
     /// Lets the device switch over, once it is noted that the driver is on trial.
@@ -253,6 +320,7 @@ impl Swap {
             held: 0,
             dropped: 0,
             migrated: false,
+            gate: None,
         };
         let text = receipt.to_string();
         self.handle.spec.note(&running, Severity::Warning, &text);

@@ -80,6 +80,13 @@ impl Deck {
         }
     }
 
+    /// A handle stands for something from now on, or for nothing any more.
+    pub fn handle(&mut self, handle: u32, stands_for: Option<String>) {
+        if let Deck::Recording(recorder) = self {
+            recorder.handle(handle, stands_for);
+        }
+    }
+
     /// A configuration counts from now on: what is secret in it is hidden
     /// wherever it crosses. Gives the configuration as it may be on a tape.
     pub fn configured<'a>(&mut self, configuration: &'a str, secrets: &[String]) -> Cow<'a, str> {

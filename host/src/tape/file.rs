@@ -7,6 +7,7 @@
 //! where it was put there; `C` a chunk: its start in µs (varint) and its events;
 //! `E` the end, empty.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
@@ -42,6 +43,12 @@ pub struct Header {
     pub configuration: serde_json::Value,
     /// The limits of the device that a driver can meet.
     pub limits: Limits,
+    /// Bytes of memory that the driver had at the end.
+    #[serde(default)]
+    pub memory: u64,
+    /// What handles stood for at the begin of the tape: a unit on a line, or a peer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub handles: BTreeMap<u32, String>,
     /// Why the driver died, for a post-mortem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -87,6 +94,7 @@ impl Tape {
     pub fn new(mut header: Header, recorder: &Recorder) -> Tape {
         header.began = recorder.began;
         header.is_whole = recorder.is_whole;
+        header.handles = recorder.handles();
         header.configuration = serde_json::from_str(&recorder.configuration).unwrap_or_default();
         Tape { header, chunks: recorder.chunks(), component: None, damage: None }
     }
@@ -247,6 +255,8 @@ mod tests {
             is_whole: false,
             configuration: serde_json::Value::Null,
             limits: Limits { memory: 1, cpu_ms: 2, call_ms: 3 },
+            memory: 0,
+            handles: BTreeMap::new(),
             problem: None,
         };
         let mut deck = Deck::Recording(Room::new(1 << 20, Duration::MAX).recorder().unwrap());

@@ -1,6 +1,6 @@
 //! Records one life of a driver into memory, bounded: a ring of chunks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
@@ -74,6 +74,9 @@ pub struct Chunk {
     pub events: Arc<[u8]>,
 }
 
+/// What handles of a driver stand for.
+type Handles = BTreeMap<u32, String>;
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Recorder {
@@ -85,7 +88,10 @@ pub struct Recorder {
     pub(super) configuration: String,
     pub(super) redactor: Redactor,
     begin: Instant,
-    chunks: VecDeque<Chunk>,
+    chunks: VecDeque<(Chunk, Arc<Handles>)>,
+    /// What handles stand for now, and stood for at the begin of what is being written.
+    handles: Arc<Handles>,
+    handles_before: Arc<Handles>,
     /// Bytes of them.
     size: usize,
     /// What is being written, and when its first call was.
@@ -114,6 +120,8 @@ impl Recorder {
             redactor: Redactor::default(),
             begin,
             chunks: VecDeque::new(),
+            handles: Arc::default(),
+            handles_before: Arc::default(),
             size: 0,
             current: Vec::new(),
             start: Duration::ZERO,
@@ -145,6 +153,7 @@ impl Recorder {
         if self.current.is_empty() {
             self.start = at;
             self.last_call = at;
+            self.handles_before = Arc::clone(&self.handles);
         }
         self.write(Kind::Call, number, at.saturating_sub(self.last_call), arguments);
         self.last_call = at;
@@ -186,7 +195,7 @@ impl Recorder {
         self.current.clear();
         self.current.shrink_to(2 * CHUNK);
         self.size += events.len();
-        self.chunks.push_back(Chunk { start: self.start, events });
+        self.chunks.push_back((Chunk { start: self.start, events }, Arc::clone(&self.handles_before)));
     }
 
     /// Gives up what there is no room for, or is too old.
@@ -201,19 +210,34 @@ impl Recorder {
             }
         }
         // A chunk ends where the next one begins.
-        let ends = |recorder: &Recorder| recorder.chunks.get(1).map_or(recorder.start, |chunk| chunk.start);
+        let ends = |recorder: &Recorder| recorder.chunks.get(1).map_or(recorder.start, |(chunk, _)| chunk.start);
         while self.size + CHUNK > self.most || at.saturating_sub(ends(self)) > age {
-            let Some(chunk) = self.chunks.pop_front() else { break };
+            let Some((chunk, _)) = self.chunks.pop_front() else { break };
             self.size -= chunk.events.len();
             self.is_whole = false;
         }
+    }
+
+    /// A handle stands for something from now on, or for nothing any more.
+    pub(super) fn handle(&mut self, handle: u32, stands_for: Option<String>) {
+        let handles = Arc::make_mut(&mut self.handles);
+        match stands_for {
+            Some(name) => handles.insert(handle, name),
+            None => handles.remove(&handle),
+        };
+    }
+
+    /// What handles stood for at the begin of the tape.
+    pub(super) fn handles(&self) -> Handles {
+        let first = self.chunks.front().map_or(&self.handles_before, |(_, handles)| handles);
+        Handles::clone(first)
     }
 
     /// What there is now, oldest first; the last event may be a call under way.
     pub(super) fn chunks(&self) -> Vec<Chunk> {
         let current =
             (!self.current.is_empty()).then(|| Chunk { start: self.start, events: self.current.clone().into() });
-        self.chunks.iter().cloned().chain(current).collect()
+        self.chunks.iter().map(|(chunk, _)| chunk.clone()).chain(current).collect()
     }
 }
 

@@ -81,7 +81,7 @@ enum Command {
     Outbox(Gateway),
     /// Swap the driver of a device, or in steps that of all devices of one driver.
     #[command(
-        override_usage = "sandgate swap DEVICE [FILE]\n       sandgate swap --driver NAME [--steps 1,10%,100%] [--watch 5m] [FILE]"
+        override_usage = "sandgate swap DEVICE [FILE] [--accept-diff]\n       sandgate swap --driver NAME [--steps 1,10%,100%] [--watch 5m] [FILE]"
     )]
     Swap {
         /// The device's id; with --driver the new component.
@@ -90,6 +90,9 @@ enum Command {
         /// The new component; default is the device's configured file.
         #[arg(conflicts_with = "driver")]
         file: Option<PathBuf>,
+        /// Take it although it does something else than the old one on what the device has done lately.
+        #[arg(long, conflicts_with = "driver")]
+        accept_diff: bool,
         /// All devices that run a driver of this name.
         #[arg(long)]
         driver: Option<String>,
@@ -220,8 +223,8 @@ impl Cli {
                 let file = device.map(PathBuf::from);
                 remote::roll_out(&gateway, (&driver, file), &steps, &watch, json).await
             }
-            Command::Swap { device, file, gateway, .. } => {
-                remote::swap(&gateway, &device.unwrap_or_default(), file, json).await
+            Command::Swap { device, file, accept_diff, gateway, .. } => {
+                remote::swap(&gateway, &device.unwrap_or_default(), (file, accept_diff), json).await
             }
             Command::Rollback { device, version, gateway } => remote::roll_back(&gateway, &device, version, json).await,
             Command::Swaps { device, gateway } => remote::swaps(&gateway, device.as_deref(), json).await,

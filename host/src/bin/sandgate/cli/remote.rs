@@ -168,11 +168,17 @@ pub(super) async fn outbox(gateway: &Gateway, json: bool) -> Result<Outcome> {
 }
 
 /// `sandgate swap`
-pub(super) async fn swap(gateway: &Gateway, device: &str, file: Option<PathBuf>, json: bool) -> Result<Outcome> {
+pub(super) async fn swap(
+    gateway: &Gateway,
+    device: &str,
+    (file, accept_diff): (Option<PathBuf>, bool),
+    json: bool,
+) -> Result<Outcome> {
     // The gateway has its own working folder.
     let file = file.map(std::path::absolute).transpose().context("finding the driver file")?;
     let path = device_path(device, "swap")?;
-    let receipt: Receipt = Client::new(gateway)?.ask(Method::POST, &path, Some(&json!({ "file": file }))).await?;
+    let order = json!({ "file": file, "accept_diff": accept_diff });
+    let receipt: Receipt = Client::new(gateway)?.ask(Method::POST, &path, Some(&order)).await?;
     print_receipt(&receipt, json)
 }
 

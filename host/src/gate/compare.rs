@@ -1,0 +1,393 @@
+//! What differs between two runs of a device.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::rehearsal::Rehearsed;
+use crate::manifest::value::json_of;
+use crate::message::{Attribute, CommandResult, Rejection, Value};
+use crate::receipt::{Comparison, Distance};
+use crate::sandbox::boundary::{self, Export};
+use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Command, CommandError};
+use crate::sandbox::contract::sandgate::driver::alerts::Alert;
+use crate::sandbox::contract::sandgate::driver::http::Request;
+use crate::sandbox::contract::sandgate::driver::logging::Level;
+use crate::sandbox::contract::sandgate::driver::telemetry::{Sample, SendError};
+use crate::tape::{Call, Ended, Exchange, Tape};
+
+/// Samples of two drivers belong together when they are no further apart.
+const TOGETHER: Duration = Duration::from_secs(2);
+/// Longer ones are cut.
+const LONG: usize = 200;
+
+/// What a driver has done, sorted.
+#[derive(Default)]
+struct Deeds {
+    samples: Vec<(Duration, BTreeMap<String, Value>)>,
+    properties: BTreeMap<String, Value>,
+    alerts: Vec<Option<BTreeSet<String>>>,
+    /// Answers of commands and configurations, in order.
+    answers: Vec<(String, String)>,
+    /// How often each thing was asked or written.
+    requests: BTreeMap<String, u64>,
+    logs: BTreeSet<String>,
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    postcard::from_bytes(bytes).ok()
+}
+
+impl Deeds {
+    fn of(tape: &Tape) -> Deeds {
+        let mut deeds = Deeds::default();
+        let mut handles: BTreeMap<u32, String> = BTreeMap::new();
+        for call in tape.calls() {
+            for exchange in &call.asked {
+                // What has no answer has not happened.
+                let _ = deeds.exchange(exchange, &mut handles);
+            }
+            deeds.answer(&call);
+        }
+        deeds
+    }
+
+    fn answer(&mut self, call: &Call<'_>) {
+        type Answer = Result<Result<Vec<Attribute>, CommandError>, Ended>;
+        let Some(result) = call.result else { return };
+        if call.number == Export::HandleCommand as u8 {
+            let name = read::<Command>(call.arguments).map_or_else(String::new, |command| command.name);
+            let answer = match read::<Answer>(result) {
+                Some(Ok(result)) => shown(&result.map_err(Into::into)),
+                Some(Err(Ended::Itself(text) | Ended::ByHost(text))) => text,
+                None => return,
+            };
+            self.answers.push((format!("command {name}"), answer));
+        } else if call.number == Export::Configure as u8
+            && let Some(Ok(taken)) = read::<Result<Result<(), String>, Ended>>(result)
+        {
+            self.answers.push(("configuration".into(), taken.map_or_else(|text| text, |()| "taken".into())));
+        }
+    }
+
+    fn exchange(&mut self, exchange: &Exchange<'_>, handles: &mut BTreeMap<u32, String>) -> Option<()> {
+        let name = boundary::import(exchange.number)?.name;
+        let (arguments, answer) = (exchange.arguments, exchange.answer?);
+        let rejected = || match read::<Result<(), SendError>>(answer)? {
+            Ok(()) => Some(Vec::new()),
+            Err(SendError::Rejected(rejected)) => Some(rejected),
+            Err(_) => None,
+        };
+        match name {
+            "telemetry.send" => {
+                let (sample,): (Sample,) = read(arguments)?;
+                let values = accepted(sample.attributes, &rejected()?);
+                if !values.is_empty() {
+                    self.samples.push((exchange.at, values));
+                }
+            }
+            "properties.publish" => {
+                let (attributes,): (Vec<Attribute>,) = read(arguments)?;
+                self.properties.extend(accepted(attributes, &rejected()?));
+            }
+            "alerts.set" => {
+                let (active,): (Vec<Alert>,) = read(arguments)?;
+                self.alert(Some(active.into_iter().map(|alert| alert.id).collect()));
+            }
+            "alerts.unknown" => self.alert(None),
+            "logging.log" => {
+                let (level, text): (Level, String) = read(arguments)?;
+                if matches!(level, Level::Warning | Level::Error) {
+                    self.logs.insert(cut(&text));
+                }
+            }
+            "net.tcp-connection.connect" => {
+                let (host, port, _): (String, u16, f64) = read(arguments)?;
+                handles.insert(read::<Result<u32, boundary::NetError>>(answer)?.ok()?, format!("{host}:{port}"));
+            }
+            "net.tcp-connection.send" => {
+                let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
+                let peer = handles.get(&handle).cloned().unwrap_or_default();
+                self.request(format!("{peer} {:?}", String::from_utf8_lossy(&bytes)));
+            }
+            "modbus.unit.open" => {
+                let (line, unit): (String, u8) = read(arguments)?;
+                handles.insert(read::<Result<u32, boundary::ModbusError>>(answer)?.ok()?, format!("{line}/{unit}"));
+            }
+            "http.fetch" => {
+                let (request,): (Request,) = read(arguments)?;
+                let body = String::from_utf8_lossy(&request.body).into_owned();
+                self.request(format!("{} {} {body}", request.method, request.url));
+            }
+            name if name.starts_with("modbus.unit.read_") => {
+                let (handle, address, count): (u32, u16, u16) = read(arguments)?;
+                let table = name.trim_start_matches("modbus.unit.");
+                let unit = handles.get(&handle).cloned().unwrap_or_default();
+                self.request(format!("{unit} {table} {address} x {count}"));
+            }
+            name if name.starts_with("modbus.unit.write_") => {
+                let handle = read_handle(arguments)?;
+                let unit = handles.get(&handle).cloned().unwrap_or_default();
+                let shown = (boundary::import(exchange.number)?.show_arguments)(arguments);
+                // Without the handle, which stands for the unit.
+                let values = shown.split_once(", ").map_or("", |(_, values)| values).trim_end_matches(')');
+                self.request(format!("{unit} {} {values}", name.trim_start_matches("modbus.unit.")));
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn alert(&mut self, now: Option<BTreeSet<String>>) {
+        if self.alerts.last() != Some(&now) {
+            self.alerts.push(now);
+        }
+    }
+
+    fn request(&mut self, request: String) {
+        *self.requests.entry(cut(request.trim_end())).or_default() += 1;
+    }
+}
+
+fn read_handle(arguments: &[u8]) -> Option<u32> {
+    postcard::take_from_bytes::<u32>(arguments).ok().map(|(handle, _)| handle)
+}
+
+fn cut(text: &str) -> String {
+    crate::text::cut(text, LONG).to_owned()
+}
+
+fn shown(result: &CommandResult) -> String {
+    match result {
+        Ok(attributes) => cut(&serde_json::Value::from(crate::message::json_object(attributes)).to_string()),
+        Err(error) => cut(&format!("{}: {}", error.code(), error.text())),
+    }
+}
+
+/// What was taken of a sample.
+fn accepted(attributes: Vec<Attribute>, rejected: &[Rejection]) -> BTreeMap<String, Value> {
+    let is_taken = |attribute: &Attribute| !rejected.iter().any(|rejection| rejection.name == attribute.name);
+    attributes.into_iter().filter(is_taken).map(|attribute| (attribute.name, attribute.value)).collect()
+}
+
+/// Compares what an old and a new driver have done.
+pub(super) fn compare(old: &Rehearsed, new: &Rehearsed) -> Comparison {
+    let (before, after) = (Deeds::of(&old.tape), Deeds::of(&new.tape));
+    let (_, first, last) = old.tape.extent();
+    let mut comparison = Comparison {
+        seconds: last.saturating_sub(first).as_secs_f64(),
+        samples: u64::try_from(before.samples.len()).unwrap_or(u64::MAX),
+        equal: 0,
+        missing: 0,
+        extra: 0,
+        attributes: BTreeMap::new(),
+        others: others(&before, &after),
+        unasked: only(&before.requests, &after.requests),
+        asked: only(&after.requests, &before.requests),
+        logs: after.logs.difference(&before.logs).cloned().collect(),
+        unknown: new.unknown.iter().filter(|asked| !old.unknown.contains(asked)).cloned().collect(),
+        crashes: new.crashes.saturating_sub(old.crashes),
+        problem: new.problem.clone(),
+        cpu: new.cpu.as_secs_f64() / old.cpu.as_secs_f64().max(1e-6),
+        memory: signed(new.tape.header.memory) - signed(old.tape.header.memory),
+    };
+    let (_, _, end) = new.tape.extent();
+    samples(&before.samples, &after.samples, end.min(last), &mut comparison);
+    comparison
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Puts samples together that were sent at about the same time, and compares their values.
+fn samples(
+    before: &[(Duration, BTreeMap<String, Value>)],
+    after: &[(Duration, BTreeMap<String, Value>)],
+    end: Duration,
+    comparison: &mut Comparison,
+) {
+    // What is under way at the end is cut there by chance.
+    let counts = |at: Duration| u64::from(at + TOGETHER < end);
+    let mut taken = vec![false; after.len()];
+    let mut begin = 0;
+    for (at, values) in before {
+        while after.get(begin).is_some_and(|(other, _)| *other + TOGETHER < *at) {
+            begin += 1;
+        }
+        // Of those near in time the one that has the most names in common, and of these the nearest.
+        let near = after.iter().enumerate().skip(begin).take_while(|(_, (other, _))| *other <= *at + TOGETHER);
+        let best = near
+            .filter(|(place, _)| !taken.get(*place).copied().unwrap_or(true))
+            .map(|(place, (other, theirs))| {
+                let common = values.keys().filter(|name| theirs.contains_key(*name)).count();
+                (common, std::cmp::Reverse(other.abs_diff(*at)), std::cmp::Reverse(place))
+            })
+            .filter(|(common, ..)| *common > 0)
+            .max();
+        let Some((_, _, std::cmp::Reverse(place))) = best else {
+            comparison.missing += counts(*at);
+            continue;
+        };
+        if let Some(place) = taken.get_mut(place) {
+            *place = true;
+        }
+        let Some((_, theirs)) = after.get(place) else { continue };
+        let names: BTreeSet<&String> = values.keys().chain(theirs.keys()).collect();
+        let mut is_equal = true;
+        for name in names {
+            let (old, new) = (values.get(name), theirs.get(name));
+            if is_same(old, new) {
+                continue;
+            }
+            is_equal = false;
+            let known = comparison.attributes.entry(name.clone());
+            let distance =
+                known.or_insert_with(|| Distance { samples: 0, most: Some(0.0), example: example(old, new) });
+            distance.samples += 1;
+            distance.most = distance.most.zip(apart(old, new)).map(|(most, now)| most.max(now));
+        }
+        comparison.equal += u64::from(is_equal);
+    }
+    let alone = after.iter().zip(&taken).filter(|(_, taken)| !**taken);
+    comparison.extra += alone.map(|((at, _), _)| counts(*at)).sum::<u64>();
+}
+
+fn is_same(old: Option<&Value>, new: Option<&Value>) -> bool {
+    old == new || apart(old, new) == Some(0.0)
+}
+
+fn example(old: Option<&Value>, new: Option<&Value>) -> String {
+    let text = |value: Option<&Value>| value.map_or("nothing".to_owned(), |value| json_of(value).to_string());
+    cut(&format!("{} instead of {}", text(new), text(old)))
+}
+
+/// How far two numbers are apart, as a part of the first.
+fn apart(old: Option<&Value>, new: Option<&Value>) -> Option<f64> {
+    #[allow(clippy::cast_precision_loss)] // a part of it is told
+    let number = |value: &Value| match value {
+        Value::Integer(number) => Some(*number as f64),
+        Value::Float(number) => Some(*number),
+        _ => None,
+    };
+    let (old, new) = (number(old?)?, number(new?)?);
+    let apart = (new - old).abs();
+    Some(if apart == 0.0 { 0.0 } else { apart / old.abs().max(f64::MIN_POSITIVE) }.min(1e9))
+}
+
+/// Alerts, properties and answers that are other ones.
+fn others(before: &Deeds, after: &Deeds) -> Vec<String> {
+    let mut others = Vec::new();
+    if before.alerts != after.alerts {
+        let place = before.alerts.iter().zip(&after.alerts).position(|(old, new)| old != new);
+        let place = place.unwrap_or(before.alerts.len().min(after.alerts.len()));
+        let text = |alerts: Option<&Option<BTreeSet<String>>>| match alerts {
+            None => "as before".to_owned(),
+            Some(None) => "unknown".to_owned(),
+            Some(Some(ids)) => format!("[{}]", ids.iter().cloned().collect::<Vec<_>>().join(", ")),
+        };
+        let (old, new) = (text(before.alerts.get(place)), text(after.alerts.get(place)));
+        others.push(cut(&format!("alerts {new} instead of {old}")));
+    }
+    let names: BTreeSet<&String> = before.properties.keys().chain(after.properties.keys()).collect();
+    for name in names {
+        let (old, new) = (before.properties.get(name), after.properties.get(name));
+        if old != new {
+            others.push(format!("property {name:?} {}", example(old, new)));
+        }
+    }
+    let answers = before.answers.iter().zip(&after.answers);
+    for ((what, old), (_, new)) in answers.filter(|(old, new)| old != new) {
+        others.push(cut(&format!("{what}: {new} instead of {old}")));
+    }
+    others
+}
+
+/// What is in one list and not, or far less often, in the other.
+fn only(these: &BTreeMap<String, u64>, those: &BTreeMap<String, u64>) -> Vec<String> {
+    let mut only = Vec::new();
+    for (request, times) in these {
+        match those.get(request) {
+            None => only.push(request.clone()),
+            // A poll more or less at the ends is nothing.
+            Some(others) if *times > 2 * others + 1 => only.push(format!("{request} ({times} times, not {others})")),
+            Some(_) => {}
+        }
+    }
+    only
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(at: u64, values: &[(&str, f64)]) -> (Duration, BTreeMap<String, Value>) {
+        let values = values.iter().map(|(name, value)| ((*name).to_owned(), Value::Float(*value)));
+        (Duration::from_millis(at), values.collect())
+    }
+
+    fn empty() -> Comparison {
+        Comparison {
+            seconds: 0.0,
+            samples: 0,
+            equal: 0,
+            missing: 0,
+            extra: 0,
+            attributes: BTreeMap::new(),
+            others: Vec::new(),
+            unasked: Vec::new(),
+            asked: Vec::new(),
+            logs: Vec::new(),
+            unknown: Vec::new(),
+            crashes: 0,
+            problem: None,
+            cpu: 1.0,
+            memory: 12 << 10,
+        }
+    }
+
+    #[test]
+    fn samples_are_put_together_by_time_and_names() {
+        let before: Vec<_> = (0..10).map(|n| sample(n * 10_000, &[("power", 100.0), ("count", n as f64)])).collect();
+        let mut after: Vec<_> =
+            (0..10).map(|n| sample(n * 10_000 + 30, &[("power", 100.0), ("count", n as f64)])).collect();
+        let told = |before: &[_], after: &[_]| {
+            let mut comparison = Comparison { samples: before.len() as u64, ..empty() };
+            samples(before, after, Duration::from_secs(600), &mut comparison);
+            comparison
+        };
+        let same = told(&before, &after);
+        assert!(same.is_same(0.0));
+        assert_eq!(same.to_string(), "10 of 10 samples equal; requests equal; CPU 1.0 ×; memory + 12 KiB");
+        // Another sample at the same time is no stranger's.
+        after.insert(3, sample(20_000, &[("other", 1.0)]));
+        assert_eq!(told(&before, &after).to_string().split(';').nth(1), Some(" 1 more"));
+        after.remove(3);
+        after[4].1.insert("power".into(), Value::Float(100.1));
+        let near = told(&before, &after);
+        assert!(!near.is_same(0.0) && near.is_same(0.01));
+        assert!(
+            near.to_string().starts_with("9 of 10 samples equal, 1 differ in \"power\" by at most 0.10 %;"),
+            "{near}"
+        );
+        after[5].1.insert("power".into(), Value::Unknown);
+        after.pop();
+        let worse = told(&before, &after);
+        assert!(!worse.is_same(1.0));
+        let text = worse.to_string();
+        assert!(
+            text.starts_with("7 of 10 samples equal, 2 differ in \"power\" (100.1 instead of 100.0); 1 missing;"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn zero_and_what_is_no_number_are_told() {
+        let float = |value| Some(Value::Float(value));
+        assert_eq!(apart(float(0.0).as_ref(), float(0.0).as_ref()), Some(0.0));
+        assert!(apart(float(0.0).as_ref(), float(1.0).as_ref()).unwrap() > 1e6);
+        assert_eq!(apart(float(1.0).as_ref(), Some(&Value::Integer(1))), Some(0.0));
+        assert_eq!(apart(float(1.0).as_ref(), None), None);
+    }
+}

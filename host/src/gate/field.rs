@@ -1,0 +1,501 @@
+//! A device that answers as the one on a tape did: by what it is asked, and when.
+//!
+//! Registers that were read in other blocks are put together from those; what a
+//! driver writes is read back; what the tape has no answer to is named.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use reqwest::Url;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::time::{Instant, sleep};
+use tokio_modbus::client::Client;
+use tokio_modbus::slave::{Slave, SlaveContext};
+use tokio_modbus::{ExceptionCode, Request, Response};
+
+use crate::bus::Connect;
+use crate::network::{Field, FieldRequest, FieldResponse, Stream};
+use crate::sandbox::boundary;
+use crate::sandbox::contract::sandgate::driver::http::{self, HttpError};
+use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
+use crate::sandbox::contract::sandgate::driver::net::NetError;
+use crate::sandbox::contract::sandgate::driver::storage::StorageError;
+use crate::tape::{Exchange, Tape};
+
+/// What is asked a little earlier than on the tape gets the answer from there.
+const EARLIER: Duration = Duration::from_millis(20);
+/// Things without an answer that are named.
+const NAMED: usize = 20;
+
+/// See the module documentation. Clones are the same.
+#[derive(Clone)]
+pub(super) struct TapeField(Arc<Shared>);
+
+struct Shared {
+    begin: Instant,
+    /// Where on the tape that is.
+    first: Duration,
+    units: HashMap<(String, u8), Unit>,
+    web: HashMap<String, Series<Result<http::Response, HttpError>>>,
+    peers: HashMap<String, Peer>,
+    stored: BTreeMap<String, Vec<u8>>,
+    changed: Mutex<Changed>,
+}
+
+/// What has happened since.
+#[derive(Default)]
+struct Changed {
+    /// What was written, by line, unit, table and address.
+    registers: HashMap<(String, u8, Table, u16), u16>,
+    unknown: BTreeSet<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Table {
+    Coils,
+    Discrete,
+    Holding,
+    Input,
+}
+
+/// A unit on a line: what was read in each block.
+#[derive(Default)]
+struct Unit(BTreeMap<(Table, u16, u16), Series<Result<Vec<u16>, ModbusError>>>);
+
+/// A TCP peer.
+#[derive(Default)]
+struct Peer {
+    /// Whether connecting went well, and what came before anything was sent.
+    connections: Series<Result<Vec<Part>, NetError>>,
+    /// What was sent, and what came after it.
+    answers: Vec<(Vec<u8>, Series<Vec<Part>>)>,
+}
+
+/// What came, and how long after the part before.
+type Part = (Duration, Result<Vec<u8>, NetError>);
+
+/// Answers with their times, oldest first.
+struct Series<T>(Vec<At<T>>);
+
+struct At<T> {
+    at: Duration,
+    took: Duration,
+    value: T,
+}
+
+impl<T> Default for Series<T> {
+    fn default() -> Self {
+        Series(Vec::new())
+    }
+}
+
+impl<T> Series<T> {
+    fn push(&mut self, exchange: &Exchange<'_>, value: T) {
+        self.0.push(At { at: exchange.at, took: exchange.took, value });
+    }
+
+    /// The last one by then, or the first one.
+    fn at(&self, time: Duration) -> Option<&At<T>> {
+        let next = self.0.partition_point(|answer| answer.at <= time + EARLIER);
+        self.0.get(next.saturating_sub(1))
+    }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    postcard::from_bytes(bytes).ok()
+}
+
+/// What is being read from a tape.
+#[derive(Default)]
+struct Reader {
+    units: HashMap<(String, u8), Unit>,
+    web: HashMap<String, Series<Result<http::Response, HttpError>>>,
+    peers: HashMap<String, Peer>,
+    stored: BTreeMap<String, Vec<u8>>,
+    /// What handles stand for: a unit on a line, or a peer.
+    handles: HashMap<u32, String>,
+    /// What each connection has sent last, if anything.
+    sent: HashMap<u32, Vec<u8>>,
+}
+
+impl Reader {
+    fn exchange(&mut self, exchange: &Exchange<'_>) -> Option<()> {
+        let name = boundary::import(exchange.number)?.name;
+        let (arguments, answer) = (exchange.arguments, exchange.answer?);
+        match name {
+            "modbus.unit.open" => {
+                let (line, unit): (String, u8) = read(arguments)?;
+                let handle = read::<Result<u32, ModbusError>>(answer)?.ok()?;
+                self.handles.insert(handle, format!("{line}/{unit}"));
+            }
+            "modbus.unit.read_coils" | "modbus.unit.read_discrete_inputs" => {
+                let table = if name.ends_with("coils") { Table::Coils } else { Table::Discrete };
+                let bits = read::<Result<Vec<bool>, ModbusError>>(answer)?;
+                self.registers(exchange, table, bits.map(|bits| bits.into_iter().map(u16::from).collect()))?;
+            }
+            "modbus.unit.read_holding_registers" => self.registers(exchange, Table::Holding, read(answer)?)?,
+            "modbus.unit.read_input_registers" => self.registers(exchange, Table::Input, read(answer)?)?,
+            "http.fetch" => {
+                let (request,): (http::Request,) = read(arguments)?;
+                let key = key_of(&request)?;
+                self.web.entry(key).or_default().push(exchange, read(answer)?);
+            }
+            "net.tcp-connection.connect" => {
+                let (host, port, _): (String, u16, f64) = read(arguments)?;
+                let peer = format!("{host}:{port}");
+                let connected = read::<Result<u32, NetError>>(answer)?;
+                if let Ok(handle) = &connected {
+                    self.handles.insert(*handle, peer.clone());
+                    self.sent.remove(handle);
+                }
+                self.peers.entry(peer).or_default().connections.push(exchange, connected.map(|_| Vec::new()));
+            }
+            "net.tcp-connection.send" => {
+                let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
+                let peer = self.peers.entry(self.handles.get(&handle)?.clone()).or_default();
+                let place = peer.answers.iter().position(|(sent, _)| *sent == bytes);
+                let place = place.unwrap_or_else(|| {
+                    peer.answers.push((bytes.clone(), Series::default()));
+                    peer.answers.len() - 1
+                });
+                peer.answers.get_mut(place)?.1.push(exchange, Vec::new());
+                self.sent.insert(handle, bytes);
+            }
+            "net.tcp-connection.receive" => {
+                let (handle, _, _): (u32, u32, f64) = read(arguments)?;
+                let part = (exchange.took, read::<Result<Vec<u8>, NetError>>(answer)?);
+                let peer = self.peers.entry(self.handles.get(&handle)?.clone()).or_default();
+                match self.sent.get(&handle) {
+                    Some(bytes) => {
+                        let answers = peer.answers.iter_mut().find(|(sent, _)| sent == bytes);
+                        answers?.1.0.last_mut()?.value.push(part);
+                    }
+                    None => peer.connections.0.last_mut()?.value.as_mut().ok()?.push(part),
+                }
+            }
+            "storage.get" => {
+                let (key,): (String,) = read(arguments)?;
+                if let Some(Ok(Some(value))) = read::<Result<Option<Vec<u8>>, StorageError>>(answer) {
+                    // The first time it is read tells what was there before.
+                    self.stored.entry(key).or_insert(value);
+                }
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn registers(
+        &mut self,
+        exchange: &Exchange<'_>,
+        table: Table,
+        values: Result<Vec<u16>, ModbusError>,
+    ) -> Option<()> {
+        let (handle, address, count): (u32, u16, u16) = read(exchange.arguments)?;
+        let (line, unit) = self.handles.get(&handle)?.rsplit_once('/')?;
+        let unit = self.units.entry((line.to_owned(), unit.parse().ok()?)).or_default();
+        unit.0.entry((table, address, count)).or_default().push(exchange, values);
+        Some(())
+    }
+}
+
+/// What a request is known by.
+fn key_of(request: &http::Request) -> Option<String> {
+    let url = Url::parse(&request.url).ok()?;
+    let (host, port) = (url.host_str()?, url.port_or_known_default()?);
+    let query = url.query().map_or(String::new(), |query| format!("?{query}"));
+    Some(key(&request.method.to_ascii_uppercase(), (host, port), &format!("{}{query}", url.path()), &request.body))
+}
+
+fn key(method: &str, (host, port): (&str, u16), path: &str, body: &[u8]) -> String {
+    format!("{method} {host}:{port}{path} {}", String::from_utf8_lossy(body)).trim_end().to_owned()
+}
+
+impl TapeField {
+    pub(super) fn new(tape: &Tape, first: Duration) -> TapeField {
+        let mut reader = Reader { handles: tape.header.handles.clone().into_iter().collect(), ..Reader::default() };
+        for call in tape.calls() {
+            for exchange in &call.asked {
+                // What cannot be read is what the tape does not hold.
+                let _ = reader.exchange(exchange);
+            }
+        }
+        let Reader { units, web, peers, stored, .. } = reader;
+        TapeField(Arc::new(Shared {
+            begin: Instant::now(),
+            first,
+            units,
+            web,
+            peers,
+            stored,
+            changed: Mutex::default(),
+        }))
+    }
+
+    /// What the driver had stored.
+    pub(super) fn stored(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+        self.0.stored.iter()
+    }
+
+    /// What was asked that the tape has no answer to.
+    pub(super) fn unknown(&self) -> Vec<String> {
+        self.lock().unknown.iter().cloned().collect()
+    }
+
+    /// Opens connections to the units of a line.
+    pub(super) fn line(&self, name: &str) -> Connect {
+        let (field, name) = (self.clone(), name.to_owned());
+        Arc::new(move || Ok(Box::new(Line { field: field.clone(), name: name.clone(), unit: 0 }) as Box<dyn Client>))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Changed> {
+        self.0.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Now, on the tape.
+    fn now(&self) -> Duration {
+        self.0.first + self.0.begin.elapsed()
+    }
+
+    fn no_answer(&self, asked: String) {
+        let mut changed = self.lock();
+        if changed.unknown.len() < NAMED {
+            changed.unknown.insert(asked);
+        }
+    }
+
+    /// What a unit answers to a read, and how long it takes; none when the tape does not say.
+    fn registers(
+        &self,
+        line: &str,
+        unit: u8,
+        block: (Table, u16, u16),
+    ) -> Option<(Duration, Result<Vec<u16>, ModbusError>)> {
+        let (table, address, count) = block;
+        let known = self.0.units.get(&(line.to_owned(), unit))?;
+        let now = self.now();
+        let (took, mut values) = match known.0.get(&block).and_then(|series| series.at(now)) {
+            Some(answer) => (answer.took, answer.value.clone()),
+            None => known.assemble(block, now)?,
+        };
+        if let Ok(values) = &mut values {
+            let changed = self.lock();
+            for (value, address) in values.iter_mut().zip(address..).take(usize::from(count)) {
+                if let Some(written) = changed.registers.get(&(line.to_owned(), unit, table, address)) {
+                    *value = *written;
+                }
+            }
+        }
+        Some((took, values))
+    }
+
+    fn write(&self, line: &str, unit: u8, table: Table, address: u16, values: impl Iterator<Item = u16>) {
+        let mut changed = self.lock();
+        for (value, address) in values.zip(address..) {
+            changed.registers.insert((line.to_owned(), unit, table, address), value);
+        }
+    }
+
+    /// Answers one connection until the other side closes it.
+    async fn talk(&self, name: &str, begin: Vec<Part>, mut connection: DuplexStream) -> io::Result<()> {
+        if !say(&mut connection, begin).await? {
+            return Ok(());
+        }
+        let mut heard = Vec::new();
+        loop {
+            if connection.read_buf(&mut heard).await? == 0 {
+                return Ok(());
+            }
+            let Some(peer) = self.0.peers.get(name) else { return Ok(()) };
+            let known = peer.answers.iter().filter(|(sent, _)| !sent.is_empty() && heard.starts_with(sent));
+            if let Some((sent, answers)) = known.max_by_key(|(sent, _)| sent.len()) {
+                heard.drain(..sent.len());
+                let parts = answers.at(self.now()).map(|answer| answer.value.clone()).unwrap_or_default();
+                if !say(&mut connection, parts).await? {
+                    return Ok(());
+                }
+            } else if !peer.answers.iter().any(|(sent, _)| sent.starts_with(&heard)) {
+                self.no_answer(format!("{name} {:?}", String::from_utf8_lossy(&heard)));
+                heard.clear();
+            }
+        }
+    }
+}
+
+/// Says what a peer said; false when it closed the connection then.
+async fn say(connection: &mut DuplexStream, parts: Vec<Part>) -> io::Result<bool> {
+    for (took, part) in parts {
+        match part {
+            Ok(bytes) => {
+                sleep(took).await;
+                connection.write_all(&bytes).await?;
+            }
+            // Whoever waits does so as long as it wants to.
+            Err(NetError::TimedOut) => {}
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+impl Unit {
+    /// A block put together from others that were read by then.
+    fn assemble(
+        &self,
+        (table, address, count): (Table, u16, u16),
+        now: Duration,
+    ) -> Option<(Duration, Result<Vec<u16>, ModbusError>)> {
+        let mut took = Duration::ZERO;
+        let mut values = Vec::with_capacity(usize::from(count));
+        for address in (address..=u16::MAX).take(usize::from(count)) {
+            let holds = |(_, first, count): &(Table, u16, u16)| {
+                (u32::from(*first)..u32::from(*first) + u32::from(*count)).contains(&address.into())
+            };
+            let blocks = self.0.range((table, 0, 0)..=(table, address, u16::MAX)).filter(|(block, _)| holds(block));
+            let mut answers = blocks.filter_map(|((_, first, _), series)| Some((*first, series.at(now)?)));
+            let (first, answer) = answers.next()?;
+            took = took.max(answer.took);
+            match &answer.value {
+                Ok(words) => values.push(*words.get(usize::from(address - first))?),
+                Err(error) => return Some((took, Err(error.clone()))),
+            }
+        }
+        Some((took, Ok(values)))
+    }
+}
+
+/// A line of Modbus units as the bus sees it.
+struct Line {
+    field: TapeField,
+    name: String,
+    unit: u8,
+}
+
+impl SlaveContext for Line {
+    fn set_slave(&mut self, slave: Slave) {
+        self.unit = slave.0;
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Client for Line {
+    async fn call(&mut self, request: Request<'_>) -> tokio_modbus::Result<Response> {
+        let bits = |words: Vec<u16>| words.into_iter().map(|word| word != 0).collect();
+        let (field, name, unit) = (&self.field, self.name.as_str(), self.unit);
+        let (block, answer): (_, Box<dyn FnOnce(Vec<u16>) -> Response + Send>) = match request {
+            Request::ReadHoldingRegisters(address, count) => {
+                ((Table::Holding, address, count), Box::new(Response::ReadHoldingRegisters))
+            }
+            Request::ReadInputRegisters(address, count) => {
+                ((Table::Input, address, count), Box::new(Response::ReadInputRegisters))
+            }
+            Request::ReadCoils(address, count) => {
+                ((Table::Coils, address, count), Box::new(move |words| Response::ReadCoils(bits(words))))
+            }
+            Request::ReadDiscreteInputs(address, count) => {
+                ((Table::Discrete, address, count), Box::new(move |words| Response::ReadDiscreteInputs(bits(words))))
+            }
+            Request::WriteSingleRegister(address, value) => {
+                field.write(name, unit, Table::Holding, address, [value].into_iter());
+                return Ok(Ok(Response::WriteSingleRegister(address, value)));
+            }
+            Request::WriteMultipleRegisters(address, values) => {
+                field.write(name, unit, Table::Holding, address, values.iter().copied());
+                return Ok(Ok(Response::WriteMultipleRegisters(address, number_of(&values))));
+            }
+            Request::WriteSingleCoil(address, value) => {
+                field.write(name, unit, Table::Coils, address, [u16::from(value)].into_iter());
+                return Ok(Ok(Response::WriteSingleCoil(address, value)));
+            }
+            Request::WriteMultipleCoils(address, values) => {
+                field.write(name, unit, Table::Coils, address, values.iter().copied().map(u16::from));
+                return Ok(Ok(Response::WriteMultipleCoils(address, number_of(&values))));
+            }
+            _ => return Ok(Err(ExceptionCode::IllegalFunction)),
+        };
+        let Some((took, result)) = field.registers(name, unit, block) else {
+            let (table, address, count) = block;
+            field.no_answer(format!("{name}/{unit} {table:?} {address} x {count}"));
+            return Ok(Err(ExceptionCode::IllegalDataAddress));
+        };
+        let failed =
+            |kind: io::ErrorKind, text: String| Err(tokio_modbus::Error::Transport(io::Error::new(kind, text)));
+        match result {
+            Ok(words) => {
+                sleep(took).await;
+                Ok(Ok(answer(words)))
+            }
+            Err(ModbusError::DeviceException(code)) => Ok(Err(ExceptionCode::new(code))),
+            Err(ModbusError::InvalidResponse(text)) => failed(io::ErrorKind::InvalidData, text),
+            Err(ModbusError::Unavailable(text)) => failed(io::ErrorKind::ConnectionReset, text),
+            // Nobody answers.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    async fn disconnect(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn number_of<T>(values: &[T]) -> u16 {
+    u16::try_from(values.len()).unwrap_or(u16::MAX)
+}
+
+impl Field for TapeField {
+    fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        let (field, name) = (self.clone(), format!("{host}:{port}"));
+        async move {
+            let known = field.0.peers.get(&name).and_then(|peer| peer.connections.at(field.now()));
+            let Some(At { took, value, .. }) = known else {
+                field.no_answer(format!("{name} connect"));
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            };
+            sleep(*took).await;
+            let begin = match value {
+                Ok(begin) => begin.clone(),
+                Err(NetError::TimedOut) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(_) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            };
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let (field, name) = (field.clone(), name.clone());
+            tokio::spawn(async move {
+                // The driver may be gone.
+                let _ = field.talk(&name, begin, far).await;
+            });
+            Ok(Box::new(near) as Box<dyn Stream>)
+        }
+        .boxed()
+    }
+
+    fn fetch(&self, request: FieldRequest) -> BoxFuture<'static, Result<FieldResponse, String>> {
+        let field = self.clone();
+        async move {
+            let FieldRequest { method, host, path, body } = request;
+            let key = key(&method.to_ascii_uppercase(), (&host.0, host.1), &path, &body);
+            let Some(At { took, value, .. }) = field.0.web.get(&key).and_then(|series| series.at(field.now())) else {
+                field.no_answer(key);
+                return Err("the tape has no answer to this".into());
+            };
+            sleep(*took).await;
+            match value {
+                Ok(response) => {
+                    let headers = response.headers.iter().map(|header| (header.name.clone(), header.value.clone()));
+                    let (headers, body) = (headers.collect(), response.body.clone());
+                    Ok(FieldResponse { status: response.status, headers, body })
+                }
+                Err(HttpError::TimedOut) => std::future::pending().await,
+                Err(HttpError::Failed(text) | HttpError::NotGranted(text) | HttpError::InvalidRequest(text)) => {
+                    Err(text.clone())
+                }
+                Err(HttpError::TooLarge(_)) => Err("too large".into()),
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,209 @@
+//! Runs a driver on a tape as if it were the device's: the same answers, the
+//! same commands at the same times, and a clock that jumps.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+
+use super::field::TapeField;
+use crate::bus;
+use crate::clock::SimulatedClock;
+use crate::config::{Limits, LogLevel, ModbusAccess};
+use crate::device::{Configuration, DeviceHandle, Input, News, Specification, prepare};
+use crate::journal::Journal;
+use crate::message::{CommandRequest, DeviceId, Value, json_object};
+use crate::network::{Lookups, Target};
+use crate::receipt::Receipts;
+use crate::router::Outlet;
+use crate::sandbox::boundary::Export;
+use crate::sandbox::contract::exports::sandgate::driver::device_driver::Command;
+use crate::sandbox::{BusGrant, Capabilities, Driver, Surroundings};
+use crate::sockets::Sockets;
+use crate::storage::Storage;
+use crate::tape::{Room, Tape, Tapes};
+
+/// Where chance begins; the same for both versions.
+const SEED: u64 = 1;
+/// What a run may leave on its own tape.
+const RECORDED: usize = 256 << 20;
+/// How far the clock goes between two looks at the machine's.
+const STRIDE: Duration = Duration::from_secs(5);
+/// How long a unit on a line may take.
+const LINE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How far it goes beyond the begin of the tape's last call.
+const END: Duration = Duration::from_millis(50);
+/// A command waits for no longer.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a device may do, apart from its driver.
+#[derive(Debug, Clone)]
+pub struct Grounds {
+    /// The operator's limits.
+    pub limits: Limits,
+    /// Granted addresses.
+    pub tcp: Vec<Target>,
+    /// Granted hosts.
+    pub http: Vec<Target>,
+    /// Granted lines, and what is allowed there.
+    pub buses: BTreeMap<String, ModbusAccess>,
+}
+
+impl Specification {
+    /// What a driver may do where the device is only played.
+    pub fn grounds(&self) -> Grounds {
+        let Capabilities { tcp, http, buses, .. } = &self.capabilities;
+        let buses = buses.iter().map(|(name, grant)| (name.clone(), grant.access.clone())).collect();
+        Grounds { limits: self.limits.clone(), tcp: tcp.clone(), http: http.clone(), buses }
+    }
+}
+
+/// What a driver has done.
+pub(super) struct Rehearsed {
+    /// All of it.
+    pub tape: Tape,
+    /// The processor's time.
+    pub cpu: Duration,
+    /// How often it crashed, and the last cause.
+    pub crashes: u64,
+    pub problem: Option<String>,
+    /// What it asked that the tape has no answer to.
+    pub unknown: Vec<String>,
+}
+
+/// Something that came from outside.
+enum Incoming {
+    Command(CommandRequest),
+    Configuration(String),
+}
+
+/// Runs a driver from the begin of a tape to its end, or fails when that takes too long.
+pub(super) fn rehearse(
+    driver: &Arc<Driver>,
+    tape: &Tape,
+    grounds: &Grounds,
+    until: Clock,
+) -> Result<Rehearsed, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
+    let began = processor_time();
+    let mut rehearsed = runtime.block_on(run(driver, tape, grounds, until))?;
+    rehearsed.cpu = processor_time().saturating_sub(began);
+    Ok(rehearsed)
+}
+
+/// Of this thread.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds, until: Clock) -> Result<Rehearsed, String> {
+    let (_, first, last) = tape.extent();
+    let begin = Instant::now();
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let _clock = SimulatedClock::begin(tape.header.began.saturating_add(ms(first)));
+    fastrand::seed(SEED);
+    let folder = tempfile::tempdir().map_err(|error: io::Error| format!("no folder for its storage: {error}"))?;
+    let field = TapeField::new(tape, first);
+    let id = DeviceId::new(&tape.header.device);
+    let storage = Storage::open(folder.path()).device(&id);
+    for (key, value) in field.stored() {
+        // What does not fit was never there.
+        let _ = storage.set(key, value.clone(), usize::MAX);
+    }
+    let buses = grounds.buses.iter().map(|(name, access)| {
+        let line = bus::open_simulated(name, field.line(name), LINE_TIMEOUT);
+        (name.clone(), BusGrant { bus: line.of(&id), access: access.clone() })
+    });
+    let specification = Specification {
+        capabilities: Capabilities {
+            outlet: Arc::new(Outlet { device: id.clone(), routes: Vec::new() }),
+            statistics: Arc::default(),
+            storage: Some(storage),
+            tcp: grounds.tcp.clone(),
+            http: grounds.http.clone(),
+            buses: buses.collect(),
+            sockets: Sockets::new(64),
+            lookups: Lookups::new(),
+            tapes: Some(Tapes::new(Room::new(RECORDED, Duration::MAX), true, None)),
+            surroundings: Surroundings { field: Some(Arc::new(field.clone())), seed: Some(SEED) },
+        },
+        limits: grounds.limits.clone(),
+        cloud_log: LogLevel::Off,
+        health_window: Duration::ZERO,
+        news: News::default(),
+        id,
+    };
+    let (state, incoming) = what_came(tape);
+    let configuration = tape.header.configuration.as_object().cloned().unwrap_or_default();
+    let prepared = prepare(&specification, Arc::clone(driver), &Configuration::own(configuration)).await;
+    let mut prepared = prepared.map_err(|error| error.to_string())?;
+    if let Some(state) = state {
+        prepared.restore(state).await?;
+    }
+    let (journal, receipts) = (Arc::new(Journal::in_memory(DEADLINE)), Receipts::in_memory());
+    let device = DeviceHandle::start(Arc::new(specification), prepared, journal, receipts);
+    // What was configured first counts from the start on.
+    let mut events = incoming.into_iter().peekable();
+    let end = begin + last.saturating_sub(first) + END;
+    let mut time = begin;
+    while time < end {
+        let next = events.peek().map_or(end, |(at, _)| begin + at.saturating_sub(first)).max(time);
+        time = next.min(time + STRIDE).min(end);
+        sleep_until(time).await;
+        if Clock::now() > until {
+            return Err("it computes too long on what the device has done".into());
+        }
+        if time < next {
+            continue;
+        }
+        match events.next() {
+            Some((_, Incoming::Command(request))) => {
+                let (reply, result) = oneshot::channel();
+                if device.command(request, Some(reply)).is_ok() {
+                    // Its answer is on the tape.
+                    let _ = result.await;
+                }
+            }
+            Some((_, Incoming::Configuration(configuration))) => {
+                // So is whether it is taken.
+                device.ask(|reply| Input::Configure(configuration, reply)).await;
+            }
+            None => {}
+        }
+        time = time.max(Instant::now());
+    }
+    let crashes = device.spec.capabilities.statistics.crashes.get();
+    let problem = device.status.borrow().problem.clone();
+    let recorded = device.ask(Input::Tape).await.flatten();
+    let recorded = recorded.ok_or_else(|| {
+        format!("it does not run at the end: {}", problem.clone().unwrap_or_else(|| "it has stopped".into()))
+    })?;
+    let unknown = field.unknown();
+    Ok(Rehearsed { tape: recorded, cpu: Duration::ZERO, crashes, problem, unknown })
+}
+
+/// The state that the life on a tape began with, and what came from outside.
+fn what_came(tape: &Tape) -> (Option<Vec<u8>>, Vec<(Duration, Incoming)>) {
+    let mut state = None;
+    let mut incoming = Vec::new();
+    for call in tape.calls() {
+        if call.number == Export::Restore as u8 {
+            state = postcard::from_bytes(call.arguments).ok();
+        } else if call.number == Export::Configure as u8 {
+            let configuration = postcard::from_bytes(call.arguments);
+            incoming.extend(configuration.ok().map(|text| (call.at, Incoming::Configuration(text))));
+        } else if call.number == Export::HandleCommand as u8
+            && let Ok(Command { id, name, arguments, .. }) = postcard::from_bytes(call.arguments)
+        {
+            let known: Vec<_> = arguments.into_iter().filter(|argument| argument.value != Value::Unknown).collect();
+            let arguments = json_object(&known);
+            incoming.push((call.at, Incoming::Command(CommandRequest { id, session: None, name, arguments })));
+        }
+    }
+    (state, incoming)
+}

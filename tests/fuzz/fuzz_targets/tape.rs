@@ -1,0 +1,9 @@
+//! Fuzzes what `targets.rs` says of `tape`.
+
+#![no_main]
+
+#[path = "../targets.rs"]
+#[allow(dead_code)]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::tape(data));
