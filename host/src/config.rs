@@ -121,14 +121,14 @@ pub enum GateMode {
     Refuse,
 }
 
-/// How a new version is tried.
+/// How a new version is tried; what is not said is as for all.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gate {
     /// What a difference does.
-    pub mode: GateMode,
+    pub mode: Option<GateMode>,
     /// How far numbers may be apart, as a part of their value: 0.001 is 0.1 %.
-    pub tolerance: f64,
+    pub tolerance: Option<f64>,
 }
 
 /// How new versions are tried: of all drivers, and of some.
@@ -144,10 +144,12 @@ pub struct Gates {
 }
 
 impl Gates {
-    /// The one for a device with a driver of this name.
-    pub fn of(&self, device: &Device, driver: &str) -> Gate {
-        let all = Gate { mode: self.mode, tolerance: self.tolerance };
-        device.gate.or_else(|| self.drivers.get(driver).copied()).unwrap_or(all)
+    /// The mode and the tolerance for a device with a driver of this name.
+    pub fn of(&self, device: &Device, driver: &str) -> (GateMode, f64) {
+        let own = [device.gate, self.drivers.get(driver).copied()];
+        let mode = own.iter().find_map(|gate| gate.as_ref()?.mode);
+        let tolerance = own.iter().find_map(|gate| gate.as_ref()?.tolerance);
+        (mode.unwrap_or(self.mode), tolerance.unwrap_or(self.tolerance))
     }
 }
 

@@ -133,6 +133,7 @@ impl DeviceHandle {
 impl Device {
     async fn run(mut self) {
         Box::pin(self.start(StartReason::FirstStart)).await;
+        let mut prefers_inbox = false;
         loop {
             let wake = self.next_wake();
             let sleep = async move {
@@ -141,12 +142,15 @@ impl Device {
                     None => std::future::pending().await,
                 }
             };
-            let input = tokio::select! {
-                input = self.inbox.recv() => input.map(|input| *input),
-                () = sleep => {
-                    self.wake().await;
-                    continue;
-                }
+            // Each comes first in turn, so that none starves and what happens does not depend on chance.
+            prefers_inbox = !prefers_inbox;
+            let input = match prefers_inbox {
+                true => tokio::select! { biased; input = self.inbox.recv() => Some(input), () = sleep => None },
+                false => tokio::select! { biased; () = sleep => None, input = self.inbox.recv() => Some(input) },
+            };
+            let Some(input) = input.map(|input| input.map(|input| *input)) else {
+                self.wake().await;
+                continue;
             };
             match input {
                 None => return Box::pin(self.stop()).await,
@@ -327,7 +331,8 @@ impl Device {
         self.restart_at = None;
         let limits = Limits::resolve(&self.spec.limits, &self.driver.manifest.driver.limits);
         match self.driver.instantiate(&self.spec.capabilities, self.spec.log(&self.driver), limits).await {
-            Ok(instance) => {
+            Ok(mut instance) => {
+                instance.will_be_configured(&self.life.configuration);
                 self.life.instance = Some(instance);
                 // The start may crash in its turn, at once.
                 Box::pin(self.start(StartReason::Restart)).await;

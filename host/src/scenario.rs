@@ -11,18 +11,21 @@ mod expect;
 mod explore;
 mod field;
 mod format;
+mod from_tape;
 mod registers;
 mod run;
 mod story;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::manifest::Manifest;
 use crate::tape::Tape;
 
 pub use explore::{Finding, Rule, explore};
+pub use from_tape::scenario_of;
 pub use run::run;
 
 /// One scenario of a file.
@@ -36,6 +39,8 @@ pub struct Scenario {
     /// Where what is given stands.
     given_line: u64,
     steps: Vec<format::PlacedStep>,
+    /// Devices that answer from a tape.
+    tape: Option<Arc<Tape>>,
 }
 
 impl Scenario {
@@ -44,9 +49,25 @@ impl Scenario {
     pub fn load(path: &Path, manifest: &Manifest) -> Result<Vec<Scenario>, String> {
         let place = |problem: String| format!("{}:{problem}", path.display());
         let text = std::fs::read_to_string(path).map_err(|error| place(format!(" {error}")))?;
-        let scenarios = format::read(&text, path).map_err(place)?;
+        let mut scenarios = format::read(&text, path).map_err(place)?;
+        for scenario in &mut scenarios {
+            scenario.load_tape().map_err(place)?;
+        }
         scenarios.iter().try_for_each(|scenario| scenario.check(manifest).map_err(place))?;
         Ok(scenarios)
+    }
+}
+
+impl Scenario {
+    /// Reads the tape that is given, if one is.
+    fn load_tape(&mut self) -> Result<(), String> {
+        let Some(name) = &self.given.tape else { return Ok(()) };
+        let path = self.file.parent().unwrap_or(Path::new(".")).join(name);
+        let wrong =
+            |problem: String| format!("{}: {}: given.tape: {}: {problem}", self.given_line, self.name, path.display());
+        let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
+        self.tape = Some(Arc::new(Tape::read(&bytes).map_err(wrong)?));
+        Ok(())
     }
 }
 

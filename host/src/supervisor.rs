@@ -134,7 +134,7 @@ pub struct Supervisor {
     sockets: Sockets,
     lookups: Lookups,
     /// Who may try a new version now.
-    gatekeeper: Gatekeeper,
+    gatekeeper: Option<Gatekeeper>,
     /// Memory for tapes, and the folder for those of dead drivers.
     tapes: (Room, PathBuf),
     buses: BTreeMap<String, BusLine>,
@@ -195,6 +195,10 @@ impl Supervisor {
         secrets: Secrets,
     ) -> Result<(Supervisor, Control)> {
         secrets.set("(configuration)", config.secrets());
+        let gatekeeper = match &compiler {
+            Compiler::Child(program) => Some(Gatekeeper::new(program.clone(), state.to_owned())),
+            Compiler::InProcess => None,
+        };
         let sandbox = Sandbox::new(compiler, Some(&state.join("cache")))?;
         let registry = Arc::new(Registry::new(sandbox, Some(&state.join("drivers"))));
         crate::files::remove_parts(&software::folder(state));
@@ -226,7 +230,7 @@ impl Supervisor {
             secrets,
             sockets: Sockets::of_this_process(),
             lookups: Lookups::new(),
-            gatekeeper: Gatekeeper::new(),
+            gatekeeper,
             tapes: (Room::new(config.tapes.memory.bytes(), config.tapes.age.0), state.join(POST_MORTEMS)),
             starts: Starts::new(),
             unread_kinds: Vec::new(),

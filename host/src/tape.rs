@@ -35,4 +35,5 @@ pub use event::{Event, Kind, Moment};
 pub use file::{DriverOnTape, Header, Limits, Tape};
 pub use player::{Difference, End, Player, Side};
 pub use recorder::{Chunk, Recorder, Room};
+pub use redactor::hidden;
 pub use tapes::{POST_MORTEMS, Tapes, post_mortems};

@@ -37,7 +37,7 @@ const CONFIGURATIONS: &[(&str, &str)] = &[
     ("x = ",
         "1:5: string values must be quoted, expected literal string"),
     ("nonsense = 1",
-        "1:1: nonsense: unknown field `nonsense`, expected one of `state`, `gateway`, `sessions`, `buses`, `devices`"),
+        "1:1: nonsense: unknown field `nonsense`, expected one of `state`, `gateway`, `sessions`, `tapes`, `gate`, `buses`, `devices`"),
     ("state = 7",
         "1:9: state: invalid type: integer `7`, expected a path in quotes"),
     ("[gateway]\ntelemetry_every = 10",

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use sandgate::config::Limits;
+use sandgate::device::Configuration;
 use sandgate::gate::{self, Grounds};
 use sandgate::receipt::Comparison;
 use sandgate::sandbox::{Compiler, Driver, Sandbox};
@@ -41,8 +42,9 @@ async fn load(folder: &Path, file: &str) -> Arc<Driver> {
 async fn compare(old: &Arc<Driver>, new: &Arc<Driver>, tape: Tape) -> Comparison {
     let everywhere = vec!["*:*".parse().unwrap()];
     let buses = old.manifest.driver.requests.modbus.iter().map(|name| (name.clone(), Default::default()));
-    let grounds =
-        Grounds { limits: Limits::default(), tcp: everywhere.clone(), http: everywhere, buses: buses.collect() };
+    let configuration = Configuration::own(tape.header.configuration.as_object().cloned().unwrap());
+    let (tcp, http) = (everywhere.clone(), everywhere);
+    let grounds = Grounds { limits: Limits::default(), tcp, http, buses: buses.collect(), configuration };
     let (old, new) = (Arc::clone(old), Arc::clone(new));
     tokio::task::spawn_blocking(move || gate::compare((&old, &new), &tape, &grounds)).await.unwrap().unwrap()
 }

@@ -2,6 +2,7 @@
 //! the bytes are: none panics, hangs, or takes more memory than its bounds say.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,13 +130,34 @@ pub fn component(data: &[u8]) {
     }
 }
 
+/// A folder that is gone afterwards, also when threads still write into it for a moment.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap().keep())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        for _ in 0..1000 {
+            let _ = std::fs::remove_dir_all(&self.0);
+            if !self.0.exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// A file of an outbox that somebody or a disk has changed.
 pub fn outbox(data: &[u8]) {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join(format!("{:016}.log", 3)), data).unwrap();
+    let folder = Folder::new();
+    std::fs::write(folder.0.join(format!("{:016}.log", 3)), data).unwrap();
     let bounds = Bounds { bytes: 1 << 20, memory: 64 << 10, age: Duration::from_secs(3600), ..Bounds::default() };
     let outbox = Arc::new(Outbox::new(bounds));
-    outbox.keep_in(folder.path(), Duration::ZERO).unwrap();
+    outbox.keep_in(&folder.0, Duration::ZERO).unwrap();
     let publication =
         sandgate::message::Publication { topic: "t".into(), payload: bytes::Bytes::new(), joins: false, stamp: None };
     outbox.append(&DeviceId::new("d"), Class::Answer, Moment::now(), publication);
@@ -146,8 +168,8 @@ pub fn outbox(data: &[u8]) {
 
 /// A journal of commands that somebody or a disk has changed.
 pub fn journal(data: &[u8]) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("commands.jsonl");
+    let folder = Folder::new();
+    let path = folder.0.join("commands.jsonl");
     std::fs::write(&path, data).unwrap();
     let (journal, leftovers) = Journal::open(&path, Duration::from_secs(60)).unwrap();
     drop(leftovers);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sandgate::config::Limits;
+use sandgate::device::Configuration;
 use sandgate::gate::{self, Grounds};
 use sandgate::sandbox::{Compiler, Sandbox};
 use sandgate::tape::Tape;
@@ -78,7 +79,9 @@ fn replayed_and_gated(folder: &Path, given: &str) {
     }));
     let tape = Tape::read(&std::fs::read(file).unwrap()).unwrap();
     let buses = [("line".to_owned(), Default::default())].into();
-    let grounds = Grounds { limits: Limits::default(), tcp: Vec::new(), http: Vec::new(), buses };
+    let configuration = Configuration::own(tape.header.configuration.as_object().cloned().unwrap());
+    let (tcp, http) = (Vec::new(), Vec::new());
+    let grounds = Grounds { limits: Limits::default(), tcp, http, buses, configuration };
     let gated = std::thread::scope(|scope| {
         let gate = || {
             let begin = Instant::now();

@@ -199,13 +199,36 @@ impl Manifest {
         command.arguments.iter().filter_map(typed).collect()
     }
 
+    /// Writes others over what is sensitive in a configuration: texts, and those in lists and documents.
+    pub fn hide_sensitive(&self, configuration: &mut Map<String, Json>, hidden: impl Fn(&str) -> String + Copy) {
+        fn hide(value: &mut Json, hidden: impl Fn(&str) -> String + Copy) {
+            match value {
+                Json::String(text) => *text = hidden(text),
+                Json::Array(values) => values.iter_mut().for_each(|value| hide(value, hidden)),
+                Json::Object(values) => values.values_mut().for_each(|value| hide(value, hidden)),
+                Json::Number(_) => *value = 0.into(),
+                Json::Bool(_) | Json::Null => {}
+            }
+        }
+        for (bucket, declared) in &self.blueprint.configuration {
+            let sensitive = declared.parameters.iter().filter(|(_, parameter)| parameter.sensitive);
+            for (name, _) in sensitive {
+                if let Some(value) = configuration.get_mut(bucket).and_then(|bucket| bucket.get_mut(name)) {
+                    hide(value, hidden);
+                }
+            }
+        }
+    }
+
     /// The texts in a configuration that must not show in a log.
     pub fn sensitive(&self, configuration: &Map<String, Json>) -> Vec<String> {
         let parameters = self.blueprint.configuration.iter().flat_map(|(bucket, declared)| {
             let sensitive = declared.parameters.iter().filter(|(_, parameter)| parameter.sensitive);
             sensitive.filter_map(move |(name, _)| configuration.get(bucket)?.get(name))
         });
-        parameters.filter_map(|value| value.as_str().map(str::to_owned)).collect()
+        let mut texts = Vec::new();
+        parameters.for_each(|value| texts_in(value, &mut texts));
+        texts
     }
 
     /// Checks a whole configuration and fills in defaults.
@@ -311,5 +334,15 @@ fn name_of(value: &Value) -> &'static str {
         Value::Text(_) => "text",
         Value::TextList(_) => "text-list",
         Value::Json(_) => "json",
+    }
+}
+
+/// All texts in a document.
+fn texts_in(value: &Json, texts: &mut Vec<String>) {
+    match value {
+        Json::String(text) => texts.push(text.clone()),
+        Json::Array(values) => values.iter().for_each(|value| texts_in(value, texts)),
+        Json::Object(values) => values.values().for_each(|value| texts_in(value, texts)),
+        _ => {}
     }
 }

@@ -70,7 +70,10 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
             changes.push(Change::StartDevice(id.clone()));
             continue;
         }
-        if before == device {
+        // How new versions are tried is looked at when one comes.
+        let mut same_gate = Device::clone(before);
+        same_gate.gate = device.gate;
+        if same_gate == **device {
             continue;
         }
         let mut same_file = Device::clone(before);

@@ -28,6 +28,20 @@ pub struct ModbusAccess {
     pub writes: Writes,
 }
 
+impl ModbusAccess {
+    /// The units that are granted; none for those of the configuration.
+    pub fn unit_numbers(&self) -> Option<Vec<u8>> {
+        let units = self.units.as_ref()?;
+        Some(units.iter().flat_map(|units| units.0.clone()).collect())
+    }
+
+    /// All writes to these units, or to those of the configuration.
+    pub fn of_units(units: Option<Vec<u8>>) -> ModbusAccess {
+        let units = units.map(|units| units.into_iter().map(|unit| Units(unit..=unit)).collect());
+        ModbusAccess { units, writes: Writes::All }
+    }
+}
+
 /// A unit or a range of units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Units(RangeInclusive<u8>);

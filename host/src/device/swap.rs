@@ -114,7 +114,8 @@ pub async fn prepare(spec: &Specification, driver: Arc<Driver>, given: &Configur
     let wrong = |problem| NotReady::Wrong(format!("configuration.{problem}"));
     let (configuration, _) = given.check(&driver.manifest).map_err(wrong)?;
     let limits = Limits::resolve(&spec.limits, &driver.manifest.driver.limits);
-    let instance = driver.instantiate(&spec.capabilities, spec.log(&driver), limits).await?;
+    let mut instance = driver.instantiate(&spec.capabilities, spec.log(&driver), limits).await?;
+    instance.will_be_configured(&configuration);
     Ok(Prepared { driver, instance, configuration, gate: None })
 }
 
@@ -171,7 +172,10 @@ impl Device {
         receipt.pause_us = microseconds(begin.elapsed());
         receipt.held = self.held(begin);
         match result {
-            Err(reason) => receipt.outcome = Outcome::Rejected(reason),
+            Err(reason) => {
+                self.keep_tape(&driver, &mut instance, &reason);
+                receipt.outcome = Outcome::Rejected(reason);
+            }
             Ok(()) => self.install(driver, instance, configuration, asked_by),
         }
         self.report(&receipt);
@@ -191,6 +195,8 @@ impl Device {
         match self.watch.take() {
             // One that has not proved itself is nothing to go back to.
             Some(watch) => (old, old_calls) = (watch.old, watch.old_calls),
+            // One that was swapped for itself has nothing new to go back to.
+            None if old_driver.digest == self.driver.digest => {}
             None => self.previous = Some(old_driver),
         }
         self.backoff.reset();

@@ -3,197 +3,41 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
-
+use super::deeds::{Deeds, cut};
 use super::rehearsal::Rehearsed;
 use crate::manifest::value::json_of;
-use crate::message::{Attribute, CommandResult, Rejection, Value};
+use crate::message::Value;
 use crate::receipt::{Comparison, Distance};
-use crate::sandbox::boundary::{self, Export};
-use crate::sandbox::contract::exports::sandgate::driver::device_driver::{Command, CommandError};
-use crate::sandbox::contract::sandgate::driver::alerts::Alert;
-use crate::sandbox::contract::sandgate::driver::http::Request;
-use crate::sandbox::contract::sandgate::driver::logging::Level;
-use crate::sandbox::contract::sandgate::driver::telemetry::{Sample, SendError};
-use crate::tape::{Call, Ended, Exchange, Tape};
+use crate::tape::Tape;
 
+/// Things of a kind that are kept.
+const KEPT: usize = 20;
 /// Samples of two drivers belong together when they are no further apart.
 const TOGETHER: Duration = Duration::from_secs(2);
-/// Longer ones are cut.
-const LONG: usize = 200;
-
-/// What a driver has done, sorted.
-#[derive(Default)]
-struct Deeds {
-    samples: Vec<(Duration, BTreeMap<String, Value>)>,
-    properties: BTreeMap<String, Value>,
-    alerts: Vec<Option<BTreeSet<String>>>,
-    /// Answers of commands and configurations, in order.
-    answers: Vec<(String, String)>,
-    /// How often each thing was asked or written.
-    requests: BTreeMap<String, u64>,
-    logs: BTreeSet<String>,
-}
-
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    postcard::from_bytes(bytes).ok()
-}
-
-impl Deeds {
-    fn of(tape: &Tape) -> Deeds {
-        let mut deeds = Deeds::default();
-        let mut handles: BTreeMap<u32, String> = BTreeMap::new();
-        for call in tape.calls() {
-            for exchange in &call.asked {
-                // What has no answer has not happened.
-                let _ = deeds.exchange(exchange, &mut handles);
-            }
-            deeds.answer(&call);
-        }
-        deeds
-    }
-
-    fn answer(&mut self, call: &Call<'_>) {
-        type Answer = Result<Result<Vec<Attribute>, CommandError>, Ended>;
-        let Some(result) = call.result else { return };
-        if call.number == Export::HandleCommand as u8 {
-            let name = read::<Command>(call.arguments).map_or_else(String::new, |command| command.name);
-            let answer = match read::<Answer>(result) {
-                Some(Ok(result)) => shown(&result.map_err(Into::into)),
-                Some(Err(Ended::Itself(text) | Ended::ByHost(text))) => text,
-                None => return,
-            };
-            self.answers.push((format!("command {name}"), answer));
-        } else if call.number == Export::Configure as u8
-            && let Some(Ok(taken)) = read::<Result<Result<(), String>, Ended>>(result)
-        {
-            self.answers.push(("configuration".into(), taken.map_or_else(|text| text, |()| "taken".into())));
-        }
-    }
-
-    fn exchange(&mut self, exchange: &Exchange<'_>, handles: &mut BTreeMap<u32, String>) -> Option<()> {
-        let name = boundary::import(exchange.number)?.name;
-        let (arguments, answer) = (exchange.arguments, exchange.answer?);
-        let rejected = || match read::<Result<(), SendError>>(answer)? {
-            Ok(()) => Some(Vec::new()),
-            Err(SendError::Rejected(rejected)) => Some(rejected),
-            Err(_) => None,
-        };
-        match name {
-            "telemetry.send" => {
-                let (sample,): (Sample,) = read(arguments)?;
-                let values = accepted(sample.attributes, &rejected()?);
-                if !values.is_empty() {
-                    self.samples.push((exchange.at, values));
-                }
-            }
-            "properties.publish" => {
-                let (attributes,): (Vec<Attribute>,) = read(arguments)?;
-                self.properties.extend(accepted(attributes, &rejected()?));
-            }
-            "alerts.set" => {
-                let (active,): (Vec<Alert>,) = read(arguments)?;
-                self.alert(Some(active.into_iter().map(|alert| alert.id).collect()));
-            }
-            "alerts.unknown" => self.alert(None),
-            "logging.log" => {
-                let (level, text): (Level, String) = read(arguments)?;
-                if matches!(level, Level::Warning | Level::Error) {
-                    self.logs.insert(cut(&text));
-                }
-            }
-            "net.tcp-connection.connect" => {
-                let (host, port, _): (String, u16, f64) = read(arguments)?;
-                handles.insert(read::<Result<u32, boundary::NetError>>(answer)?.ok()?, format!("{host}:{port}"));
-            }
-            "net.tcp-connection.send" => {
-                let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
-                let peer = handles.get(&handle).cloned().unwrap_or_default();
-                self.request(format!("{peer} {:?}", String::from_utf8_lossy(&bytes)));
-            }
-            "modbus.unit.open" => {
-                let (line, unit): (String, u8) = read(arguments)?;
-                handles.insert(read::<Result<u32, boundary::ModbusError>>(answer)?.ok()?, format!("{line}/{unit}"));
-            }
-            "http.fetch" => {
-                let (request,): (Request,) = read(arguments)?;
-                let body = String::from_utf8_lossy(&request.body).into_owned();
-                self.request(format!("{} {} {body}", request.method, request.url));
-            }
-            name if name.starts_with("modbus.unit.read_") => {
-                let (handle, address, count): (u32, u16, u16) = read(arguments)?;
-                let table = name.trim_start_matches("modbus.unit.");
-                let unit = handles.get(&handle).cloned().unwrap_or_default();
-                self.request(format!("{unit} {table} {address} x {count}"));
-            }
-            name if name.starts_with("modbus.unit.write_") => {
-                let handle = read_handle(arguments)?;
-                let unit = handles.get(&handle).cloned().unwrap_or_default();
-                let shown = (boundary::import(exchange.number)?.show_arguments)(arguments);
-                // Without the handle, which stands for the unit.
-                let values = shown.split_once(", ").map_or("", |(_, values)| values).trim_end_matches(')');
-                self.request(format!("{unit} {} {values}", name.trim_start_matches("modbus.unit.")));
-            }
-            _ => {}
-        }
-        Some(())
-    }
-
-    fn alert(&mut self, now: Option<BTreeSet<String>>) {
-        if self.alerts.last() != Some(&now) {
-            self.alerts.push(now);
-        }
-    }
-
-    fn request(&mut self, request: String) {
-        *self.requests.entry(cut(request.trim_end())).or_default() += 1;
-    }
-}
-
-fn read_handle(arguments: &[u8]) -> Option<u32> {
-    postcard::take_from_bytes::<u32>(arguments).ok().map(|(handle, _)| handle)
-}
-
-fn cut(text: &str) -> String {
-    crate::text::cut(text, LONG).to_owned()
-}
-
-fn shown(result: &CommandResult) -> String {
-    match result {
-        Ok(attributes) => cut(&serde_json::Value::from(crate::message::json_object(attributes)).to_string()),
-        Err(error) => cut(&format!("{}: {}", error.code(), error.text())),
-    }
-}
-
-/// What was taken of a sample.
-fn accepted(attributes: Vec<Attribute>, rejected: &[Rejection]) -> BTreeMap<String, Value> {
-    let is_taken = |attribute: &Attribute| !rejected.iter().any(|rejection| rejection.name == attribute.name);
-    attributes.into_iter().filter(is_taken).map(|attribute| (attribute.name, attribute.value)).collect()
-}
 
 /// Compares what an old and a new driver have done.
-pub(super) fn compare(old: &Rehearsed, new: &Rehearsed) -> Comparison {
+pub(super) fn compare(tape: &Tape, old: &Rehearsed, new: &Rehearsed) -> Comparison {
     let (before, after) = (Deeds::of(&old.tape), Deeds::of(&new.tape));
-    let (_, first, last) = old.tape.extent();
+    let (_, first, last) = tape.extent();
+    let length = last.saturating_sub(first);
     let mut comparison = Comparison {
-        seconds: last.saturating_sub(first).as_secs_f64(),
+        seconds: length.as_secs_f64(),
         samples: u64::try_from(before.samples.len()).unwrap_or(u64::MAX),
         equal: 0,
         missing: 0,
         extra: 0,
         attributes: BTreeMap::new(),
-        others: others(&before, &after),
-        unasked: only(&before.requests, &after.requests),
-        asked: only(&after.requests, &before.requests),
-        logs: after.logs.difference(&before.logs).cloned().collect(),
+        others: bounded(others(&before, &after, old, new)),
+        unasked: bounded(only(&before, &after)),
+        asked: bounded(only(&after, &before)),
+        logs: bounded(after.logs.difference(&before.logs).cloned().collect()),
         unknown: new.unknown.iter().filter(|asked| !old.unknown.contains(asked)).cloned().collect(),
-        crashes: new.crashes.saturating_sub(old.crashes),
+        crashes: new.lives.saturating_sub(1),
         problem: new.problem.clone(),
         cpu: new.cpu.as_secs_f64() / old.cpu.as_secs_f64().max(1e-6),
         memory: signed(new.tape.header.memory) - signed(old.tape.header.memory),
     };
-    let (_, _, end) = new.tape.extent();
-    samples(&before.samples, &after.samples, end.min(last), &mut comparison);
+    samples(&before.samples, &after.samples, length, &mut comparison);
     comparison
 }
 
@@ -277,7 +121,7 @@ fn apart(old: Option<&Value>, new: Option<&Value>) -> Option<f64> {
 }
 
 /// Alerts, properties and answers that are other ones.
-fn others(before: &Deeds, after: &Deeds) -> Vec<String> {
+fn others(before: &Deeds, after: &Deeds, old: &Rehearsed, new: &Rehearsed) -> Vec<String> {
     let mut others = Vec::new();
     if before.alerts != after.alerts {
         let place = before.alerts.iter().zip(&after.alerts).position(|(old, new)| old != new);
@@ -297,25 +141,44 @@ fn others(before: &Deeds, after: &Deeds) -> Vec<String> {
             others.push(format!("property {name:?} {}", example(old, new)));
         }
     }
-    let answers = before.answers.iter().zip(&after.answers);
-    for ((what, old), (_, new)) in answers.filter(|(old, new)| old != new) {
+    for ((what, old), (_, new)) in old.answers.iter().zip(&new.answers).filter(|(old, new)| old != new) {
         others.push(cut(&format!("{what}: {new} instead of {old}")));
     }
     others
 }
 
-/// What is in one list and not, or far less often, in the other.
-fn only(these: &BTreeMap<String, u64>, those: &BTreeMap<String, u64>) -> Vec<String> {
+/// What only one of two drivers asks for, or far more often, and writes that it
+/// makes more often or in another order.
+fn only(these: &Deeds, those: &Deeds) -> Vec<String> {
     let mut only = Vec::new();
-    for (request, times) in these {
-        match those.get(request) {
-            None => only.push(request.clone()),
-            // A poll more or less at the ends is nothing.
-            Some(others) if *times > 2 * others + 1 => only.push(format!("{request} ({times} times, not {others})")),
-            Some(_) => {}
+    for (request, times) in &these.requests {
+        let others = those.requests.get(request).copied().unwrap_or_default();
+        // A poll more or less at the ends is nothing.
+        let is_more = if others == 0 { *times > 0 } else { *times > 2 * others + 1 };
+        if is_more {
+            only.push(if others == 0 {
+                cut(request)
+            } else {
+                format!("{} ({times} times, not {others})", cut(request))
+            });
         }
     }
+    let differs = these.writes.iter().zip(&those.writes).position(|(this, that)| this != that);
+    if let Some(place) = differs.or((these.writes.len() > those.writes.len()).then_some(those.writes.len())) {
+        let rest = these.writes.iter().skip(place);
+        only.extend(rest.map(|write| cut(write)));
+    }
     only
+}
+
+/// The first of many, and how many more there are.
+fn bounded(mut list: Vec<String>) -> Vec<String> {
+    let more = list.len().saturating_sub(KEPT);
+    list.truncate(KEPT);
+    if more > 0 {
+        list.push(format!("and {more} more"));
+    }
+    list
 }
 
 #[cfg(test)]

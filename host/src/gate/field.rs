@@ -29,12 +29,14 @@ use crate::tape::{Exchange, Tape};
 
 /// What is asked a little earlier than on the tape gets the answer from there.
 const EARLIER: Duration = Duration::from_millis(20);
+/// What took longer waited for others.
+const QUICK: Duration = Duration::from_millis(100);
 /// Things without an answer that are named.
 const NAMED: usize = 20;
 
 /// See the module documentation. Clones are the same.
 #[derive(Clone)]
-pub(super) struct TapeField(Arc<Shared>);
+pub(crate) struct TapeField(Arc<Shared>);
 
 struct Shared {
     begin: Instant,
@@ -217,7 +219,8 @@ fn key(method: &str, (host, port): (&str, u16), path: &str, body: &[u8]) -> Stri
 }
 
 impl TapeField {
-    pub(super) fn new(tape: &Tape, first: Duration) -> TapeField {
+    /// From now on, which is the begin of the tape.
+    pub(crate) fn new(tape: &Tape, first: Duration) -> TapeField {
         let mut reader = Reader { handles: tape.header.handles.clone().into_iter().collect(), ..Reader::default() };
         for call in tape.calls() {
             for exchange in &call.asked {
@@ -238,19 +241,30 @@ impl TapeField {
     }
 
     /// What the driver had stored.
-    pub(super) fn stored(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
         self.0.stored.iter()
     }
 
     /// What was asked that the tape has no answer to.
-    pub(super) fn unknown(&self) -> Vec<String> {
+    pub(crate) fn unknown(&self) -> Vec<String> {
         self.lock().unknown.iter().cloned().collect()
     }
 
     /// Opens connections to the units of a line.
     pub(super) fn line(&self, name: &str) -> Connect {
         let (field, name) = (self.clone(), name.to_owned());
-        Arc::new(move || Ok(Box::new(Line { field: field.clone(), name: name.clone(), unit: 0 }) as Box<dyn Client>))
+        Arc::new(move || Ok(field.client(&name, 0)))
+    }
+
+    /// A client of a unit on a line.
+    pub(crate) fn client(&self, name: &str, unit: u8) -> Box<dyn Client> {
+        Box::new(Line { field: self.clone(), name: name.to_owned(), unit })
+    }
+
+    /// The peers and web servers on the tape, as `host:port`.
+    pub(crate) fn addresses(&self) -> BTreeSet<String> {
+        let hosts = self.0.web.keys().filter_map(|key| key.split([' ', '/']).nth(1));
+        self.0.peers.keys().map(String::as_str).chain(hosts).map(str::to_owned).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Changed> {
@@ -308,9 +322,6 @@ impl TapeField {
         }
         let mut heard = Vec::new();
         loop {
-            if connection.read_buf(&mut heard).await? == 0 {
-                return Ok(());
-            }
             let Some(peer) = self.0.peers.get(name) else { return Ok(()) };
             let known = peer.answers.iter().filter(|(sent, _)| !sent.is_empty() && heard.starts_with(sent));
             if let Some((sent, answers)) = known.max_by_key(|(sent, _)| sent.len()) {
@@ -319,9 +330,14 @@ impl TapeField {
                 if !say(&mut connection, parts).await? {
                     return Ok(());
                 }
-            } else if !peer.answers.iter().any(|(sent, _)| sent.starts_with(&heard)) {
-                self.no_answer(format!("{name} {:?}", String::from_utf8_lossy(&heard)));
+                continue;
+            }
+            if !peer.answers.iter().any(|(sent, _)| sent.starts_with(&heard)) {
+                self.no_answer(format!("{name} {}", heard.escape_ascii()));
                 heard.clear();
+            }
+            if connection.read_buf(&mut heard).await? == 0 {
+                return Ok(());
             }
         }
     }
@@ -332,7 +348,7 @@ async fn say(connection: &mut DuplexStream, parts: Vec<Part>) -> io::Result<bool
     for (took, part) in parts {
         match part {
             Ok(bytes) => {
-                sleep(took).await;
+                sleep(took.min(QUICK)).await;
                 connection.write_all(&bytes).await?;
             }
             // Whoever waits does so as long as it wants to.
@@ -357,8 +373,10 @@ impl Unit {
                 (u32::from(*first)..u32::from(*first) + u32::from(*count)).contains(&address.into())
             };
             let blocks = self.0.range((table, 0, 0)..=(table, address, u16::MAX)).filter(|(block, _)| holds(block));
-            let mut answers = blocks.filter_map(|((_, first, _), series)| Some((*first, series.at(now)?)));
-            let (first, answer) = answers.next()?;
+            let answers = blocks.filter_map(|((_, first, _), series)| Some((*first, series.at(now)?)));
+            // The newest by then, one with values before one without.
+            let (first, answer) =
+                answers.max_by_key(|(_, answer)| (answer.value.is_ok(), answer.at.min(now + EARLIER)))?;
             took = took.max(answer.took);
             match &answer.value {
                 Ok(words) => values.push(*words.get(usize::from(address - first))?),
@@ -427,7 +445,7 @@ impl Client for Line {
             |kind: io::ErrorKind, text: String| Err(tokio_modbus::Error::Transport(io::Error::new(kind, text)));
         match result {
             Ok(words) => {
-                sleep(took).await;
+                sleep(took.min(QUICK)).await;
                 Ok(Ok(answer(words)))
             }
             Err(ModbusError::DeviceException(code)) => Ok(Err(ExceptionCode::new(code))),
@@ -451,16 +469,16 @@ impl Field for TapeField {
     fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
         let (field, name) = (self.clone(), format!("{host}:{port}"));
         async move {
-            let known = field.0.peers.get(&name).and_then(|peer| peer.connections.at(field.now()));
-            let Some(At { took, value, .. }) = known else {
+            let Some(peer) = field.0.peers.get(&name) else {
                 field.no_answer(format!("{name} connect"));
                 return Err(io::ErrorKind::ConnectionRefused.into());
             };
-            sleep(*took).await;
-            let begin = match value {
-                Ok(begin) => begin.clone(),
-                Err(NetError::TimedOut) => return Err(io::ErrorKind::TimedOut.into()),
-                Err(_) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            let begin = match peer.connections.at(field.now()) {
+                // It was connected before the tape begins.
+                None => Vec::new(),
+                Some(At { value: Ok(begin), .. }) => begin.clone(),
+                Some(At { value: Err(NetError::TimedOut), .. }) => return std::future::pending().await,
+                Some(At { value: Err(_), .. }) => return Err(io::ErrorKind::ConnectionRefused.into()),
             };
             let (near, far) = tokio::io::duplex(64 << 10);
             let (field, name) = (field.clone(), name.clone());
@@ -482,9 +500,9 @@ impl Field for TapeField {
                 field.no_answer(key);
                 return Err("the tape has no answer to this".into());
             };
-            sleep(*took).await;
             match value {
                 Ok(response) => {
+                    sleep((*took).min(QUICK)).await;
                     let headers = response.headers.iter().map(|header| (header.name.clone(), header.value.clone()));
                     let (headers, body) = (headers.collect(), response.body.clone());
                     Ok(FieldResponse { status: response.status, headers, body })

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant as Clock};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use super::deeds::shown;
 use super::field::TapeField;
 use crate::bus;
 use crate::clock::SimulatedClock;
@@ -24,14 +25,12 @@ use crate::sandbox::contract::exports::sandgate::driver::device_driver::Command;
 use crate::sandbox::{BusGrant, Capabilities, Driver, Surroundings};
 use crate::sockets::Sockets;
 use crate::storage::Storage;
-use crate::tape::{Room, Tape, Tapes};
+use crate::tape::{Room, Tape, Tapes, hidden};
 
 /// Where chance begins; the same for both versions.
 const SEED: u64 = 1;
 /// What a run may leave on its own tape.
-const RECORDED: usize = 256 << 20;
-/// How far the clock goes between two looks at the machine's.
-const STRIDE: Duration = Duration::from_secs(5);
+const RECORDED: usize = 32 << 20;
 /// How long a unit on a line may take.
 const LINE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How far it goes beyond the begin of the tape's last call.
@@ -50,14 +49,16 @@ pub struct Grounds {
     pub http: Vec<Target>,
     /// Granted lines, and what is allowed there.
     pub buses: BTreeMap<String, ModbusAccess>,
+    /// What counts now; what is sensitive in it is hidden before a driver sees it.
+    pub configuration: Configuration,
 }
 
 impl Specification {
     /// What a driver may do where the device is only played.
-    pub fn grounds(&self) -> Grounds {
+    pub fn grounds(&self, configuration: Configuration) -> Grounds {
         let Capabilities { tcp, http, buses, .. } = &self.capabilities;
         let buses = buses.iter().map(|(name, grant)| (name.clone(), grant.access.clone())).collect();
-        Grounds { limits: self.limits.clone(), tcp: tcp.clone(), http: http.clone(), buses }
+        Grounds { limits: self.limits.clone(), tcp: tcp.clone(), http: http.clone(), buses, configuration }
     }
 }
 
@@ -67,9 +68,11 @@ pub(super) struct Rehearsed {
     pub tape: Tape,
     /// The processor's time.
     pub cpu: Duration,
-    /// How often it crashed, and the last cause.
-    pub crashes: u64,
+    /// How often it was begun, and why last, when that was more than once.
+    pub lives: u64,
     pub problem: Option<String>,
+    /// What came of commands and configurations, in order.
+    pub answers: Vec<(String, String)>,
     /// What it asked that the tape has no answer to.
     pub unknown: Vec<String>,
 }
@@ -90,7 +93,24 @@ pub(super) fn rehearse(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     let began = processor_time();
-    let mut rehearsed = runtime.block_on(run(driver, tape, grounds, until))?;
+    // A driver that computes lets others run every few milliseconds.
+    let (overdue, is_overdue) = oneshot::channel();
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let left = until.saturating_duration_since(Clock::now());
+        if is_done.recv_timeout(left) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            // Whoever waited is gone.
+            let _ = overdue.send(());
+        }
+    });
+    let mut rehearsed = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            Ok(()) = is_overdue => Err("it computes too long on what the device has done".to_owned()),
+            rehearsed = run(driver, tape, grounds) => rehearsed,
+        }
+    })?;
+    drop(done);
     rehearsed.cpu = processor_time().saturating_sub(began);
     Ok(rehearsed)
 }
@@ -101,13 +121,16 @@ fn processor_time() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
-async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds, until: Clock) -> Result<Rehearsed, String> {
+async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Rehearsed, String> {
     let (_, first, last) = tape.extent();
     let begin = Instant::now();
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let _clock = SimulatedClock::begin(tape.header.began.saturating_add(ms(first)));
+    // In memory where there is such a folder: nobody needs it on the disk.
+    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    let folder = folder.map_err(|error: io::Error| format!("no folder for its storage: {error}"))?;
+    // After the folder's name, which draws as often as it is taken.
     fastrand::seed(SEED);
-    let folder = tempfile::tempdir().map_err(|error: io::Error| format!("no folder for its storage: {error}"))?;
     let field = TapeField::new(tape, first);
     let id = DeviceId::new(&tape.header.device);
     let storage = Storage::open(folder.path()).device(&id);
@@ -139,8 +162,10 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds, until: Clock)
         id,
     };
     let (state, incoming) = what_came(tape);
-    let configuration = tape.header.configuration.as_object().cloned().unwrap_or_default();
-    let prepared = prepare(&specification, Arc::clone(driver), &Configuration::own(configuration)).await;
+    let mut configuration = grounds.configuration.clone();
+    driver.manifest.hide_sensitive(&mut configuration.own, hidden);
+    driver.manifest.hide_sensitive(&mut configuration.whole, hidden);
+    let prepared = prepare(&specification, Arc::clone(driver), &configuration).await;
     let mut prepared = prepared.map_err(|error| error.to_string())?;
     if let Some(state) = state {
         prepared.restore(state).await?;
@@ -150,41 +175,42 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds, until: Clock)
     // What was configured first counts from the start on.
     let mut events = incoming.into_iter().peekable();
     let end = begin + last.saturating_sub(first) + END;
+    let mut answers = Vec::new();
     let mut time = begin;
     while time < end {
         let next = events.peek().map_or(end, |(at, _)| begin + at.saturating_sub(first)).max(time);
-        time = next.min(time + STRIDE).min(end);
+        time = next.min(end);
         sleep_until(time).await;
-        if Clock::now() > until {
-            return Err("it computes too long on what the device has done".into());
-        }
-        if time < next {
-            continue;
-        }
         match events.next() {
             Some((_, Incoming::Command(request))) => {
                 let (reply, result) = oneshot::channel();
-                if device.command(request, Some(reply)).is_ok() {
-                    // Its answer is on the tape.
-                    let _ = result.await;
-                }
+                let name = format!("command {}", request.name);
+                let answer = match device.command(request, Some(reply)) {
+                    Ok(()) => result.await.ok(),
+                    Err(error) => Some(Err(error)),
+                };
+                answers.push((name, answer.map_or_else(|| "none".into(), |answer| shown(&answer))));
             }
             Some((_, Incoming::Configuration(configuration))) => {
-                // So is whether it is taken.
-                device.ask(|reply| Input::Configure(configuration, reply)).await;
+                let taken = device.ask(|reply| Input::Configure(configuration, reply)).await;
+                let taken = taken.unwrap_or_else(|| Err("it has stopped".into()));
+                answers.push(("configuration".into(), taken.map_or_else(|text| text, |()| "taken".into())));
             }
             None => {}
         }
         time = time.max(Instant::now());
     }
-    let crashes = device.spec.capabilities.statistics.crashes.get();
+    let starts = device.spec.capabilities.tapes.as_ref().map_or(0, Tapes::lives);
     let problem = device.status.borrow().problem.clone();
     let recorded = device.ask(Input::Tape).await.flatten();
     let recorded = recorded.ok_or_else(|| {
         format!("it does not run at the end: {}", problem.clone().unwrap_or_else(|| "it has stopped".into()))
     })?;
+    if !recorded.header.is_whole {
+        return Err(format!("it does more than fits into {} MiB", RECORDED >> 20));
+    }
     let unknown = field.unknown();
-    Ok(Rehearsed { tape: recorded, cpu: Duration::ZERO, crashes, problem, unknown })
+    Ok(Rehearsed { tape: recorded, cpu: Duration::ZERO, lives: starts, problem, answers, unknown })
 }
 
 /// The state that the life on a tape began with, and what came from outside.

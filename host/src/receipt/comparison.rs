@@ -52,7 +52,7 @@ pub struct Comparison {
     pub logs: Vec<String>,
     /// What the new one asked that the tape has no answer to.
     pub unknown: Vec<String>,
-    /// Crashes of the new one, and the last cause.
+    /// How often the new one crashed or refused to start, and the last cause.
     pub crashes: u64,
     /// The same.
     pub problem: Option<String>,
@@ -124,7 +124,11 @@ impl fmt::Display for Comparison {
             parts.push("requests equal".to_owned());
         }
         if self.crashes > 0 {
-            parts.push(format!("crashes {} times: {}", self.crashes, self.problem.as_deref().unwrap_or_default()));
+            parts.push(format!(
+                "was begun anew {} times: {}",
+                self.crashes,
+                self.problem.as_deref().unwrap_or_default()
+            ));
         }
         let memory = self.memory.unsigned_abs() >> 10;
         let sign = if self.memory < 0 { "-" } else { "+" };

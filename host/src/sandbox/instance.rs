@@ -186,6 +186,7 @@ impl Instance {
 
     /// Calls `configure`.
     pub async fn configure(&mut self, configuration: &str) -> Result<Result<(), String>, CallError> {
+        let shown_before = self.store.data_mut().deck.configuration();
         let (before, shown) = self.store.data_mut().configured(configuration);
         let result = self
             .call(Export::Configure, &shown, async |bindings, store| {
@@ -194,7 +195,9 @@ impl Instance {
             .await
             .map(shorten);
         if !matches!(result, Ok(Ok(()))) {
-            self.store.data_mut().units = before;
+            let state = self.store.data_mut();
+            state.units = before;
+            state.deck.configured(&shown_before, &[]);
         }
         result
     }
@@ -285,15 +288,17 @@ impl Instance {
         Some(Tape::new(header, recorder))
     }
 
-    /// Records from now on at the latest, with room for so many bytes until a time.
-    pub fn record(&mut self, tapes: &Tapes, bytes: usize, until: Instant) {
-        let deck = &mut self.store.data_mut().deck;
-        if matches!(deck, Deck::Off) {
-            *deck = Deck::Recording(tapes.late_recorder());
+    /// Records what is asked for from now on at the latest, under a configuration that counts.
+    pub fn record(&mut self, tapes: &Tapes, configuration: &str) {
+        let state = self.store.data_mut();
+        if tapes.adapt(&mut state.deck) {
+            state.show(configuration);
         }
-        if let Some(recorder) = deck.recorder() {
-            recorder.extend(bytes, until);
-        }
+    }
+
+    /// Says before anything else what is secret: what another driver has left may hold it.
+    pub fn will_be_configured(&mut self, configuration: &str) {
+        self.store.data_mut().show(configuration);
     }
 
     /// What it has at its boundary.

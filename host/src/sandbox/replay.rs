@@ -16,6 +16,9 @@ use crate::router::Outlet;
 use crate::sockets::Sockets;
 use crate::tape::{Deck, Difference, Event, Kind, Player, Side, Tape};
 
+/// A tape may say anything.
+const MOST_MEMORY: u64 = 1 << 30;
+
 /// What a replay has found.
 #[derive(Debug, Clone)]
 pub struct Replay {
@@ -73,11 +76,8 @@ pub async fn replay(driver: &Driver, tape: &Tape, until: Option<Duration>) -> Re
     };
     let mut instance = match instance {
         Ok(instance) => instance,
-        // What it does then is on no instance that could be asked.
-        Err(error) => {
-            replay.death = Some(error.to_string());
-            return Ok(replay);
-        }
+        // On each tape it has begun.
+        Err(error) => return Err(format!("the driver does not begin as on the tape: {error}")),
     };
     while replay.death.is_none() {
         let Some((export, arguments)) = next(&instance, until) else { break };
@@ -147,7 +147,7 @@ fn limits(tape: &Tape) -> Limits {
     let on_tape = tape.header.limits;
     let endless = Rate { per_second: 1e9, burst: 1e9 };
     Limits {
-        memory: usize::try_from(on_tape.memory).unwrap_or(usize::MAX),
+        memory: usize::try_from(on_tape.memory.min(MOST_MEMORY)).unwrap_or(usize::MAX),
         cpu: Duration::from_millis(on_tape.cpu_ms.clamp(1000, 600_000)) * 2,
         call: Duration::from_secs(3600),
         telemetry: endless,

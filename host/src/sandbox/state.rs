@@ -24,7 +24,7 @@ use crate::message::{SessionName, Severity};
 use crate::network::{Access, Field, Lookups};
 use crate::router::Outlet;
 use crate::sockets::{Socket, Sockets};
-use crate::tape::Deck;
+use crate::tape::{Deck, hidden};
 
 /// Handles that one instance may hold: some for each connection and stream.
 pub(super) const MAX_HANDLES: usize = 256;
@@ -126,17 +126,24 @@ impl State {
     /// A configuration counts from now on; gives the units of the one before, and
     /// the configuration as it may be on a tape.
     pub(super) fn configured(&mut self, configuration: &str) -> (ConfiguredUnits, String) {
-        let shown = match self.deck {
-            Deck::Off => String::new(),
-            _ => {
-                let values = serde_json::from_str(configuration).unwrap_or_default();
-                self.deck.configured(configuration, &self.manifest.sensitive(&values)).into_owned()
-            }
-        };
+        let shown = self.show(configuration);
         if self.buses.is_empty() {
             return (ConfiguredUnits::default(), shown);
         }
         (std::mem::replace(&mut self.units, ConfiguredUnits::of(&self.manifest, configuration)), shown)
+    }
+
+    /// Tells the tape of a configuration; gives what may be on it.
+    pub(super) fn show(&mut self, configuration: &str) -> String {
+        if matches!(self.deck, Deck::Off) {
+            return String::new();
+        }
+        let mut values = serde_json::from_str(configuration).unwrap_or_default();
+        let secrets = self.manifest.sensitive(&values);
+        self.manifest.hide_sensitive(&mut values, hidden);
+        let shown = serde_json::Value::Object(values).to_string();
+        self.deck.configured(&shown, &secrets);
+        shown
     }
 
     /// Closes all connections; the driver finds them closed.

@@ -19,6 +19,7 @@ use super::expect::Pattern;
 use super::format::{Answer, Device, Gaps, Http, Ordered, Tcp, Unit};
 use super::registers::hex;
 use super::story::Story;
+use crate::gate::TapeField;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 
 /// What is wrong with a device.
@@ -84,8 +85,13 @@ struct Simulation {
 
 enum Model {
     Modbus(BTreeMap<u8, Tables>),
-    Http { http: Http, turns: HashMap<String, usize> },
+    Http {
+        http: Http,
+        turns: HashMap<String, usize>,
+    },
     Tcp(Tcp),
+    /// It answers from a tape.
+    Tape(TapeField),
 }
 
 /// The tables of a Modbus unit, address by address.
@@ -104,6 +110,23 @@ impl Simulated {
         let simulated = Simulated { devices: Arc::default(), story: Arc::clone(story) };
         devices.0.iter().for_each(|(name, device)| simulated.change(name, device));
         simulated
+    }
+
+    /// Lets what is not given answer from a tape: these lines, and all addresses on it.
+    pub(super) fn add_tape(&self, tape: &TapeField, lines: &[String]) {
+        let mut devices = self.lock();
+        for name in tape.addresses().into_iter().chain(lines.iter().cloned()) {
+            let simulation = || Simulation { model: Model::Tape(tape.clone()), faults: HashMap::new() };
+            devices.entry(name).or_insert_with(simulation);
+        }
+    }
+
+    /// The tape from which a device answers.
+    fn tape_of(&self, name: &str) -> Option<TapeField> {
+        match self.lock().get(name).map(|simulation| &simulation.model) {
+            Some(Model::Tape(tape)) => Some(tape.clone()),
+            _ => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Simulation>> {
@@ -224,6 +247,9 @@ impl Client for Line {
             Some(Fault::Exception(code)) => return Ok(Err(ExceptionCode::new(code))),
             Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
             Some(Fault::WrongCount | Fault::Status(_)) | None => {}
+        }
+        if let Some(tape) = self.field.tape_of(&self.name) {
+            return tape.client(&self.name, self.unit).call(request).await;
         }
         let Some(answer) = self.field.modbus(&self.name, self.unit, &request) else {
             // No such unit: nobody answers.
@@ -374,10 +400,14 @@ impl Tables {
 
 impl Field for Simulated {
     fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
-        let (field, name) = (self.clone(), format!("{host}:{port}"));
+        let (field, host) = (self.clone(), host.to_owned());
         async move {
+            let name = format!("{host}:{port}");
             field.story.tell(|line| line.push_str(&format!("{name} connect")));
             let fault = field.fault(&name, None);
+            if let Some(tape) = field.tape_of(&name).filter(|_| fault.is_none()) {
+                return tape.connect(&host, port).await;
+            }
             let tcp = match field.lock().get(&name).map(|simulation| &simulation.model) {
                 Some(Model::Tcp(tcp)) if fault != Some(Fault::Refuses) => tcp.clone(),
                 _ => return Err(io::ErrorKind::ConnectionRefused.into()),
@@ -410,6 +440,9 @@ impl Field for Simulated {
                 }
                 Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
                 Some(Fault::Exception(_) | Fault::WrongCount) | None => {}
+            }
+            if let Some(tape) = field.tape_of(&name) {
+                return tape.fetch(request).await;
             }
             let mut devices = field.lock();
             match devices.get_mut(&name).map(|simulation| &mut simulation.model) {

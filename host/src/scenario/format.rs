@@ -42,6 +42,8 @@ pub(super) struct Given {
     pub health_window: Option<Span>,
     /// By the driver's name for its Modbus line, or by `host:port`.
     pub devices: Ordered<Device>,
+    /// A tape beside the file, from which all that is not given answers.
+    pub tape: Option<PathBuf>,
     /// What is granted beside the devices.
     pub grants: Grants,
 }
@@ -289,7 +291,7 @@ pub(super) fn read(text: &str, path: &Path) -> Result<Vec<Scenario>, String> {
                 given.lay_over(*own);
             }
         }
-        Scenario { file: path.to_owned(), name, given, given_line, steps }
+        Scenario { file: path.to_owned(), name, given, given_line, steps, tape: None }
     });
     let scenarios: Vec<Scenario> = scenarios.collect();
     if scenarios.is_empty() {
@@ -334,7 +336,8 @@ fn merged(own: Limits, below: &Limits) -> Limits {
 
 impl Given {
     fn lay_over(&mut self, own: Given) {
-        let Given { time, configuration, limits, health_window, devices, grants } = own;
+        let Given { time, configuration, limits, health_window, devices, tape, grants } = own;
+        self.tape = tape.or(self.tape.take());
         self.time = time.or(self.time.take());
         lay_over(&mut self.configuration, configuration);
         self.limits = merged(limits, &self.limits);

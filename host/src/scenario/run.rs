@@ -20,6 +20,7 @@ use crate::clock::SimulatedClock;
 use crate::cloud::Channel;
 use crate::config::{LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
+use crate::gate::TapeField;
 use crate::journal::Journal;
 use crate::message::{CommandRequest, DeviceId, SessionName};
 use crate::network::{Lookups, Target};
@@ -63,7 +64,11 @@ pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u
         let folder = tempfile::tempdir().map_err(|error| format!("no folder for its storage: {error}"))?;
         let mut stage = Stage::set(sandbox, driver, scenario, folder.path(), seed, records).await?;
         let result = stage.go(&scenario.steps).await;
-        let timeline = || stage.story.timeline();
+        let timeline = || {
+            let unknown = stage.tape.as_ref().map(TapeField::unknown).unwrap_or_default();
+            let told = unknown.into_iter().map(|asked| format!("the tape has no answer to {asked}"));
+            stage.story.timeline().into_iter().chain(told).collect()
+        };
         let failure = result.err().map(|(line, problems)| Failure { line, problems, timeline: timeline() });
         let seen = std::mem::take(&mut stage.story.lock().seen);
         let tape = if records { stage.device.ask(Input::Tape).await.flatten() } else { None };
@@ -108,6 +113,8 @@ pub(super) struct Stage<'a> {
     configuration: Map<String, Json>,
     /// Up to when steps have gone; the clock is a moment later.
     time: Instant,
+    /// What answers where nothing is given.
+    tape: Option<TapeField>,
     /// Whether expectations have looked since something happened.
     has_looked: bool,
     commands: u32,
@@ -132,6 +139,14 @@ impl<'a> Stage<'a> {
         let id = DeviceId::new(DEVICE);
         let storage = Storage::open(folder).device(&id);
         let mut specification = specification(given, &field, &story, storage.clone(), seed);
+        let tape = scenario.tape.as_ref().map(|tape| TapeField::new(tape, tape.extent().1));
+        if let Some(tape) = &tape {
+            play(tape, &mut specification.capabilities, &field, &driver.manifest.driver.requests.modbus);
+            for (key, value) in tape.stored() {
+                // What does not fit was never there.
+                let _ = storage.set(key, value.clone(), usize::MAX);
+            }
+        }
         if records {
             let room = Room::new(RECORDED, Duration::MAX);
             specification.capabilities.tapes = Some(Tapes::new(room, true, None));
@@ -151,6 +166,7 @@ impl<'a> Stage<'a> {
             storage,
             configuration: given.configuration.clone(),
             time,
+            tape,
             has_looked: false,
             commands: 0,
             _clock: clock,
@@ -368,6 +384,19 @@ fn matches(expected: Option<&Pattern>, error: &str, what: &str) -> Result<(), Ve
 fn parameters(configuration: &Map<String, Json>) -> impl Iterator<Item = String> {
     let tables = configuration.iter().filter_map(|(bucket, parameters)| Some((bucket, parameters.as_object()?)));
     tables.flat_map(|(bucket, parameters)| parameters.keys().map(move |name| format!("{bucket}.{name}")))
+}
+
+/// Lets a tape answer where nothing is given.
+fn play(tape: &TapeField, capabilities: &mut Capabilities, field: &Simulated, lines: &[String]) {
+    field.add_tape(tape, lines);
+    for name in lines.iter().filter(|name| !capabilities.buses.contains_key(*name)).cloned().collect::<Vec<_>>() {
+        let line = bus::open_simulated(&name, field.line(&name), LINE_TIMEOUT);
+        let grant = BusGrant { bus: line.of(&capabilities.outlet.device), access: ModbusAccess::default() };
+        capabilities.buses.insert(name, grant);
+    }
+    let addresses: Vec<Target> = tape.addresses().iter().filter_map(|name| name.parse().ok()).collect();
+    capabilities.tcp.extend(addresses.iter().cloned());
+    capabilities.http.extend(addresses);
 }
 
 /// A device whose way up ends in the story, with grants for what is given.

@@ -1,13 +1,17 @@
 //! Who may try a new version now: one at a time, and not every device of many.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::gate::{Allowed, Grounds, Order, Problem, compare_in_child};
+use crate::receipt::Comparison;
 use crate::sandbox::Digest;
+use crate::tape::Tape;
 
 /// Devices on whose tapes the same two versions are compared, where a difference
 /// is told only: the others would tell the same, and wait for each other.
@@ -18,21 +22,34 @@ const PERIOD: Duration = Duration::from_secs(600);
 /// See the module documentation. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Gatekeeper {
+    /// This program, and the state folder with drivers and their code.
+    program: PathBuf,
+    state: PathBuf,
     turns: Arc<Semaphore>,
     seen: Arc<Mutex<HashMap<(Digest, Digest), (u32, Instant)>>>,
 }
 
 impl Gatekeeper {
-    pub(super) fn new() -> Gatekeeper {
-        Gatekeeper { turns: Arc::new(Semaphore::new(1)), seen: Arc::default() }
+    pub(super) fn new(program: PathBuf, state: PathBuf) -> Gatekeeper {
+        Gatekeeper { program, state, turns: Arc::new(Semaphore::new(1)), seen: Arc::default() }
     }
 
-    /// Waits for a turn to compare two versions; none when they have been compared enough.
-    pub(super) async fn turn(&self, versions: (Digest, Digest), is_strict: bool) -> Option<OwnedSemaphorePermit> {
-        if !is_strict && !self.has_room(versions) {
+    /// Compares two versions; none when they have been compared enough.
+    pub(super) async fn compare(
+        &self,
+        (old, new): (Digest, Digest),
+        is_strict: bool,
+        tape: &Tape,
+        grounds: &Grounds,
+    ) -> Option<Result<Comparison, Problem>> {
+        if !is_strict && !self.has_room((old, new)) {
             return None;
         }
-        Arc::clone(&self.turns).acquire_owned().await.ok()
+        let _turn = self.turns.acquire().await.ok()?;
+        let copy = |digest: Digest| self.state.join("drivers").join(format!("{digest}.wasm"));
+        let cache = self.state.join("cache");
+        let order = Order { old: copy(old), new: copy(new), cache, allowed: Allowed::from(grounds) };
+        Some(compare_in_child(&self.program, &order, &tape.to_bytes()).await)
     }
 
     fn has_room(&self, versions: (Digest, Digest)) -> bool {
@@ -50,15 +67,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_same_versions_are_compared_on_a_few_devices_and_later_again() {
-        let keeper = Gatekeeper::new();
+        let keeper = Gatekeeper::new(PathBuf::new(), PathBuf::new());
         let (one, other) = (Digest::of(b"1"), Digest::of(b"2"));
         for _ in 0..DEVICES {
-            assert!(keeper.turn((one, other), false).await.is_some());
+            assert!(keeper.has_room((one, other)));
         }
-        assert!(keeper.turn((one, other), false).await.is_none());
-        assert!(keeper.turn((other, one), false).await.is_some());
-        assert!(keeper.turn((one, other), true).await.is_some());
+        assert!(!keeper.has_room((one, other)) && keeper.has_room((other, one)));
         tokio::time::advance(PERIOD).await;
-        assert!(keeper.turn((one, other), false).await.is_some());
+        assert!(keeper.has_room((one, other)));
     }
 }

@@ -12,9 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::control::ControlError;
 use super::gatekeeper::Gatekeeper;
 use super::{Report, Supervisor};
-use crate::config::{self, Gate, GateMode};
+use crate::config::{self, GateMode};
 use crate::device::{self, DeviceHandle, Input, Prepared};
-use crate::gate;
 use crate::message::{DeviceId, Severity, now};
 use crate::receipt::{DriverName, Gated, Outcome, Receipt, Receipts};
 use crate::registry::{Origin, Progress, Registry};
@@ -127,7 +126,7 @@ pub(super) enum Gating {
 
 impl Supervisor {
     /// How a new version for a device is tried.
-    fn gate_of(&self, id: &str, device: &config::Device) -> Gate {
+    fn gate_of(&self, id: &str, device: &config::Device) -> (GateMode, f64) {
         let handle = self.devices.get(id).and_then(|entry| entry.handle.as_ref());
         let driver = handle.map(|handle| handle.status.borrow().driver.manifest.driver.name.clone());
         self.config.gate.of(device, &driver.unwrap_or_default())
@@ -185,8 +184,8 @@ struct Swap {
     registry: Arc<Registry>,
     receipts: Receipts,
     report: mpsc::Sender<Report>,
-    gate: Gate,
-    gatekeeper: Gatekeeper,
+    gate: (GateMode, f64),
+    gatekeeper: Option<Gatekeeper>,
 }
 
 impl Swap {
@@ -200,17 +199,23 @@ impl Swap {
         }
         let result = match self.load().await {
             Err(error) => Err(ControlError::Refused(self.refuse(None, &format!("{error:#}")))),
-            Ok(driver) => match self.prepare(&driver).await {
-                Err(problem) => Err(ControlError::Refused(self.refuse(Some(DriverName::of(&driver)), &problem))),
-                Ok(mut prepared) => match self.try_on_tape(&driver).await {
-                    Err(problem) => Err(ControlError::Refused(self.refuse(Some(DriverName::of(&driver)), &problem))),
-                    Ok(_) if self.order.asked_by == Asker::File && !self.is_wanted(&driver).await => return None,
-                    Ok(gate) => {
-                        prepared.gate = gate;
-                        self.switch(prepared).await
+            Ok(driver) => {
+                let refuse = |problem: &str| ControlError::Refused(self.refuse(Some(DriverName::of(&driver)), problem));
+                match self.try_on_tape(&driver).await {
+                    Err(problem) => {
+                        // It counts as chosen against, and does not take over at the next start.
+                        return Some((Err(refuse(&problem)), file.filter(|file| *file == driver.digest)));
                     }
-                },
-            },
+                    Ok(gate) => match self.prepare(&driver).await {
+                        Err(problem) => Err(refuse(&problem)),
+                        Ok(_) if self.order.asked_by == Asker::File && !self.is_wanted(&driver).await => return None,
+                        Ok(mut prepared) => {
+                            prepared.gate = gate;
+                            self.switch(prepared).await
+                        }
+                    },
+                }
+            }
         };
         // What was refused before the device was asked may run when its reason is gone, so it does
         // not count as chosen against; what the device has tried does.
@@ -220,33 +225,37 @@ impl Swap {
 
     /// Runs both versions on what the device has done lately. An error says why
     /// the new one is refused.
-    async fn try_on_tape(&self, driver: &Arc<Driver>) -> Result<Option<Gated>, String> {
-        let running = Arc::clone(&self.handle.status.borrow().driver);
-        let is_new = running.digest != driver.digest;
-        if self.gate.mode == GateMode::Off || self.order.gating == Gating::Skips || !is_new {
+    async fn try_on_tape(&self, driver: &Driver) -> Result<Option<Gated>, String> {
+        let (mode, tolerance) = self.gate;
+        let running = self.running();
+        let Some(gatekeeper) = &self.gatekeeper else { return Ok(None) };
+        if mode == GateMode::Off || self.order.gating == Gating::Skips || running == driver.digest {
             return Ok(None);
         }
-        let is_strict = self.gate.mode == GateMode::Refuse && self.order.gating == Gating::Usual;
-        let Some(_turn) = self.gatekeeper.turn((running.digest, driver.digest), is_strict).await else {
-            return Ok(None);
-        };
+        let is_strict = mode == GateMode::Refuse && self.order.gating == Gating::Usual;
         let tape = self.handle.ask(Input::Tape).await.flatten();
         let Some(tape) = tape.filter(|tape| tape.extent().0 >= ENOUGH_CALLS) else { return Ok(None) };
-        let grounds = self.handle.spec.grounds();
-        let new = Arc::clone(driver);
-        let compared = tokio::task::spawn_blocking(move || gate::compare((&running, &new), &tape, &grounds)).await;
-        let gated = match compared.map_err(|error| error.to_string()).and_then(|compared| compared) {
-            Ok(comparison) if is_strict && !comparison.is_same(self.gate.tolerance) => {
+        let grounds = self.handle.spec.grounds(self.given.clone());
+        let compared = gatekeeper.compare((running, driver.digest), is_strict, &tape, &grounds).await;
+        let gated = match compared {
+            None => return Ok(None),
+            Some(Ok(comparison)) if is_strict && !comparison.is_same(tolerance) => {
                 return Err(format!(
                     "it does something else on what the device has done lately: {comparison}; \
                      `sandgate swap --accept-diff` takes it all the same"
                 ));
             }
-            Ok(comparison) => Gated::Compared(Box::new(comparison)),
-            Err(problem) if is_strict => return Err(format!("on what the device has done lately: {problem}")),
-            Err(problem) => Gated::Failed(problem),
+            Some(Ok(comparison)) => Gated::Compared(Box::new(comparison)),
+            Some(Err(problem)) if is_strict && problem.is_of_new => {
+                return Err(format!("on what the device has done lately: {}", problem.text));
+            }
+            Some(Err(problem)) => Gated::Failed(problem.text),
         };
-        Ok(Some(gated))
+        match self.running() == running {
+            true => Ok(Some(gated)),
+            // Somebody has decided otherwise meanwhile.
+            false => Err("another driver has taken over while it was tried".into()),
+        }
     }
 
     /// Lets the device switch over, once it is noted that the driver is on trial.

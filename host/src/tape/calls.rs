@@ -57,7 +57,7 @@ impl Tape {
                     call.asked.push(Exchange { at: now, took: Duration::ZERO, number, arguments, answer: None });
                 }
                 Kind::Answer => {
-                    now += event.time;
+                    now = now.saturating_add(event.time);
                     if let Some(exchange) = call.asked.last_mut() {
                         (exchange.took, exchange.answer) = (event.time, Some(event.bytes));
                     }

@@ -1,13 +1,10 @@
 //! What an instance of a driver has at its boundary: nothing, a recorder or a player.
 
-use std::borrow::Cow;
-
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::player::{End, Player};
 use super::recorder::Recorder;
-use super::redactor::{Redactor, hidden};
 
 /// How a call ended that gave no value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,20 +84,31 @@ impl Deck {
         }
     }
 
-    /// A configuration counts from now on: what is secret in it is hidden
-    /// wherever it crosses. Gives the configuration as it may be on a tape.
-    pub fn configured<'a>(&mut self, configuration: &'a str, secrets: &[String]) -> Cow<'a, str> {
+    /// The configuration that counts, as it may be on a tape.
+    pub fn configuration(&self) -> String {
         match self {
-            Deck::Off => Cow::Borrowed(configuration),
+            Deck::Recording(recorder) => recorder.configuration.clone(),
+            Deck::Off | Deck::Playing(_) => String::new(),
+        }
+    }
+
+    /// A configuration counts from now on: what is secret in it is hidden wherever
+    /// it crosses. `shown` is the configuration as it may be on a tape; gives the one before.
+    pub fn configured(&mut self, shown: &str, secrets: &[String]) -> String {
+        match self {
+            Deck::Off => String::new(),
             Deck::Recording(recorder) => {
-                recorder.redactor = Redactor::new(secrets);
-                let shown = without(configuration, secrets);
-                recorder.configuration.clone_from(&shown.to_string());
-                shown
+                if !recorder.redactor.add(secrets) {
+                    // What cannot be hidden is not recorded.
+                    *self = Deck::Off;
+                    return String::new();
+                }
+                std::mem::replace(&mut recorder.configuration, shown.to_owned())
             }
             Deck::Playing(player) => {
-                player.redactor = Redactor::new(secrets);
-                without(configuration, secrets)
+                // On a tape all that is secret is hidden already.
+                let _ = player.redactor.add(secrets);
+                String::new()
             }
         }
     }
@@ -127,37 +135,9 @@ impl Deck {
     }
 }
 
-/// A configuration in which secrets are hidden, also such that are too short to be
-/// looked for elsewhere.
-fn without<'a>(configuration: &'a str, secrets: &[String]) -> Cow<'a, str> {
-    if secrets.is_empty() {
-        return Cow::Borrowed(configuration);
-    }
-    let mut shown = configuration.to_owned();
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        // As it stands in JSON: in quotes, so that a short one is no part of another word.
-        let (quoted, hidden) = (quoted(secret), quoted(&hidden(secret)));
-        shown = shown.replace(&quoted, &hidden);
-    }
-    Cow::Owned(shown)
-}
-
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_configuration_on_a_tape_has_no_secrets() {
-        let configuration = r#"{"login":{"pin":"12","password":"a \"b\" c","user":"12a"}}"#;
-        let secrets = ["12".to_owned(), "a \"b\" c".to_owned()];
-        let shown = without(configuration, &secrets);
-        assert_eq!(shown, r#"{"login":{"pin":"xx","password":"x \"x\" x","user":"12a"}}"#);
-        assert_eq!(without(configuration, &[]), configuration);
-    }
 
     #[test]
     fn an_end_that_the_host_made_is_told_from_others() {

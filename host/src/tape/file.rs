@@ -23,6 +23,8 @@ use crate::clock::Time;
 const MAGIC: &[u8] = b"SANDGATE TAPE 1\n";
 /// A block that says that it is larger is damaged, or a trap for whoever reads it.
 const MOST_IN_BLOCK: usize = 64 << 20;
+/// In ms since the Unix epoch.
+const YEAR_9999: Time = 253_370_764_800_000;
 /// The same for all of a file.
 const MOST: usize = 512 << 20;
 
@@ -94,6 +96,11 @@ impl Tape {
     pub fn new(mut header: Header, recorder: &Recorder) -> Tape {
         header.began = recorder.began;
         header.is_whole = recorder.is_whole;
+        if let Some(problem) = header.problem.take() {
+            let mut bytes = problem.into_bytes();
+            recorder.redactor.hide(&mut bytes, 0);
+            header.problem = Some(String::from_utf8_lossy(&bytes).into_owned());
+        }
         header.handles = recorder.handles();
         header.configuration = serde_json::from_str(&recorder.configuration).unwrap_or_default();
         Tape { header, chunks: recorder.chunks(), component: None, damage: None }
@@ -113,7 +120,7 @@ impl Tape {
             .map(move |(start, event): (Option<Duration>, Event<'_>)| {
                 match (start, event.kind) {
                     (Some(start), _) => at = start,
-                    (None, Kind::Call) => at += event.time,
+                    (None, Kind::Call) => at = at.saturating_add(event.time),
                     _ => {}
                 }
                 Moment { at, event }
@@ -162,6 +169,9 @@ impl Tape {
         }
         let header = serde_json::from_slice(&header.1).map_err(|error| format!("its header: {error}"))?;
         let mut tape = Tape { header, chunks: Vec::new(), component: None, damage: None };
+        if tape.header.began > YEAR_9999 {
+            return Err("its header: expected a time before the year 9999".into());
+        }
         let mut size = 0;
         loop {
             match read_block(&mut rest, &mut size) {

@@ -41,8 +41,8 @@ pub enum End {
     /// It did something else than on the tape.
     #[error("the driver does something else than on the tape")]
     Difference,
-    /// The recorded call was ended here, by its budget or its limit.
-    #[error("the call on the tape was ended by the host")]
+    /// The recorded call ended here, by its budget, its limit or in the import itself.
+    #[error("the call ended here on the tape")]
     Cut,
 }
 
@@ -110,7 +110,7 @@ impl Player {
             let at = match event.kind {
                 // The first call of a chunk is at its start.
                 Kind::Call if offset == 0 => self.chunks.get(chunk)?.start,
-                Kind::Call => self.at + event.time,
+                Kind::Call => self.at.saturating_add(event.time),
                 _ => self.at,
             };
             return Some(Moment { at, event });
@@ -188,6 +188,11 @@ impl Player {
         self.buffer.clear();
         self.buffer = postcard::to_extend(value, std::mem::take(&mut self.buffer)).unwrap_or_default();
         self.redactor.hide(&mut self.buffer, 0);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if let Some(next) = self.peek().filter(|next| next.event.bytes != buffer) {
+            self.redactor.hide_like(next.event.bytes, &mut buffer);
+        }
+        self.buffer = buffer;
         let next = self.peek();
         let is_same = next.is_some_and(|Moment { event: Event { kind: other, number: its, bytes, .. }, .. }| {
             let same_number = its == number || !matches!(kind, Kind::Call | Kind::Import);

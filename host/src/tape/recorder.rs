@@ -15,6 +15,10 @@ use crate::clock::{Time, now};
 
 /// What is given up at once when there is no more room.
 const CHUNK: usize = 16 << 10;
+/// A chunk holds no more than this part of the longest time.
+const AGES: u32 = 8;
+/// One call does not take more, however much room there is.
+const MOST_IN_CALL: usize = 32 << 20;
 /// Less than this is of no use to anybody.
 const LEAST: usize = 2 * CHUNK;
 
@@ -42,12 +46,10 @@ impl Room {
         (self.part() >= LEAST).then(|| Box::new(Recorder::new(place)))
     }
 
-    /// A recorder for what is asked for, room or not, in the middle of a life.
-    pub(super) fn late_recorder(&self) -> Box<Recorder> {
+    /// A recorder for what is asked for, room or not.
+    pub(super) fn asked_recorder(&self) -> Box<Recorder> {
         self.0.recorders.fetch_add(1, Relaxed);
-        let mut recorder = Recorder::new(Seat(Arc::clone(&self.0)));
-        recorder.is_whole = false;
-        Box::new(recorder)
+        Box::new(Recorder::new(Seat(Arc::clone(&self.0))))
     }
 
     fn part(&self) -> usize {
@@ -135,6 +137,16 @@ impl Recorder {
         }
     }
 
+    /// It begins in the middle of a life.
+    pub(super) fn begins_late(&mut self) {
+        self.is_whole = false;
+    }
+
+    /// Whether what was asked for is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.extended.is_none_or(|(_, until)| Instant::now() >= until)
+    }
+
     /// Keeps more for a time.
     pub fn extend(&mut self, bytes: usize, until: Instant) {
         self.most = self.most.max(bytes);
@@ -146,10 +158,11 @@ impl Recorder {
         // As exact as it is kept.
         let at = Duration::from_micros(event::micros(self.since.duration_since(self.begin)));
         self.skips = false;
-        if self.current.len() >= CHUNK {
+        let age = self.seat.0.age;
+        if self.current.len() >= CHUNK || !self.current.is_empty() && at.saturating_sub(self.start) > age / AGES {
             self.seal();
-            self.give_up(at);
         }
+        self.give_up(at);
         if self.current.is_empty() {
             self.start = at;
             self.last_call = at;
@@ -179,13 +192,13 @@ impl Recorder {
         if self.skips {
             return;
         }
-        if self.current.len() > self.most {
+        let event::Place(begin) = event::write(&mut self.current, kind, number, time, value);
+        if self.current.len() > self.most.min(MOST_IN_CALL) {
             // A driver that asks and asks must not fill the memory.
             self.current = Vec::new();
             (self.skips, self.is_whole) = (true, false);
             return;
         }
-        let event::Place(begin) = event::write(&mut self.current, kind, number, time, value);
         self.redactor.hide(&mut self.current, begin);
     }
 
@@ -211,7 +224,7 @@ impl Recorder {
         }
         // A chunk ends where the next one begins.
         let ends = |recorder: &Recorder| recorder.chunks.get(1).map_or(recorder.start, |(chunk, _)| chunk.start);
-        while self.size + CHUNK > self.most || at.saturating_sub(ends(self)) > age {
+        while self.size + self.current.len() + CHUNK > self.most || at.saturating_sub(ends(self)) > age {
             let Some((chunk, _)) = self.chunks.pop_front() else { break };
             self.size -= chunk.events.len();
             self.is_whole = false;
@@ -268,7 +281,7 @@ mod tests {
         // Small calls fill no room; what is older than an hour goes all the same.
         calls(&mut recorder, 8000, 1).await;
         let oldest = recorder.chunks()[0].start;
-        assert!(oldest >= Duration::from_secs(9050 - 3600 - 2000), "{oldest:?}");
+        assert!(oldest >= Duration::from_secs(9050 - 3600 - 451), "{oldest:?}");
         // Others take their part of the room.
         let others: Vec<_> = (0..7).map(|_| room.recorder().unwrap()).collect();
         assert!(room.recorder().is_none());

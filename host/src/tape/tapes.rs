@@ -1,12 +1,14 @@
 //! What a device needs for its tapes, and where those of dead drivers are kept.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::recorder::{Recorder, Room};
+use tokio::time::Instant;
+
+use super::recorder::Room;
 use super::{Deck, Tape};
 use crate::clock::{Time, now};
 use crate::files;
@@ -30,23 +32,62 @@ pub struct Tapes {
     folder: Option<PathBuf>,
     /// When the last one was written, in ms since the Unix epoch.
     last: Arc<AtomicU64>,
+    /// What somebody has asked for: so many bytes until a time, also of new lives.
+    asked: Arc<Mutex<Option<(usize, Instant)>>>,
+    /// How many lives have begun.
+    lives: Arc<AtomicU64>,
 }
 
 impl Tapes {
     /// Those of a device: room that it shares, and the folder for its post-mortems.
     pub fn new(room: Room, is_on: bool, folder: Option<PathBuf>) -> Tapes {
-        Tapes { room, is_on, folder, last: Arc::default() }
+        Tapes { room, is_on, folder, last: Arc::default(), asked: Arc::default(), lives: Arc::default() }
     }
 
     /// What a new instance has at its boundary.
     pub fn deck(&self) -> Deck {
+        self.lives.fetch_add(1, Relaxed);
+        if let Some((bytes, until)) = self.asked() {
+            let mut recorder = self.room.asked_recorder();
+            recorder.extend(bytes, until);
+            return Deck::Recording(recorder);
+        }
         let recorder = self.is_on.then(|| self.room.recorder()).flatten();
         recorder.map_or(Deck::Off, Deck::Recording)
     }
 
-    /// A recorder for a time, from the middle of a life on.
-    pub fn late_recorder(&self) -> Box<Recorder> {
-        self.room.late_recorder()
+    /// Keeps so many bytes of this life and of new ones until a time.
+    pub fn ask(&self, bytes: usize, until: Instant) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some((bytes, until));
+    }
+
+    fn asked(&self) -> Option<(usize, Instant)> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).filter(|(_, until)| Instant::now() < *until)
+    }
+
+    /// Lets a deck record what was asked for, or no longer when that is over.
+    pub fn adapt(&self, deck: &mut Deck) -> bool {
+        let Some((bytes, until)) = self.asked() else {
+            if !self.is_on && deck.recorder().is_some_and(|recorder| recorder.is_over()) {
+                *deck = Deck::Off;
+            }
+            return false;
+        };
+        let begins = matches!(deck, Deck::Off);
+        if begins {
+            let mut recorder = self.room.asked_recorder();
+            recorder.begins_late();
+            *deck = Deck::Recording(recorder);
+        }
+        if let Some(recorder) = deck.recorder() {
+            recorder.extend(bytes, until);
+        }
+        begins
+    }
+
+    /// How many lives have begun.
+    pub fn lives(&self) -> u64 {
+        self.lives.load(Relaxed)
     }
 
     /// Writes a post-mortem, beside what runs. A crash loop leaves one a minute.

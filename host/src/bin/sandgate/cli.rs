@@ -17,7 +17,7 @@ mod test;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// Runs device drivers in sandboxes and connects them to IoT clouds.
@@ -165,6 +165,9 @@ enum Command {
     /// Compile a component; the gateway starts this by itself.
     #[command(hide = true)]
     CompileWorker,
+    /// Compare two drivers on a tape; the gateway starts this by itself.
+    #[command(hide = true)]
+    GateWorker,
 }
 
 /// Which running gateway is meant.
@@ -242,6 +245,11 @@ impl Cli {
                 Ok(Outcome::Done)
             }
             Command::CompileWorker => sandgate::sandbox::compile_worker().map(|()| Outcome::Done),
+            Command::GateWorker => {
+                // Runtimes of its own begin there.
+                let work = tokio::task::spawn_blocking(sandgate::gate::gate_worker);
+                work.await.context("a bug in the gate")?.map(|()| Outcome::Done)
+            }
         }
     }
 }

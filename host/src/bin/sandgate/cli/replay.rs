@@ -1,12 +1,16 @@
 //! `sandgate replay`: runs a driver again on a tape.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use sandgate::config::{Limits, ModbusAccess};
+use sandgate::device::Configuration;
+use sandgate::gate::{self, Grounds};
 use sandgate::sandbox::replay::{Replay, describe, describe_side, replay};
-use sandgate::sandbox::{Compiler, Sandbox};
+use sandgate::sandbox::{Compiler, Driver, Sandbox};
 use sandgate::tape::{Kind, Tape};
 use sandgate::text;
 use serde_json::{Value as Json, json};
@@ -26,6 +30,10 @@ pub(super) struct Options {
     /// Stop before the first call after this time in the driver's life, such as 5m.
     #[arg(long, value_parser = humantime::parse_duration)]
     until: Option<Duration>,
+    /// Run this other version on what the device did as well, and say what it does otherwise, as
+    /// before a swap.
+    #[arg(long, value_name = "DRIVER", conflicts_with_all = ["until", "log", "events"])]
+    with: Option<PathBuf>,
     /// Show what the driver logged up to there.
     #[arg(long)]
     log: bool,
@@ -52,12 +60,34 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     };
     let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
     let driver = sandbox.prepare(component.into()).await.context("the driver of the tape")?;
+    if let Some(path) = &options.with {
+        let new = sandbox.load(path).await?;
+        return compare((driver, new), tape, json).await;
+    }
     let replay = replay(&driver, &tape, until).await.map_err(|problem| anyhow!(problem))?;
     match json {
         true => say!("{:#}", as_json(&tape, &replay)),
         false => tell_of(&replay),
     }
     Ok(if replay.difference.is_none() { Outcome::Done } else { Outcome::Failed })
+}
+
+/// Compares two versions on what the device did; all is granted.
+async fn compare((old, new): (Driver, Driver), tape: Tape, json: bool) -> Result<Outcome> {
+    let everywhere = || "*:*".parse().map(|target| vec![target]).unwrap_or_default();
+    let lines = [&old, &new].into_iter().flat_map(|driver| driver.manifest.driver.requests.modbus.clone());
+    let buses = lines.map(|line| (line, ModbusAccess::default())).collect();
+    let configuration = Configuration::own(tape.header.configuration.as_object().cloned().unwrap_or_default());
+    let (tcp, http) = (everywhere(), everywhere());
+    let grounds = Grounds { limits: Limits::default(), tcp, http, buses, configuration };
+    let work = move || gate::compare((&Arc::new(old), &Arc::new(new)), &tape, &grounds);
+    let comparison = tokio::task::spawn_blocking(work).await.context("a bug in the gate")?;
+    let comparison = comparison.map_err(|problem| anyhow!(problem.text))?;
+    match json {
+        true => say!("{}", serde_json::to_string_pretty(&comparison)?),
+        false => say!("{}", text::visible(&comparison.to_string())),
+    }
+    Ok(if comparison.is_same(0.0) { Outcome::Done } else { Outcome::Failed })
 }
 
 /// The driver of a tape, as a gateway has kept it.

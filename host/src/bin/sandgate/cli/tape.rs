@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 use sandgate::device::Recording;
+use sandgate::scenario::scenario_of;
 use sandgate::tape::{POST_MORTEMS, Tape, post_mortems};
 use serde_json::json;
 
@@ -15,9 +16,13 @@ use crate::say::{say, tell};
 
 /// What to write.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Options {
+    #[command(subcommand)]
+    conversion: Option<Conversion>,
     /// The device's id.
-    device: String,
+    #[arg(required = true)]
+    device: Option<String>,
     /// The newest tape of a driver that died, which the gateway has kept by itself.
     #[arg(long)]
     post_mortem: bool,
@@ -25,6 +30,16 @@ pub(super) struct Options {
     file: File,
     #[command(flatten)]
     gateway: Gateway,
+}
+
+/// What a tape can become.
+#[derive(Debug, Subcommand)]
+enum Conversion {
+    /// Print a scenario for `sandgate test` in which the device answers from a tape.
+    ToScenario {
+        /// The tape; the scenario's file belongs beside it.
+        tape: PathBuf,
+    },
 }
 
 /// What to record.
@@ -58,11 +73,28 @@ struct File {
 
 /// Fetches a tape.
 pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
+    if let Some(Conversion::ToScenario { tape }) = &options.conversion {
+        return to_scenario(tape, json);
+    }
+    let device = options.device.unwrap_or_default();
     let bytes = match options.post_mortem {
-        true => post_mortem(&options.gateway.state, &options.device)?,
-        false => remote::tape(&options.gateway, &options.device).await?,
+        true => post_mortem(&options.gateway.state, &device)?,
+        false => remote::tape(&options.gateway, &device).await?,
     };
-    write(&bytes, &options.device, &options.file, &options.gateway.state, json)
+    write(&bytes, &device, &options.file, &options.gateway.state, json)
+}
+
+/// Prints a scenario made of a tape.
+fn to_scenario(path: &Path, json: bool) -> Result<Outcome> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let tape = Tape::read(&bytes).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let scenario = scenario_of(&tape, &name);
+    match json {
+        true => say!("{}", json!({ "scenario": scenario })),
+        false => say!("{}", scenario.trim_end()),
+    }
+    Ok(Outcome::Done)
 }
 
 /// Records for a time and fetches the tape.
