@@ -54,10 +54,10 @@ pub fn compare(
         let problem = before.problem.unwrap_or_default();
         return Err(of_old(format!("it does not go through: {problem}")));
     }
-    let (sent, again) = (Deeds::of(tape).samples.len(), Deeds::of(&before.tape).samples.len());
-    if again * 2 < sent {
+    let (sent, again, equal) = compare::sent_again(tape, &before);
+    if again * 2 < sent || equal * 2 < sent && !before.unknown.is_empty() {
         let unknown = text::list(before.unknown);
-        return Err(of_old(format!("it sends {again} of {sent} samples again; the tape has no answer to {unknown}")));
+        return Err(of_old(format!("it sends {equal} of {sent} samples again; the tape has no answer to {unknown}")));
     }
     let of_new = |text: String| Problem { is_of_new: true, text };
     let after = rehearse(new, tape, grounds, begin + PATIENCE).map_err(of_new)?;

@@ -101,7 +101,7 @@ const CONFIGURATIONS: &[(&str, &str)] = &[
     ("[devices.a]\ndriver = 'a.wasm'\n[devices.a]\ndriver = 'a.wasm'\n",
         "3:10: `a` stands here a second time; expected each key once"),
     ("[devices.a]\ndriver = 'a.wasm'\ngrant.tcp = []",
-        "3:1: devices.a.grant: unknown field `grant`, expected one of `driver`, `type`, `session`, `endpoints`, `configuration`, `grants`, `limits`, `cloud_log`, `health_window`"),
+        "3:1: devices.a.grant: unknown field `grant`, expected one of `driver`, `type`, `session`, `endpoints`, `configuration`, `grants`, `limits`, `cloud_log`, `tape`, `gate`, `health_window`"),
     ("[devices.a]\ndriver = 'a.wasm'\ngrants.tcp = ['host']",
         "3:14: devices.a.grants.tcp: expected host:port such as \"meter.local:502\", \"10.0.0.0/8:502\", \"*.example.com:443\" or \"*:80\", found \"host\""),
     ("[devices.a]\ndriver = 'a.wasm'\ngrants.tcp = ['1.2.3:80']",

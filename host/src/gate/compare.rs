@@ -41,6 +41,24 @@ pub(super) fn compare(tape: &Tape, old: &Rehearsed, new: &Rehearsed) -> Comparis
     comparison
 }
 
+/// How many samples are on a tape, how many are sent when it is run again, and how
+/// many of these are the same.
+pub(super) fn sent_again(tape: &Tape, again: &Rehearsed) -> (usize, usize, usize) {
+    let (before, after) = (Deeds::of(tape), Deeds::of(&again.tape));
+    let first = tape.extent().1;
+    let begun = before.samples.into_iter().map(|(at, values)| (at.saturating_sub(first), values)).collect::<Vec<_>>();
+    let mut equal = 0;
+    let mut rest = after.samples.as_slice();
+    for (at, values) in &begun {
+        while rest.first().is_some_and(|(other, _)| *other + TOGETHER < *at) {
+            rest = rest.get(1..).unwrap_or_default();
+        }
+        let near = rest.iter().take_while(|(other, _)| *other <= *at + TOGETHER);
+        equal += usize::from(near.clone().any(|(_, theirs)| theirs == values));
+    }
+    (begun.len(), after.samples.len(), equal)
+}
+
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

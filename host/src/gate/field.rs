@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -82,7 +84,11 @@ struct Peer {
 type Part = (Duration, Result<Vec<u8>, NetError>);
 
 /// Answers with their times, oldest first.
-struct Series<T>(Vec<At<T>>);
+struct Series<T> {
+    answers: Vec<At<T>>,
+    /// How many of them have been given, or were gone over.
+    given: AtomicUsize,
+}
 
 struct At<T> {
     at: Duration,
@@ -92,19 +98,28 @@ struct At<T> {
 
 impl<T> Default for Series<T> {
     fn default() -> Self {
-        Series(Vec::new())
+        Series { answers: Vec::new(), given: AtomicUsize::new(0) }
     }
 }
 
 impl<T> Series<T> {
     fn push(&mut self, exchange: &Exchange<'_>, value: T) {
-        self.0.push(At { at: exchange.at, took: exchange.took, value });
+        self.answers.push(At { at: exchange.at, took: exchange.took, value });
     }
 
     /// The last one by then, or the first one.
     fn at(&self, time: Duration) -> Option<&At<T>> {
-        let next = self.0.partition_point(|answer| answer.at <= time + EARLIER);
-        self.0.get(next.saturating_sub(1))
+        let next = self.answers.partition_point(|answer| answer.at <= time);
+        self.answers.get(next.saturating_sub(1))
+    }
+
+    /// The same for who asks for it; one that comes soon when that was given before.
+    fn take(&self, time: Duration) -> Option<&At<T>> {
+        let next = self.answers.partition_point(|answer| answer.at <= time);
+        let comes = self.answers.get(next).filter(|answer| answer.at <= time + EARLIER);
+        let place = if comes.is_some() && self.given.load(Relaxed) >= next { next } else { next.saturating_sub(1) };
+        self.given.fetch_max(place + 1, Relaxed);
+        self.answers.get(place)
     }
 }
 
@@ -175,9 +190,9 @@ impl Reader {
                 match self.sent.get(&handle) {
                     Some(bytes) => {
                         let answers = peer.answers.iter_mut().find(|(sent, _)| sent == bytes);
-                        answers?.1.0.last_mut()?.value.push(part);
+                        answers?.1.answers.last_mut()?.value.push(part);
                     }
-                    None => peer.connections.0.last_mut()?.value.as_mut().ok()?.push(part),
+                    None => peer.connections.answers.last_mut()?.value.as_mut().ok()?.push(part),
                 }
             }
             "storage.get" => {
@@ -293,7 +308,7 @@ impl TapeField {
         let (table, address, count) = block;
         let known = self.0.units.get(&(line.to_owned(), unit))?;
         let now = self.now();
-        let (took, mut values) = match known.0.get(&block).and_then(|series| series.at(now)) {
+        let (took, mut values) = match known.0.get(&block).and_then(|series| series.take(now)) {
             Some(answer) => (answer.took, answer.value.clone()),
             None => known.assemble(block, now)?,
         };
@@ -326,7 +341,7 @@ impl TapeField {
             let known = peer.answers.iter().filter(|(sent, _)| !sent.is_empty() && heard.starts_with(sent));
             if let Some((sent, answers)) = known.max_by_key(|(sent, _)| sent.len()) {
                 heard.drain(..sent.len());
-                let parts = answers.at(self.now()).map(|answer| answer.value.clone()).unwrap_or_default();
+                let parts = answers.take(self.now()).map(|answer| answer.value.clone()).unwrap_or_default();
                 if !say(&mut connection, parts).await? {
                     return Ok(());
                 }
@@ -375,8 +390,7 @@ impl Unit {
             let blocks = self.0.range((table, 0, 0)..=(table, address, u16::MAX)).filter(|(block, _)| holds(block));
             let answers = blocks.filter_map(|((_, first, _), series)| Some((*first, series.at(now)?)));
             // The newest by then, one with values before one without.
-            let (first, answer) =
-                answers.max_by_key(|(_, answer)| (answer.value.is_ok(), answer.at.min(now + EARLIER)))?;
+            let (first, answer) = answers.max_by_key(|(_, answer)| (answer.value.is_ok(), answer.at.min(now)))?;
             took = took.max(answer.took);
             match &answer.value {
                 Ok(words) => values.push(*words.get(usize::from(address - first))?),
@@ -473,7 +487,7 @@ impl Field for TapeField {
                 field.no_answer(format!("{name} connect"));
                 return Err(io::ErrorKind::ConnectionRefused.into());
             };
-            let begin = match peer.connections.at(field.now()) {
+            let begin = match peer.connections.take(field.now()) {
                 // It was connected before the tape begins.
                 None => Vec::new(),
                 Some(At { value: Ok(begin), .. }) => begin.clone(),
@@ -496,7 +510,7 @@ impl Field for TapeField {
         async move {
             let FieldRequest { method, host, path, body } = request;
             let key = key(&method.to_ascii_uppercase(), (&host.0, host.1), &path, &body);
-            let Some(At { took, value, .. }) = field.0.web.get(&key).and_then(|series| series.at(field.now())) else {
+            let Some(At { took, value, .. }) = field.0.web.get(&key).and_then(|series| series.take(field.now())) else {
                 field.no_answer(key);
                 return Err("the tape has no answer to this".into());
             };

@@ -27,6 +27,12 @@ pub fn scenario_of(tape: &Tape, name: &str) -> String {
         "# From a tape of {} {}. What it has no answer to is refused.",
         header.driver.name, header.driver.version
     );
+    if tape.calls().iter().any(|call| call.number == Export::Restore as u8) || !header.is_whole {
+        let _ = writeln!(
+            text,
+            "# It has more behind it than the tape: what it says of that is other here, and to be changed."
+        );
+    }
     let _ = writeln!(text, "given:");
     let _ = writeln!(text, "  time: {}", humantime::format_rfc3339_seconds(begin));
     let _ = writeln!(text, "  configuration: {}", header.configuration);

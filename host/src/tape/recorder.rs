@@ -43,7 +43,7 @@ impl Room {
     pub fn recorder(&self) -> Option<Box<Recorder>> {
         let place = Seat(Arc::clone(&self.0));
         self.0.recorders.fetch_add(1, Relaxed);
-        (self.part() >= LEAST).then(|| Box::new(Recorder::new(place)))
+        (self.0.part() >= LEAST).then(|| Box::new(Recorder::new(place)))
     }
 
     /// A recorder for what is asked for, room or not.
@@ -51,9 +51,12 @@ impl Room {
         self.0.recorders.fetch_add(1, Relaxed);
         Box::new(Recorder::new(Seat(Arc::clone(&self.0))))
     }
+}
 
+impl Shared {
+    /// What each has.
     fn part(&self) -> usize {
-        self.0.bytes / self.0.recorders.load(Relaxed).max(1)
+        self.bytes / self.recorders.load(Relaxed).max(1)
     }
 }
 
@@ -131,7 +134,7 @@ impl Recorder {
             since: begin,
             asked: begin,
             extended: None,
-            most: Room(Arc::clone(&seat.0)).part(),
+            most: seat.0.part(),
             skips: false,
             seat,
         }
@@ -213,9 +216,8 @@ impl Recorder {
 
     /// Gives up what there is no room for, or is too old.
     fn give_up(&mut self, at: Duration) {
-        let shared = Room(Arc::clone(&self.seat.0));
-        self.most = shared.part();
-        let mut age = shared.0.age;
+        self.most = self.seat.0.part();
+        let mut age = self.seat.0.age;
         if let Some((bytes, until)) = self.extended {
             match Instant::now() < until {
                 true => (self.most, age) = (bytes.max(self.most), Duration::MAX),

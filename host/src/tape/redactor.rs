@@ -41,7 +41,10 @@ impl Redactor {
         }
         let mut pairs: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         for secret in &self.secrets {
-            pairs.extend(forms(secret.as_bytes()).into_iter().zip(forms(hidden(secret).as_bytes())));
+            for (form, hidden) in forms(secret.as_bytes()).into_iter().zip(forms(hidden(secret).as_bytes())) {
+                // The usual way to write it comes first.
+                pairs.entry(form).or_insert(hidden);
+            }
         }
         let (texts, hidden): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
         // Small, whatever the texts are.
