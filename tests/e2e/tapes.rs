@@ -57,7 +57,7 @@ fn scenarios_and_a_day_of_each_driver_are_the_same_when_they_are_replayed() {
         assert!(day.1 > 23.9 * 3600.0, "{day:?}");
         // A tape is a device: the driver does on it what it did, as a scenario says.
         let begins = |number: &str| lives.iter().find(|(name, _)| name.starts_with(number)).unwrap().0.clone();
-        for number in ["001", "002", "004"] {
+        for number in if name == "relay-tasmota" { ["001", "008"] } else { ["001", "005"] } {
             let file = folder.path().join("tapes").join(format!("{}.tape", begins(number)));
             let scenario = must(Command::new(SANDGATE).args(["tape", "to-scenario"]).arg(&file));
             let alone = folder.path().join(number);

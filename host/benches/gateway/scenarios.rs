@@ -35,7 +35,9 @@ pub fn scenarios() {
     let given = meter.split("\nscenarios:\n").next().unwrap();
     let day = folder.path().join("day");
     std::fs::create_dir(&day).unwrap();
-    let scenario = format!("{given}\nscenarios:\n  a day:\n    - advance: 24h\n    - expect: {{ samples: 86400 }}\n");
+    let scenario = format!(
+        "{given}\nscenarios:\n  a day:\n    - advance: 24h\n    - expect: {{ samples: {{ between: [86400, 86402] }} }}\n"
+    );
     std::fs::write(day.join("day.test.yml"), scenario).unwrap();
     let took = run(folder.path(), "power-meter-pm2100", &day, &[]);
     let what = "a day of a meter at 1 Hz: 5 blocks, 16 values";

@@ -69,7 +69,10 @@ enum Table {
 
 /// A unit on a line: what was read in each block.
 #[derive(Default)]
-struct Unit(BTreeMap<(Table, u16, u16), Series<Result<Vec<u16>, ModbusError>>>);
+struct Unit(BTreeMap<Block, Series<Result<Vec<u16>, ModbusError>>>);
+
+/// A table, an address in it, and how many registers or bits from there on.
+type Block = (Table, u16, u16);
 
 /// A TCP peer.
 #[derive(Default)]
@@ -303,7 +306,7 @@ impl TapeField {
         &self,
         line: &str,
         unit: u8,
-        block: (Table, u16, u16),
+        block: Block,
     ) -> Option<(Duration, Result<Vec<u16>, ModbusError>)> {
         let (table, address, count) = block;
         let known = self.0.units.get(&(line.to_owned(), unit))?;
@@ -378,7 +381,7 @@ impl Unit {
     /// A block put together from others that were read by then.
     fn assemble(
         &self,
-        (table, address, count): (Table, u16, u16),
+        (table, address, count): Block,
         now: Duration,
     ) -> Option<(Duration, Result<Vec<u16>, ModbusError>)> {
         let mut took = Duration::ZERO;

@@ -17,6 +17,9 @@ use crate::tape::{Call, Ended, Tape};
 /// The text of a scenario file beside which the tape lies, under this name.
 pub fn scenario_of(tape: &Tape, name: &str) -> String {
     let (_, first, last) = tape.extent();
+    // What the last call does belongs to it.
+    let end = tape.calls().last().and_then(|call| call.asked.last().map(|asked| asked.at + asked.took));
+    let last = last.max(end.unwrap_or_default());
     let header = &tape.header;
     let begin = std::time::UNIX_EPOCH + Duration::from_millis(header.began) + first;
     let mut text = String::new();
@@ -67,18 +70,20 @@ fn step_of(call: &Call<'_>, configuration: &mut Map<String, Json>) -> Option<Jso
         let command: Command = postcard::from_bytes(call.arguments).ok()?;
         let known = command.arguments.into_iter().filter(|argument| argument.value != Value::Unknown);
         let arguments = json_object(&known.collect::<Vec<_>>());
-        let mut step = json!({ "name": command.name, "arguments": arguments });
+        let mut step = Map::new();
+        step.insert("name".into(), command.name.into());
+        step.insert("arguments".into(), arguments.into());
         match postcard::from_bytes::<Answer>(call.result?).ok()? {
             Ok(Ok(result)) if !result.is_empty() => {
                 let result = result.iter().map(|attribute| (attribute.name.clone(), matcher(&attribute.value)));
-                step["result"] = Json::Object(result.collect());
+                step.insert("result".into(), Json::Object(result.collect()));
             }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 let error = CommandError::from(error);
-                step["error"] = format!("{}: {}", error.code(), error.text()).into();
+                step.insert("error".into(), format!("{}: {}", error.code(), error.text()).into());
             }
-            Err(_) => step["error"] = "*".into(),
+            Err(_) => drop(step.insert("error".into(), "*".into())),
         }
         return Some(json!({ "command": step }));
     }
@@ -86,10 +91,10 @@ fn step_of(call: &Call<'_>, configuration: &mut Map<String, Json>) -> Option<Jso
         let text: String = postcard::from_bytes(call.arguments).ok()?;
         let taken: Result<Result<(), String>, Ended> = postcard::from_bytes(call.result?).ok()?;
         let new: Map<String, Json> = serde_json::from_str(&text).ok()?;
-        let mut step = json!({ "configuration": new });
+        let mut step = Map::from_iter([("configuration".to_owned(), Json::from(new.clone()))]);
         match taken {
             Ok(Ok(())) => *configuration = new,
-            Ok(Err(_)) | Err(_) => step["rejected"] = "*".into(),
+            Ok(Err(_)) | Err(_) => drop(step.insert("rejected".into(), "*".into())),
         }
         return Some(json!({ "configure": step }));
     }

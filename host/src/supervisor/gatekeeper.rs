@@ -19,6 +19,9 @@ const DEVICES: u32 = 3;
 /// For how long that counts.
 const PERIOD: Duration = Duration::from_secs(600);
 
+/// The one that runs, and the one that shall.
+type Versions = (Digest, Digest);
+
 /// See the module documentation. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Gatekeeper {
@@ -26,7 +29,7 @@ pub(super) struct Gatekeeper {
     program: PathBuf,
     state: PathBuf,
     turns: Arc<Semaphore>,
-    seen: Arc<Mutex<HashMap<(Digest, Digest), (u32, Instant)>>>,
+    seen: Arc<Mutex<HashMap<Versions, (u32, Instant)>>>,
 }
 
 impl Gatekeeper {
@@ -37,7 +40,7 @@ impl Gatekeeper {
     /// Compares two versions; none when they have been compared enough.
     pub(super) async fn compare(
         &self,
-        (old, new): (Digest, Digest),
+        (old, new): Versions,
         is_strict: bool,
         tape: &Tape,
         grounds: &Grounds,
@@ -52,7 +55,7 @@ impl Gatekeeper {
         Some(compare_in_child(&self.program, &order, &tape.to_bytes()).await)
     }
 
-    fn has_room(&self, versions: (Digest, Digest)) -> bool {
+    fn has_room(&self, versions: Versions) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|_, (_, since)| since.elapsed() < PERIOD);
         let (devices, _) = seen.entry(versions).or_insert_with(|| (0, Instant::now()));

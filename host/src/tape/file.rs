@@ -2,8 +2,8 @@
 //!
 //! It begins with `SANDGATE TAPE 1` and a line end. Blocks follow: a letter, the
 //! number of bytes that are stored, their number before they were compressed,
-//! and the CRC-32 of what is stored (4 bytes each, lowest first), then what is
-//! stored, compressed as deflate. `H` is the header, JSON; `D` the component,
+//! and the CRC-32 of all that and of what is stored (4 bytes each, lowest first),
+//! then what is stored, compressed as deflate. `H` is the header, JSON; `D` the component,
 //! where it was put there; `C` a chunk: its start in µs (varint) and its events;
 //! `E` the end, empty.
 
@@ -216,11 +216,20 @@ fn write_block(to: &mut Vec<u8>, kind: u8, raw: &[u8]) {
     // Memory takes all that it is given.
     let stored = encoder.write_all(raw).and_then(|()| encoder.finish()).unwrap_or_default();
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let begin = to.len();
     to.push(kind);
     to.extend_from_slice(&length(&stored));
     to.extend_from_slice(&length(raw));
-    to.extend_from_slice(&crc32fast::hash(&stored).to_le_bytes());
+    let checksum = checksum(to.get(begin..).unwrap_or_default(), &stored);
+    to.extend_from_slice(&checksum.to_le_bytes());
     to.extend_from_slice(&stored);
+}
+
+fn checksum(head: &[u8], stored: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(head);
+    hasher.update(stored);
+    hasher.finalize()
 }
 
 /// Takes a block off the front; `size` counts what all of them hold.
@@ -235,7 +244,7 @@ fn read_block(from: &mut &[u8], size: &mut usize) -> Result<(u8, Vec<u8>), Strin
     let (stored, length) = (number(0) as usize, number(4) as usize);
     let (stored, rest) = rest.split_at_checked(stored).ok_or_else(cut)?;
     *from = rest;
-    if crc32fast::hash(stored) != number(8) {
+    if checksum(&[&[*kind], numbers.get(..8).unwrap_or_default()].concat(), stored) != number(8) {
         return Err("a checksum does not fit".into());
     }
     *size += length;

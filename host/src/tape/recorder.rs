@@ -299,7 +299,7 @@ mod tests {
         recorder.extend(1 << 20, Instant::now() + Duration::from_secs(1000));
         calls(&mut recorder, 900, 1000).await;
         let size: usize = recorder.chunks().iter().map(|chunk| chunk.events.len()).sum();
-        assert!(size > 900 << 10, "{size}");
+        assert!(size > 900_000, "{size}");
         calls(&mut recorder, 200, 1000).await;
         let size: usize = recorder.chunks().iter().map(|chunk| chunk.events.len()).sum();
         assert!(size <= 256 << 10, "{size}");
