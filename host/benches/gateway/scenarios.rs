@@ -75,10 +75,12 @@ fn replayed_and_gated(folder: &Path, given: &str) {
 
     let sandbox = Sandbox::new(Compiler::InProcess, Some(&folder.join("cache/sandgate"))).unwrap();
     let bytes = std::fs::read(folder.join("power-meter-pm2100.wasm")).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let driver = Arc::new(std::thread::scope(|scope| {
-        scope.spawn(|| runtime.block_on(sandbox.prepare(bytes.into()))).join().unwrap().unwrap()
-    }));
+    let prepare = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(sandbox.prepare(bytes.into())).unwrap()
+    };
+    // This thread has a runtime already.
+    let driver = Arc::new(std::thread::scope(|scope| scope.spawn(prepare).join().unwrap()));
     let tape = Tape::read(&std::fs::read(file).unwrap()).unwrap();
     let buses = [("line".to_owned(), Default::default())].into();
     let configuration = Configuration::own(tape.header.configuration.as_object().cloned().unwrap());

@@ -302,12 +302,7 @@ impl TapeField {
     }
 
     /// What a unit answers to a read, and how long it takes; none when the tape does not say.
-    fn registers(
-        &self,
-        line: &str,
-        unit: u8,
-        block: Block,
-    ) -> Option<(Duration, Result<Vec<u16>, ModbusError>)> {
+    fn registers(&self, line: &str, unit: u8, block: Block) -> Option<(Duration, Result<Vec<u16>, ModbusError>)> {
         let (table, address, count) = block;
         let known = self.0.units.get(&(line.to_owned(), unit))?;
         let now = self.now();

@@ -224,6 +224,13 @@ impl Recorder {
                 false => self.extended = None,
             }
         }
+        if self.most < LEAST {
+            // There are too many devices by now.
+            self.chunks.clear();
+            (self.size, self.current) = (0, Vec::new());
+            (self.skips, self.is_whole) = (true, false);
+            return;
+        }
         // A chunk ends where the next one begins.
         let ends = |recorder: &Recorder| recorder.chunks.get(1).map_or(recorder.start, |(chunk, _)| chunk.start);
         while self.size + self.current.len() + CHUNK > self.most || at.saturating_sub(ends(self)) > age {
