@@ -60,6 +60,7 @@ impl Supervisor {
         self.config.state.clone_from(&old.state);
         self.config.gateway = old.gateway;
         self.config.sessions = old.sessions;
+        self.config.tapes = old.tapes;
         for change in changes {
             tracing::info!("configuration: {change}");
             self.apply(change);

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use crate::gate::{Allowed, Grounds, Order, Problem, compare_in_child};
 use crate::receipt::Comparison;
 use crate::sandbox::Digest;
-use crate::tape::Tape;
 
 /// Devices on whose tapes the same two versions are compared, where a difference
 /// is told only: the others would tell the same, and wait for each other.
@@ -42,7 +41,7 @@ impl Gatekeeper {
         &self,
         (old, new): Versions,
         is_strict: bool,
-        tape: &Tape,
+        tape: &[u8],
         grounds: &Grounds,
     ) -> Option<Result<Comparison, Problem>> {
         if !is_strict && !self.has_room((old, new)) {
@@ -52,7 +51,7 @@ impl Gatekeeper {
         let copy = |digest: Digest| self.state.join("drivers").join(format!("{digest}.wasm"));
         let cache = self.state.join("cache");
         let order = Order { old: copy(old), new: copy(new), cache, allowed: Allowed::from(grounds) };
-        Some(compare_in_child(&self.program, &order, &tape.to_bytes()).await)
+        Some(compare_in_child(&self.program, &order, tape).await)
     }
 
     fn has_room(&self, versions: Versions) -> bool {

@@ -129,6 +129,8 @@ impl Supervisor {
     fn gate_of(&self, id: &str, device: &config::Device) -> (GateMode, f64) {
         let handle = self.devices.get(id).and_then(|entry| entry.handle.as_ref());
         let driver = handle.map(|handle| handle.status.borrow().driver.manifest.driver.name.clone());
+        // As it is configured now: a change of it starts no device.
+        let device = self.config.devices.get(id).map_or(device, |device| &**device);
         self.config.gate.of(device, &driver.unwrap_or_default())
     }
 }
@@ -234,7 +236,10 @@ impl Swap {
         }
         let is_strict = mode == GateMode::Refuse && self.order.gating == Gating::Usual;
         let tape = self.handle.ask(Input::Tape).await.flatten();
-        let Some(tape) = tape.filter(|tape| tape.extent().0 >= ENOUGH_CALLS) else { return Ok(None) };
+        let Some(tape) = tape else { return Ok(None) };
+        // It may be large.
+        let pack = move || (tape.extent().0 >= ENOUGH_CALLS).then(|| tape.to_bytes());
+        let Ok(Some(tape)) = tokio::task::spawn_blocking(pack).await else { return Ok(None) };
         let grounds = self.handle.spec.grounds(self.given.clone());
         let compared = gatekeeper.compare((running, driver.digest), is_strict, &tape, &grounds).await;
         let gated = match compared {

@@ -125,7 +125,8 @@ fn write(bytes: &[u8], device: &str, file: &File, state: &Path, json: bool) -> R
     }
     let path = file.output.clone().unwrap_or_else(|| format!("{device}.tape").into());
     let bytes = tape.to_bytes();
-    std::fs::write(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
+    // For nobody else's eyes.
+    sandgate::files::replace(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
     let (calls, from, to) = tape.extent();
     let has_driver = tape.component.is_some();
     if json {
