@@ -177,6 +177,12 @@ impl Stamp {
     }
 }
 
+/// A length of time as `0:00:05.250`.
+pub fn hours(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, time.subsec_millis())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

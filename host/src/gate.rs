@@ -55,7 +55,7 @@ pub fn compare(
         return Err(of_old(format!("it does not go through: {problem}")));
     }
     let (sent, again, equal) = compare::sent_again(tape, &before);
-    if again * 2 < sent || equal * 2 < sent && !before.unknown.is_empty() {
+    if again * 2 < sent || equal * 2 < sent as u64 && !before.unknown.is_empty() {
         let unknown = text::list(before.unknown);
         return Err(of_old(format!("it sends {equal} of {sent} samples again; the tape has no answer to {unknown}")));
     }

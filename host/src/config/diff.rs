@@ -137,6 +137,12 @@ mod tests {
     }
 
     #[test]
+    fn another_way_of_trying_new_versions_starts_nothing_and_keeps_the_tape() {
+        check(&BASE.replace("a.wasm\"", "a.wasm\"\n        gate.mode = \"refuse\""), &[]);
+        check(&format!("[gate]\nmode = \"off\"\n{BASE}"), &[]);
+    }
+
+    #[test]
     fn a_changed_grant_or_bus_restarts_the_device_that_uses_it() {
         let new = BASE.replace(".main", ".other");
         check(&new, &[Change::StartDevice("b".into())]);

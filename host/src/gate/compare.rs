@@ -17,25 +17,22 @@ const TOGETHER: Duration = Duration::from_secs(2);
 
 /// Compares what an old and a new driver have done.
 pub(super) fn compare(tape: &Tape, old: &Rehearsed, new: &Rehearsed) -> Comparison {
-    let (before, after) = (Deeds::of(&old.tape), Deeds::of(&new.tape));
+    let (before, after) = (&old.deeds, &new.deeds);
     let (_, first, last) = tape.extent();
     let length = last.saturating_sub(first);
     let mut comparison = Comparison {
         seconds: length.as_secs_f64(),
         samples: u64::try_from(before.samples.len()).unwrap_or(u64::MAX),
-        equal: 0,
-        missing: 0,
-        extra: 0,
-        attributes: BTreeMap::new(),
-        others: bounded(others(&before, &after, old, new)),
-        unasked: bounded(only(&before, &after)),
-        asked: bounded(only(&after, &before)),
+        others: bounded(others(old, new)),
+        unasked: bounded(only(before, after)),
+        asked: bounded(only(after, before)),
         logs: bounded(after.logs.difference(&before.logs).cloned().collect()),
         unknown: new.unknown.iter().filter(|asked| !old.unknown.contains(asked)).cloned().collect(),
         crashes: new.lives.saturating_sub(1),
         problem: new.problem.clone(),
         cpu: new.cpu.as_secs_f64() / old.cpu.as_secs_f64().max(1e-6),
-        memory: signed(new.tape.header.memory) - signed(old.tape.header.memory),
+        memory: signed(new.memory) - signed(old.memory),
+        ..Comparison::default()
     };
     samples(&before.samples, &after.samples, length, &mut comparison);
     comparison
@@ -43,20 +40,13 @@ pub(super) fn compare(tape: &Tape, old: &Rehearsed, new: &Rehearsed) -> Comparis
 
 /// How many samples are on a tape, how many are sent when it is run again, and how
 /// many of these are the same.
-pub(super) fn sent_again(tape: &Tape, again: &Rehearsed) -> (usize, usize, usize) {
-    let (before, after) = (Deeds::of(tape), Deeds::of(&again.tape));
-    let first = tape.extent().1;
-    let begun = before.samples.into_iter().map(|(at, values)| (at.saturating_sub(first), values)).collect::<Vec<_>>();
-    let mut equal = 0;
-    let mut rest = after.samples.as_slice();
-    for (at, values) in &begun {
-        while rest.first().is_some_and(|(other, _)| *other + TOGETHER < *at) {
-            rest = rest.get(1..).unwrap_or_default();
-        }
-        let near = rest.iter().take_while(|(other, _)| *other <= *at + TOGETHER);
-        equal += usize::from(near.clone().any(|(_, theirs)| theirs == values));
-    }
-    (begun.len(), after.samples.len(), equal)
+pub(super) fn sent_again(tape: &Tape, again: &Rehearsed) -> (usize, usize, u64) {
+    let (_, first, last) = tape.extent();
+    let sent = Deeds::of(tape).samples.into_iter();
+    let sent: Vec<_> = sent.map(|(at, values)| (at.saturating_sub(first), values)).collect();
+    let mut comparison = Comparison::default();
+    samples(&sent, &again.deeds.samples, last.saturating_sub(first), &mut comparison);
+    (sent.len(), again.deeds.samples.len(), comparison.equal)
 }
 
 fn signed(bytes: u64) -> i64 {
@@ -139,7 +129,8 @@ fn apart(old: Option<&Value>, new: Option<&Value>) -> Option<f64> {
 }
 
 /// Alerts, properties and answers that are other ones.
-fn others(before: &Deeds, after: &Deeds, old: &Rehearsed, new: &Rehearsed) -> Vec<String> {
+fn others(old: &Rehearsed, new: &Rehearsed) -> Vec<String> {
+    let (before, after) = (&old.deeds, &new.deeds);
     let mut others = Vec::new();
     if before.alerts != after.alerts {
         let place = before.alerts.iter().zip(&after.alerts).position(|(old, new)| old != new);
@@ -209,23 +200,7 @@ mod tests {
     }
 
     fn empty() -> Comparison {
-        Comparison {
-            seconds: 0.0,
-            samples: 0,
-            equal: 0,
-            missing: 0,
-            extra: 0,
-            attributes: BTreeMap::new(),
-            others: Vec::new(),
-            unasked: Vec::new(),
-            asked: Vec::new(),
-            logs: Vec::new(),
-            unknown: Vec::new(),
-            crashes: 0,
-            problem: None,
-            cpu: 1.0,
-            memory: 12 << 10,
-        }
+        Comparison { cpu: 1.0, memory: 12 << 10, ..Comparison::default() }
     }
 
     #[test]
@@ -241,6 +216,11 @@ mod tests {
         let same = told(&before, &after);
         assert!(same.is_same(0.0));
         assert_eq!(same.to_string(), "10 of 10 samples equal; requests equal; CPU 1.0 ×; memory + 12 KiB");
+        // One that falls silent is not the same, nor one that stops halfway.
+        for number in [0, 5] {
+            let silent = told(&before, &after[..number]);
+            assert!(!silent.is_same(1.0) && silent.missing == 10 - number as u64, "{silent}");
+        }
         // Another sample at the same time is no stranger's.
         after.insert(3, sample(20_000, &[("other", 1.0)]));
         assert_eq!(told(&before, &after).to_string().split(';').nth(1), Some(" 1 more"));
@@ -261,6 +241,22 @@ mod tests {
             text.starts_with("7 of 10 samples equal, 2 differ in \"power\" (100.1 instead of 100.0); 1 missing;"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn writes_have_to_be_the_same_in_the_same_order_and_polls_about_as_often() {
+        let deeds = |writes: &[&str], polls: u64| Deeds {
+            writes: writes.iter().map(|write| (*write).to_owned()).collect(),
+            requests: [("line/1 read 0 x 2".to_owned(), polls)].into(),
+            ..Deeds::default()
+        };
+        let old = deeds(&["coil 1", "coil 0"], 100);
+        assert!(only(&deeds(&["coil 1", "coil 0"], 101), &old).is_empty());
+        assert_eq!(only(&deeds(&["coil 0", "coil 1"], 100), &old), ["coil 0", "coil 1"]);
+        assert_eq!(only(&deeds(&["coil 1", "coil 0", "coil 0"], 100), &old), ["coil 0"]);
+        assert_eq!(only(&old, &deeds(&["coil 1"], 100)), ["coil 0"]);
+        assert_eq!(only(&deeds(&["coil 1", "coil 0"], 300), &old), ["line/1 read 0 x 2 (300 times, not 100)"]);
+        assert_eq!(bounded((0..30).map(|number| number.to_string()).collect()).last().unwrap(), "and 10 more");
     }
 
     #[test]

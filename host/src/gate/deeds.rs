@@ -10,6 +10,8 @@ use crate::sandbox::boundary;
 use crate::sandbox::contract::sandgate::driver::alerts::Alert;
 use crate::sandbox::contract::sandgate::driver::http::Request;
 use crate::sandbox::contract::sandgate::driver::logging::Level;
+use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
+use crate::sandbox::contract::sandgate::driver::net::NetError;
 use crate::sandbox::contract::sandgate::driver::telemetry::{Sample, SendError};
 use crate::tape::{Exchange, Tape};
 
@@ -86,7 +88,7 @@ impl Deeds {
             }
             "net.tcp-connection.connect" => {
                 let (host, port, _): (String, u16, f64) = read(arguments)?;
-                handles.insert(read::<Result<u32, boundary::NetError>>(answer)?.ok()?, format!("{host}:{port}"));
+                handles.insert(read::<Result<u32, NetError>>(answer)?.ok()?, format!("{host}:{port}"));
             }
             "net.tcp-connection.send" => {
                 let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
@@ -95,7 +97,7 @@ impl Deeds {
             }
             "modbus.unit.open" => {
                 let (line, unit): (String, u8) = read(arguments)?;
-                handles.insert(read::<Result<u32, boundary::ModbusError>>(answer)?.ok()?, format!("{line}/{unit}"));
+                handles.insert(read::<Result<u32, ModbusError>>(answer)?.ok()?, format!("{line}/{unit}"));
             }
             "http.fetch" => {
                 let (request,): (Request,) = read(arguments)?;

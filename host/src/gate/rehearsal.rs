@@ -9,7 +9,7 @@ use std::time::{Duration, Instant as Clock};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::deeds::shown;
+use super::deeds::{Deeds, shown};
 use super::field::TapeField;
 use crate::bus;
 use crate::clock::SimulatedClock;
@@ -65,7 +65,9 @@ impl Specification {
 /// What a driver has done.
 pub(super) struct Rehearsed {
     /// All of it.
-    pub tape: Tape,
+    pub deeds: Deeds,
+    /// Bytes of memory at the end.
+    pub memory: u64,
     /// The processor's time.
     pub cpu: Duration,
     /// How often it was begun, and why last, when that was more than once.
@@ -200,7 +202,7 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
         }
         time = time.max(Instant::now());
     }
-    let starts = device.spec.capabilities.tapes.as_ref().map_or(0, Tapes::lives);
+    let lives = device.spec.capabilities.tapes.as_ref().map_or(0, Tapes::lives);
     let problem = device.status.borrow().problem.clone();
     let recorded = device.ask(Input::Tape).await.flatten();
     let recorded = recorded.ok_or_else(|| {
@@ -209,8 +211,8 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
     if !recorded.header.is_whole {
         return Err(format!("it does more than fits into {} MiB", RECORDED >> 20));
     }
-    let unknown = field.unknown();
-    Ok(Rehearsed { tape: recorded, cpu: Duration::ZERO, lives: starts, problem, answers, unknown })
+    let (deeds, memory, unknown) = (Deeds::of(&recorded), recorded.header.memory, field.unknown());
+    Ok(Rehearsed { deeds, memory, cpu: Duration::ZERO, lives, problem, answers, unknown })
 }
 
 /// The state that the life on a tape began with, and what came from outside.

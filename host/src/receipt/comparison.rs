@@ -28,7 +28,7 @@ impl fmt::Display for Gated {
 }
 
 /// How two versions of a driver differ on the same tape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// How long the tape is, in seconds.
     pub seconds: f64,

@@ -24,9 +24,7 @@ const MOST_MEMORY: u64 = 1 << 30;
 pub struct Replay {
     /// Calls that were the same.
     pub calls: u64,
-    /// From when to when the tape goes that was played.
-    pub from: Duration,
-    /// The same.
+    /// When the last of them began, since the begin of the life.
     pub to: Duration,
     /// How long it took here.
     pub took: Duration,
@@ -66,7 +64,6 @@ pub async fn replay(driver: &Driver, tape: &Tape, until: Option<Duration>) -> Re
     let instance = driver.instantiate_with(&capabilities, Arc::new(log), limits, deck).await;
     let mut replay = Replay {
         calls: 0,
-        from: Duration::ZERO,
         to: Duration::ZERO,
         took: Duration::ZERO,
         difference: None,

@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use super::Seen;
+use crate::clock::hours;
 use crate::cloud::Encode;
 use crate::manifest::value::json_of;
 use crate::message::{Alerts, Attribute, Publication, Severity, Uplink, Value};
@@ -87,7 +88,7 @@ impl Story {
     /// The timeline for people, newest last.
     pub(super) fn timeline(&self) -> Vec<String> {
         let lines = self.lock();
-        lines.timeline.iter().map(|(time, line)| format!("{}  {}", clock(*time), text::shortened(line, LINE))).collect()
+        lines.timeline.iter().map(|(time, line)| format!("{}  {}", hours(*time), text::shortened(line, LINE))).collect()
     }
 }
 
@@ -100,12 +101,6 @@ impl Window {
             false => self.has_lost = true,
         }
     }
-}
-
-/// A time since the begin as `0:00:05.250`.
-pub(super) fn clock(time: Duration) -> String {
-    let seconds = time.as_secs();
-    format!("{}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, time.subsec_millis())
 }
 
 impl Inner {

@@ -93,29 +93,23 @@ impl Deck {
     }
 
     /// A configuration counts from now on: what is secret in it is hidden wherever
-    /// it crosses. `shown` is the configuration as it may be on a tape; gives the one before.
-    pub fn configured(&mut self, shown: &str, secrets: &[String]) -> String {
+    /// it crosses. `shown` is the configuration as it may be on a tape.
+    pub fn configured(&mut self, shown: &str, secrets: &[String]) {
         match self {
-            Deck::Off => String::new(),
+            Deck::Off => {}
             Deck::Recording(recorder) => {
                 if !recorder.redactor.add(secrets) {
                     // What cannot be hidden is not recorded.
                     *self = Deck::Off;
-                    return String::new();
+                    return;
                 }
-                std::mem::replace(&mut recorder.configuration, shown.to_owned())
+                shown.clone_into(&mut recorder.configuration);
             }
             Deck::Playing(player) => {
                 // On a tape all that is secret is hidden already.
                 let _ = player.redactor.add(secrets);
-                String::new()
             }
         }
-    }
-
-    /// Whether the call that is played was ended by the host on the tape.
-    pub fn is_cut(&self) -> bool {
-        matches!(self, Deck::Playing(player) if player.is_cut())
     }
 
     /// The player.

@@ -58,7 +58,7 @@ pub struct Player {
     /// The export, or import, that is under way.
     number: u8,
     difference: Option<Difference>,
-    /// How many calls came to an end that the clock or the budget made.
+    /// Whether the call under way goes no further, because it ended here on the tape.
     cut: bool,
     buffer: Vec<u8>,
     pub(super) redactor: Redactor,
@@ -152,12 +152,6 @@ impl Player {
             return self.skip();
         }
         self.meet(Kind::Return, number, result);
-    }
-
-    /// Whether the recorded call was ended by the clock or the budget; then the
-    /// one that is played need not go on.
-    pub(super) fn is_cut(&self) -> bool {
-        self.cut
     }
 
     pub(super) fn import<T: DeserializeOwned>(&mut self, number: u8, arguments: &impl Serialize) -> Result<T, End> {

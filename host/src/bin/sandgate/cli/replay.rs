@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use sandgate::clock::hours;
 use sandgate::config::{Limits, ModbusAccess};
 use sandgate::device::Configuration;
 use sandgate::gate::{self, Grounds};
@@ -97,12 +98,6 @@ pub(super) fn driver_of(tape: &Tape, state: &Path) -> Option<Vec<u8>> {
     is_digest.then(|| std::fs::read(state.join("drivers").join(format!("{digest}.wasm"))).ok()).flatten()
 }
 
-/// A time in a life.
-pub(super) fn clock(time: Duration) -> String {
-    let seconds = time.as_secs();
-    format!("{}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, time.subsec_millis())
-}
-
 fn introduce(tape: &Tape) {
     let header = &tape.header;
     let (calls, from, to) = tape.extent();
@@ -111,8 +106,8 @@ fn introduce(tape: &Tape) {
     let line = format!(
         "{}: {driver}, begun {began}, {calls} calls from {} to {}, recorded by {}",
         header.device,
-        clock(from),
-        clock(to),
+        hours(from),
+        hours(to),
         header.host
     );
     say!("{}", text::visible(&line));
@@ -145,7 +140,7 @@ fn show_events(tape: &Tape, until: Option<Duration>, all: bool) {
         let line = describe(moment.event, number);
         let is_log = moment.event.kind == Kind::Import && line.starts_with("logging.");
         if all || is_log {
-            say!("{}  {}", clock(moment.at), text::visible(text::cut(&line, LINE)));
+            say!("{}  {}", hours(moment.at), text::visible(text::cut(&line, LINE)));
         }
     }
 }
@@ -156,7 +151,7 @@ const LINE: usize = 1000;
 fn tell_of(replay: &Replay) {
     let seconds = replay.took.as_secs_f64();
     let speed = replay.to.as_secs_f64() / seconds.max(1e-6);
-    let (calls, to) = (replay.calls, clock(replay.to));
+    let (calls, to) = (replay.calls, hours(replay.to));
     match &replay.difference {
         None => {
             say!("{calls} calls up to {to} are the same, in {seconds:.3} s, {speed:.0} times as fast");
@@ -166,7 +161,7 @@ fn tell_of(replay: &Replay) {
             }
         }
         Some(difference) => {
-            say!("call {calls} at {} is another one:", clock(difference.at));
+            say!("call {calls} at {} is another one:", hours(difference.at));
             let expected = difference.expected.as_ref().map_or("nothing more".into(), describe_side);
             let side = |text: &str| text::visible(text::cut(text, LINE)).into_owned();
             say!("  on the tape: {}", side(&expected));

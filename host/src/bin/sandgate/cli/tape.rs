@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
+use sandgate::clock::hours;
 use sandgate::device::Recording;
 use sandgate::scenario::scenario_of;
 use sandgate::tape::{POST_MORTEMS, Tape, post_mortems};
 use serde_json::json;
 
-use super::replay::{clock, driver_of};
+use super::replay::driver_of;
 use super::{Gateway, Outcome, remote};
 use crate::say::{say, tell};
 
@@ -140,7 +141,7 @@ fn write(bytes: &[u8], device: &str, file: &File, state: &Path, json: bool) -> R
         );
         return Ok(Outcome::Done);
     }
-    say!("{}: {calls} calls from {} to {}, {} bytes", path.display(), clock(from), clock(to), bytes.len());
+    say!("{}: {calls} calls from {} to {}, {} bytes", path.display(), hours(from), hours(to), bytes.len());
     if let Some(problem) = &tape.header.problem {
         say!("the driver {problem}");
     }
