@@ -6,6 +6,7 @@
 //! they do not slow the others down.
 
 mod schedule;
+mod simulated;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use tokio_serial::{DataBits, SerialPortBuilderExt, SerialStream, StopBits};
 use crate::config::{self, Parity};
 use crate::message::DeviceId;
 use schedule::{Next, Schedule, Wanted};
+pub use simulated::Units;
 
 /// How many transactions may wait for a line.
 const QUEUE: usize = 256;
@@ -149,20 +151,16 @@ pub fn open(name: &str, bus: &config::Bus) -> BusLine {
     BusLine(Way::Task(line))
 }
 
-/// The same for a line of one device with simulated units: `connect` gives a
-/// client of them.
-pub fn open_simulated(name: &str, connect: Connect, timeout: Duration) -> BusLine {
-    let bus = Bus::new(name, Line::Simulated(connect), timeout, Duration::ZERO);
+/// The same for a line of one device with simulated units.
+pub fn open_simulated(name: &str, units: Arc<dyn Units>, timeout: Duration) -> BusLine {
+    let bus = Bus::new(name, Line::Simulated(units), timeout, Duration::ZERO);
     BusLine(Way::Alone(Arc::new(Mutex::new(bus))))
 }
-
-/// Opens a connection with simulated units.
-pub type Connect = Arc<dyn Fn() -> std::io::Result<Box<dyn Client>> + Send + Sync>;
 
 enum Line {
     Tcp(String, u16),
     Rtu { port: PathBuf, baud_rate: u32, parity: Parity, stop_bits: u8 },
-    Simulated(Connect),
+    Simulated(Arc<dyn Units>),
 }
 
 struct Bus {
@@ -424,7 +422,7 @@ impl Line {
                 stream.set_nodelay(true)?;
                 Ok(tcp::attach(stream))
             }
-            Line::Simulated(connect) => connect().map(Context::from),
+            Line::Simulated(units) => simulated::connect(units),
             Line::Rtu { port, baud_rate, parity, stop_bits } => {
                 let parity = match parity {
                     Parity::None => tokio_serial::Parity::None,

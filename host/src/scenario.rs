@@ -15,6 +15,7 @@ mod from_tape;
 mod registers;
 mod run;
 mod story;
+mod tables;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

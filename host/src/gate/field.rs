@@ -16,11 +16,9 @@ use reqwest::Url;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep};
-use tokio_modbus::client::Client;
-use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
-use crate::bus::Connect;
+use crate::bus::Units;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 use crate::sandbox::boundary;
 use crate::sandbox::contract::sandgate::driver::http::{self, HttpError};
@@ -268,15 +266,9 @@ impl TapeField {
         self.lock().unknown.iter().cloned().collect()
     }
 
-    /// Opens connections to the units of a line.
-    pub(super) fn line(&self, name: &str) -> Connect {
-        let (field, name) = (self.clone(), name.to_owned());
-        Arc::new(move || Ok(field.client(&name, 0)))
-    }
-
-    /// A client of a unit on a line.
-    pub(crate) fn client(&self, name: &str, unit: u8) -> Box<dyn Client> {
-        Box::new(Line { field: self.clone(), name: name.to_owned(), unit })
+    /// The units of a line.
+    pub(super) fn line(&self, name: &str) -> Arc<dyn Units> {
+        Arc::new(Line { field: self.clone(), name: name.to_owned() })
     }
 
     /// The peers and web servers on the tape, as `host:port`.
@@ -399,24 +391,23 @@ impl Unit {
     }
 }
 
-/// A line of Modbus units as the bus sees it.
+/// A line of Modbus units.
 struct Line {
     field: TapeField,
     name: String,
-    unit: u8,
-}
-
-impl SlaveContext for Line {
-    fn set_slave(&mut self, slave: Slave) {
-        self.unit = slave.0;
-    }
 }
 
 #[wasmtime_wasi::async_trait]
-impl Client for Line {
-    async fn call(&mut self, request: Request<'_>) -> tokio_modbus::Result<Response> {
+impl Units for Line {
+    async fn answer(&self, unit: u8, request: Request<'_>) -> tokio_modbus::Result<Response> {
+        self.field.transact(&self.name, unit, request).await
+    }
+}
+
+impl TapeField {
+    /// Carries out a request to a unit on a line.
+    pub(crate) async fn transact(&self, name: &str, unit: u8, request: Request<'_>) -> tokio_modbus::Result<Response> {
         let bits = |words: Vec<u16>| words.into_iter().map(|word| word != 0).collect();
-        let (field, name, unit) = (&self.field, self.name.as_str(), self.unit);
         let (block, answer): (_, Box<dyn FnOnce(Vec<u16>) -> Response + Send>) = match request {
             Request::ReadHoldingRegisters(address, count) => {
                 ((Table::Holding, address, count), Box::new(Response::ReadHoldingRegisters))
@@ -431,26 +422,26 @@ impl Client for Line {
                 ((Table::Discrete, address, count), Box::new(move |words| Response::ReadDiscreteInputs(bits(words))))
             }
             Request::WriteSingleRegister(address, value) => {
-                field.write(name, unit, Table::Holding, address, [value].into_iter());
+                self.write(name, unit, Table::Holding, address, [value].into_iter());
                 return Ok(Ok(Response::WriteSingleRegister(address, value)));
             }
             Request::WriteMultipleRegisters(address, values) => {
-                field.write(name, unit, Table::Holding, address, values.iter().copied());
+                self.write(name, unit, Table::Holding, address, values.iter().copied());
                 return Ok(Ok(Response::WriteMultipleRegisters(address, number_of(&values))));
             }
             Request::WriteSingleCoil(address, value) => {
-                field.write(name, unit, Table::Coils, address, [u16::from(value)].into_iter());
+                self.write(name, unit, Table::Coils, address, [u16::from(value)].into_iter());
                 return Ok(Ok(Response::WriteSingleCoil(address, value)));
             }
             Request::WriteMultipleCoils(address, values) => {
-                field.write(name, unit, Table::Coils, address, values.iter().copied().map(u16::from));
+                self.write(name, unit, Table::Coils, address, values.iter().copied().map(u16::from));
                 return Ok(Ok(Response::WriteMultipleCoils(address, number_of(&values))));
             }
             _ => return Ok(Err(ExceptionCode::IllegalFunction)),
         };
-        let Some((took, result)) = field.registers(name, unit, block) else {
+        let Some((took, result)) = self.registers(name, unit, block) else {
             let (table, address, count) = block;
-            field.no_answer(format!("{name}/{unit} {table:?} {address} x {count}"));
+            self.no_answer(format!("{name}/{unit} {table:?} {address} x {count}"));
             return Ok(Err(ExceptionCode::IllegalDataAddress));
         };
         let failed =
@@ -466,10 +457,6 @@ impl Client for Line {
             // Nobody answers.
             Err(_) => std::future::pending().await,
         }
-    }
-
-    async fn disconnect(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -11,14 +11,14 @@ use futures::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio_modbus::client::Client;
-use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
 use super::expect::Pattern;
-use super::format::{Answer, Device, Gaps, Http, Ordered, Tcp, Unit};
+use super::format::{Answer, Device, Http, Ordered, Tcp};
 use super::registers::hex;
 use super::story::Story;
+use super::tables::{Tables, describe, shortened};
+use crate::bus::Units;
 use crate::gate::TapeField;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 
@@ -92,17 +92,6 @@ enum Model {
     Tcp(Tcp),
     /// It answers from a tape.
     Tape(TapeField),
-}
-
-/// The tables of a Modbus unit, address by address.
-#[derive(Default)]
-struct Tables {
-    holding: BTreeMap<u16, u16>,
-    input: BTreeMap<u16, u16>,
-    coils: BTreeMap<u16, bool>,
-    discrete: BTreeMap<u16, bool>,
-    refuses_gaps: bool,
-    read_only: Vec<u16>,
 }
 
 impl Simulated {
@@ -204,13 +193,9 @@ impl Simulated {
         faults.get(&unit).or_else(|| faults.get(&None)).copied()
     }
 
-    /// Opens a Modbus line.
-    pub(super) fn line(&self, name: &str) -> crate::bus::Connect {
-        let (field, name) = (self.clone(), name.to_owned());
-        Arc::new(move || match field.fault(&name, None) {
-            Some(Fault::Refuses) => Err(io::ErrorKind::ConnectionRefused.into()),
-            _ => Ok(Box::new(Line { field: field.clone(), name: name.clone(), unit: 0 })),
-        })
+    /// The units of a Modbus line.
+    pub(super) fn line(&self, name: &str) -> Arc<dyn Units> {
+        Arc::new(Line { field: self.clone(), name: name.to_owned() })
     }
 
     fn modbus(&self, name: &str, unit: u8, request: &Request<'_>) -> Option<Result<Response, ExceptionCode>> {
@@ -220,25 +205,25 @@ impl Simulated {
     }
 }
 
-/// A line of Modbus units as the bus sees it.
+/// A line of Modbus units.
 struct Line {
     field: Simulated,
     name: String,
-    unit: u8,
-}
-
-impl SlaveContext for Line {
-    fn set_slave(&mut self, slave: Slave) {
-        self.unit = slave.0;
-    }
 }
 
 #[wasmtime_wasi::async_trait]
-impl Client for Line {
-    async fn call(&mut self, request: Request<'_>) -> tokio_modbus::Result<Response> {
-        let (text, is_write) = describe(&self.name, self.unit, &request);
+impl Units for Line {
+    fn connect(&self) -> io::Result<()> {
+        match self.field.fault(&self.name, None) {
+            Some(Fault::Refuses) => Err(io::ErrorKind::ConnectionRefused.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn answer(&self, unit: u8, request: Request<'_>) -> tokio_modbus::Result<Response> {
+        let (text, is_write) = describe(&self.name, unit, &request);
         self.field.story.request(text, is_write);
-        let fault = self.field.fault(&self.name, Some(self.unit));
+        let fault = self.field.fault(&self.name, Some(unit));
         let failed = |kind: io::ErrorKind, text: &str| Err(tokio_modbus::Error::Transport(io::Error::new(kind, text)));
         match fault {
             Some(Fault::Timeout) => return std::future::pending().await,
@@ -249,152 +234,14 @@ impl Client for Line {
             Some(Fault::WrongCount | Fault::Status(_)) | None => {}
         }
         if let Some(tape) = self.field.tape_of(&self.name) {
-            return tape.client(&self.name, self.unit).call(request).await;
+            return tape.transact(&self.name, unit, request).await;
         }
-        let Some(answer) = self.field.modbus(&self.name, self.unit, &request) else {
+        let Some(answer) = self.field.modbus(&self.name, unit, &request) else {
             // No such unit: nobody answers.
             return std::future::pending().await;
         };
         let is_short = fault == Some(Fault::WrongCount);
         Ok(answer.map(|answer| if is_short { shortened(answer) } else { answer }))
-    }
-
-    async fn disconnect(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// An answer with one value less, of which a whole byte of bits is missing.
-fn shortened(answer: Response) -> Response {
-    match answer {
-        Response::ReadHoldingRegisters(mut words) => {
-            words.pop();
-            Response::ReadHoldingRegisters(words)
-        }
-        Response::ReadInputRegisters(mut words) => {
-            words.pop();
-            Response::ReadInputRegisters(words)
-        }
-        Response::ReadCoils(bits) => Response::ReadCoils(bits.into_iter().skip(8).collect()),
-        Response::ReadDiscreteInputs(bits) => Response::ReadDiscreteInputs(bits.into_iter().skip(8).collect()),
-        other => other,
-    }
-}
-
-/// A request for the timeline, and whether it writes.
-fn describe(line: &str, unit: u8, request: &Request<'_>) -> (String, bool) {
-    let read =
-        |table: &str, address: &u16, count: &u16| (format!("{line}/{unit} read {table} {address} x {count}"), false);
-    let write =
-        |table: &str, address: &u16, values: String| (format!("{line}/{unit} {table} {address} = {values}"), true);
-    match request {
-        Request::ReadHoldingRegisters(address, count) => read("holding", address, count),
-        Request::ReadInputRegisters(address, count) => read("input", address, count),
-        Request::ReadCoils(address, count) => read("coils", address, count),
-        Request::ReadDiscreteInputs(address, count) => read("discrete", address, count),
-        Request::WriteSingleRegister(address, value) => write("holding", address, value.to_string()),
-        Request::WriteMultipleRegisters(address, values) => write("holding", address, list(values)),
-        Request::WriteSingleCoil(address, value) => write("coils", address, value.to_string()),
-        Request::WriteMultipleCoils(address, values) => write("coils", address, list(values)),
-        other => (format!("{line}/{unit} function {}", other.function_code()), true),
-    }
-}
-
-fn list<T: ToString>(values: &[T]) -> String {
-    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-}
-
-impl Tables {
-    fn change(&mut self, change: &Unit) {
-        fn put<T: Copy>(table: &mut BTreeMap<u16, T>, first: u16, values: &[T]) {
-            table.extend((first..=u16::MAX).zip(values.iter().copied()));
-        }
-        change.holding.iter().for_each(|(first, words)| put(&mut self.holding, *first, &words.0));
-        change.input.iter().for_each(|(first, words)| put(&mut self.input, *first, &words.0));
-        change.coils.iter().for_each(|(first, bits)| put(&mut self.coils, *first, &bits.0));
-        change.discrete.iter().for_each(|(first, bits)| put(&mut self.discrete, *first, &bits.0));
-        if let Some(gaps) = change.gaps {
-            self.refuses_gaps = gaps == Gaps::Refused;
-        }
-        self.read_only.extend(&change.read_only);
-    }
-
-    fn read<T: Copy + Default>(
-        &self,
-        table: &BTreeMap<u16, T>,
-        first: u16,
-        count: u16,
-    ) -> Result<Vec<T>, ExceptionCode> {
-        let last = u32::from(first) + u32::from(count.max(1)) - 1;
-        let (lowest, highest) = (table.keys().next(), table.keys().next_back());
-        let is_inside =
-            lowest.is_some_and(|lowest| *lowest <= first) && highest.is_some_and(|highest| last <= u32::from(*highest));
-        let refused = Err(ExceptionCode::IllegalDataAddress);
-        let (true, Ok(last)) = (is_inside, u16::try_from(last)) else { return refused };
-        let mut values = vec![T::default(); usize::from(count)];
-        let mut found = 0;
-        for (address, value) in table.range(first..=last) {
-            if let Some(place) = values.get_mut(usize::from(address - first)) {
-                *place = *value;
-                found += 1;
-            }
-        }
-        if self.refuses_gaps && found < values.len() { refused } else { Ok(values) }
-    }
-
-    /// Writes where the device has something.
-    fn write<T: Copy>(
-        table: &mut BTreeMap<u16, T>,
-        first: u16,
-        values: &[T],
-        keeps: &[u16],
-        refuses_gaps: bool,
-    ) -> Result<u16, ExceptionCode> {
-        let addresses = || (first..=u16::MAX).zip(values);
-        let range = table.keys().next().copied().zip(table.keys().next_back().copied());
-        let is_there = |address: u16| match refuses_gaps {
-            true => table.contains_key(&address),
-            false => range.is_some_and(|(lowest, highest)| (lowest..=highest).contains(&address)),
-        };
-        if addresses().count() < values.len() || addresses().any(|(address, _)| !is_there(address)) {
-            return Err(ExceptionCode::IllegalDataAddress);
-        }
-        table.extend(
-            addresses().filter(|(address, _)| !keeps.contains(address)).map(|(address, value)| (address, *value)),
-        );
-        Ok(u16::try_from(values.len()).unwrap_or(u16::MAX))
-    }
-
-    fn answer(&mut self, request: &Request<'_>) -> Result<Response, ExceptionCode> {
-        Ok(match request {
-            Request::ReadHoldingRegisters(first, count) => {
-                Response::ReadHoldingRegisters(self.read(&self.holding, *first, *count)?)
-            }
-            Request::ReadInputRegisters(first, count) => {
-                Response::ReadInputRegisters(self.read(&self.input, *first, *count)?)
-            }
-            Request::ReadCoils(first, count) => Response::ReadCoils(self.read(&self.coils, *first, *count)?),
-            Request::ReadDiscreteInputs(first, count) => {
-                Response::ReadDiscreteInputs(self.read(&self.discrete, *first, *count)?)
-            }
-            Request::WriteSingleRegister(address, value) => {
-                Tables::write(&mut self.holding, *address, &[*value], &self.read_only, self.refuses_gaps)?;
-                Response::WriteSingleRegister(*address, *value)
-            }
-            Request::WriteMultipleRegisters(first, values) => {
-                let count = Tables::write(&mut self.holding, *first, values, &self.read_only, self.refuses_gaps)?;
-                Response::WriteMultipleRegisters(*first, count)
-            }
-            Request::WriteSingleCoil(address, value) => {
-                Tables::write(&mut self.coils, *address, &[*value], &[], self.refuses_gaps)?;
-                Response::WriteSingleCoil(*address, *value)
-            }
-            Request::WriteMultipleCoils(first, values) => Response::WriteMultipleCoils(
-                *first,
-                Tables::write(&mut self.coils, *first, values, &[], self.refuses_gaps)?,
-            ),
-            _ => return Err(ExceptionCode::IllegalFunction),
-        })
     }
 }
 
