@@ -14,6 +14,7 @@ pub mod scribe;
 pub mod secrets;
 pub mod shortage;
 pub mod sockets;
+pub mod worker;
 
 pub mod ledger;
 pub mod message;

@@ -346,3 +346,38 @@ fn texts_in(value: &Json, texts: &mut Vec<String>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_sensitive_is_found_in_lists_too_and_hidden_where_it_stands() {
+        let parameter = |name: &str, kind: &str, more: &str| {
+            format!("      {name}: {{ type: {kind}, display_name: {name}{more} }}\n")
+        };
+        let secret = ", sensitive: true";
+        let parameters = [
+            parameter("password", "string", secret),
+            parameter("pin", "integer", secret),
+            parameter("keys", "json", secret),
+            parameter("name", "string", ""),
+        ];
+        let text = format!(
+            "blueprint_spec: device/3.0\ndisplay_name: Lock\nconfiguration:\n  main:\n    display_name: Main\n    \
+             parameters:\n{}driver:\n  name: lock\n  version: 1.0.0\n",
+            parameters.concat()
+        );
+        let manifest = Manifest::parse(&text).unwrap();
+        let given = json!({"main": {"password": "geheim", "pin": 1234, "keys": ["k1", {"a": "k2"}], "name": "door"}});
+        let mut configuration = given.as_object().unwrap().clone();
+        let mut found = manifest.sensitive(&configuration);
+        found.sort();
+        assert_eq!(found, ["geheim", "k1", "k2"]);
+        manifest.hide_sensitive(&mut configuration, |text| "x".repeat(text.len()));
+        let hidden = json!({"main": {"password": "xxxxxx", "pin": 0, "keys": ["xx", {"a": "xx"}], "name": "door"}});
+        assert_eq!(Json::Object(configuration), hidden);
+    }
+}

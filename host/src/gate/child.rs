@@ -2,9 +2,8 @@
 //! and time are limited, it writes into no log, and it ends with the gateway.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
 
 use super::{Grounds, PATIENCE, Problem, compare};
 use crate::config::{Limits, ModbusAccess, Rate, Size, Span};
@@ -20,11 +18,15 @@ use crate::device::Configuration;
 use crate::receipt::Comparison;
 use crate::sandbox::{Compiler, Sandbox};
 use crate::tape::Tape;
+use crate::worker;
 
 /// What the process may have in memory beside what it only reserves.
 const MEMORY: u64 = 1 << 30;
-/// What it may say.
+/// What it may say, and why it ends.
 const MAX_ANSWER: u64 = 4 << 20;
+const MAX_REASON: u64 = 4 << 10;
+/// What it may be given.
+const MAX_PART: u64 = 256 << 20;
 /// For loading the code of both versions, before they run.
 const LOADING: Duration = Duration::from_secs(20);
 
@@ -101,73 +103,45 @@ impl From<Allowed> for Grounds {
     }
 }
 
-/// Compares with `PROGRAM gate-worker`. The child gets the order, a line of JSON,
-/// and the tape on its standard input, which stays open: its end is the gateway's.
+/// Compares with `PROGRAM gate-worker`. The child gets the order, JSON, and the tape
+/// on its standard input, which stays open: its end is the gateway's.
 pub async fn compare_in_child(program: &Path, order: &Order, tape: &[u8]) -> Result<Comparison, Problem> {
     let failed = |text: String| Problem { is_of_new: false, text };
     let starting = |error: std::io::Error| failed(format!("starting {} gate-worker: {error}", program.display()));
-    let mut child = Command::new(program)
-        .arg("gate-worker")
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(starting)?;
-    let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(failed("the gate has no pipes".into()));
-    };
-    let mut line = serde_json::to_vec(order).map_err(|error| failed(error.to_string()))?;
-    line.push(b'\n');
-    let mut answer = Vec::new();
+    let (_child, mut input, output, reasons) = worker::start(program, "gate-worker").map_err(starting)?;
+    let order = serde_json::to_vec(order).map_err(|error| failed(error.to_string()))?;
+    let (mut answer, mut reason) = (Vec::new(), Vec::new());
     let exchange = async {
         let give = async {
             // A child that ends early has said why.
-            let _ = input.write_all(&(line.len() as u64).to_le_bytes()).await;
-            let _ = input.write_all(&line).await;
-            let _ = input.write_all(&(tape.len() as u64).to_le_bytes()).await;
-            let _ = input.write_all(tape).await;
+            for part in [order.as_slice(), tape] {
+                let _ = input.write_all(&(part.len() as u64).to_le_bytes()).await;
+                let _ = input.write_all(part).await;
+            }
             let _ = input.flush().await;
         };
-        let mut output = output.take(MAX_ANSWER);
-        let _ = tokio::join!(give, output.read_to_end(&mut answer));
+        let (mut output, mut reasons) = (output.take(MAX_ANSWER), reasons.take(MAX_REASON));
+        let _ = tokio::join!(give, output.read_to_end(&mut answer), reasons.read_to_end(&mut reason));
     };
     if tokio::time::timeout(PATIENCE + LOADING, exchange).await.is_err() {
         return Err(Problem { is_of_new: true, text: "it computes too long on what the device has done".into() });
     }
-    let ended = "the gate has ended without an answer, out of memory or of time";
-    serde_json::from_slice(&answer).unwrap_or_else(|_| Err(Problem { is_of_new: true, text: ended.into() }))
+    serde_json::from_slice(&answer).unwrap_or_else(|_| {
+        let reason = String::from_utf8_lossy(&reason);
+        let reason = Some(reason.trim()).filter(|reason| !reason.is_empty()).unwrap_or("out of memory or of time");
+        Err(Problem { is_of_new: true, text: format!("the gate has ended without an answer: {reason}") })
+    })
 }
 
 /// The child's side.
 pub fn gate_worker() -> Result<()> {
-    use rustix::process::{Resource, Rlimit, nice, setrlimit};
-    let limit = Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
-    setrlimit(Resource::Data, limit).context("limiting memory")?;
-    let seconds = (PATIENCE + LOADING).as_secs();
-    let limit = Rlimit { current: Some(seconds), maximum: Some(seconds) };
-    setrlimit(Resource::Cpu, limit).context("limiting time")?;
-    // A refusal costs the gateway some pace, nothing else.
-    let _ = nice(10);
-    let (line, tape) = (read_part()?, read_part()?);
-    std::thread::spawn(|| {
-        // The input ends when nobody waits any more.
-        let _ = std::io::stdin().read(&mut [0]);
-        std::process::exit(1);
-    });
-    let order: Order = serde_json::from_slice(&line).context("reading the order")?;
+    worker::limit(rustix::process::Resource::Data, MEMORY, (PATIENCE + LOADING).as_secs())?;
+    let (order, tape) = (worker::read_part(MAX_PART)?, worker::read_part(MAX_PART)?);
+    worker::end_with_input();
+    let order: Order = serde_json::from_slice(&order).context("reading the order")?;
     let answer = carry_out(order, &tape);
     std::io::stdout().write_all(&serde_json::to_vec(&answer)?)?;
     Ok(())
-}
-
-fn read_part() -> Result<Vec<u8>> {
-    let (mut size, mut bytes) = ([0; 8], Vec::new());
-    let mut input = std::io::stdin();
-    input.read_exact(&mut size)?;
-    input.take(u64::from_le_bytes(size)).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn carry_out(order: Order, tape: &[u8]) -> Result<Comparison, Problem> {

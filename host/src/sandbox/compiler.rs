@@ -1,21 +1,20 @@
 //! Compiling components, in a child process: its memory and time are
 //! limited, and it ends with the gateway, however that ends.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::engine::{Kind, engine};
 use crate::shortage::Shortage;
+use crate::worker;
 
 /// What the system kills with when it is out of memory.
 const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
@@ -92,19 +91,7 @@ pub(super) enum Compiled<T> {
 /// standard input, which stays open: its end is the gateway's.
 async fn in_child(program: &Path, bytes: &Bytes) -> Result<Vec<u8>> {
     let starting = || format!("starting {} compile-worker", program.display());
-    let mut child = Command::new(program)
-        .arg("compile-worker")
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(starting)?;
-    let (Some(mut input), Some(output), Some(reasons)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
-        bail!("{}: no pipes", starting());
-    };
+    let (mut child, mut input, output, reasons) = worker::start(program, "compile-worker").with_context(starting)?;
     let (mut code, mut reason) = (Vec::new(), Vec::new());
     let exchange = async {
         let give = async {
@@ -135,23 +122,9 @@ async fn in_child(program: &Path, bytes: &Bytes) -> Result<Vec<u8>> {
 /// The child's side: reads a component from standard input and writes its code
 /// to standard output.
 pub fn compile_worker() -> Result<()> {
-    use rustix::process::{Resource, Rlimit, nice, setrlimit};
-    let limit = Rlimit { current: Some(WORKER_MEMORY), maximum: Some(WORKER_MEMORY) };
-    setrlimit(Resource::As, limit).context("limiting memory")?;
-    let limit = Rlimit { current: Some(WORKER_SECONDS), maximum: Some(WORKER_SECONDS) };
-    setrlimit(Resource::Cpu, limit).context("limiting time")?;
-    // A refusal costs the gateway some pace, nothing else.
-    let _ = nice(10);
-    let mut size = [0; 8];
-    let mut input = std::io::stdin();
-    input.read_exact(&mut size)?;
-    let mut bytes = Vec::new();
-    input.by_ref().take(u64::from_le_bytes(size).min(super::MAX_COMPONENT)).read_to_end(&mut bytes)?;
-    std::thread::spawn(|| {
-        // The input ends when nobody waits for the code any more.
-        let _ = std::io::stdin().read(&mut [0]);
-        std::process::exit(1);
-    });
+    worker::limit(rustix::process::Resource::As, WORKER_MEMORY, WORKER_SECONDS)?;
+    let bytes = worker::read_part(super::MAX_COMPONENT)?;
+    worker::end_with_input();
     let code = engine(Kind::of(&bytes))?.precompile_component(&bytes).map_err(|error| anyhow!("{error:#}"))?;
     std::io::stdout().write_all(&code)?;
     Ok(())
