@@ -66,8 +66,7 @@ impl Scenario {
         let path = self.file.parent().unwrap_or(Path::new(".")).join(name);
         let wrong =
             |problem: String| format!("{}: {}: given.tape: {}: {problem}", self.given_line, self.name, path.display());
-        let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
-        self.tape = Some(Arc::new(Tape::read(&bytes).map_err(wrong)?));
+        self.tape = Some(Arc::new(Tape::load(&path).map_err(wrong)?));
         Ok(())
     }
 }

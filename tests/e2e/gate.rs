@@ -4,8 +4,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use sandgate::config::Limits;
-use sandgate::device::Configuration;
 use sandgate::gate::{self, Grounds};
 use sandgate::receipt::Comparison;
 use sandgate::sandbox::{Compiler, Driver, Sandbox};
@@ -38,13 +36,9 @@ async fn load(folder: &Path, file: &str) -> Arc<Driver> {
     Arc::new(sandbox.load(&folder.join(file)).await.unwrap())
 }
 
-/// Compares two drivers where all is granted.
+/// Compares two drivers where all that is on the tape is granted.
 async fn compare(old: &Arc<Driver>, new: &Arc<Driver>, tape: Tape) -> Comparison {
-    let everywhere = vec!["*:*".parse().unwrap()];
-    let buses = old.manifest.driver.requests.modbus.iter().map(|name| (name.clone(), Default::default()));
-    let configuration = Configuration::own(tape.header.configuration.as_object().cloned().unwrap());
-    let (tcp, http) = (everywhere.clone(), everywhere);
-    let grounds = Grounds { limits: Limits::default(), tcp, http, buses: buses.collect(), configuration };
+    let grounds = Grounds::of(&tape, &old.manifest.driver.requests.modbus);
     let (old, new) = (Arc::clone(old), Arc::clone(new));
     tokio::task::spawn_blocking(move || gate::compare((&old, &new), &tape, &grounds)).await.unwrap().unwrap()
 }

@@ -5,8 +5,6 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandgate::config::Limits;
-use sandgate::device::Configuration;
 use sandgate::gate::{self, Grounds};
 use sandgate::sandbox::{Compiler, Sandbox};
 use sandgate::tape::Tape;
@@ -81,11 +79,8 @@ fn replayed_and_gated(folder: &Path, given: &str) {
     };
     // This thread has a runtime already.
     let driver = Arc::new(std::thread::scope(|scope| scope.spawn(prepare).join().unwrap()));
-    let tape = Tape::read(&std::fs::read(file).unwrap()).unwrap();
-    let buses = [("line".to_owned(), Default::default())].into();
-    let configuration = Configuration::own(tape.header.configuration.as_object().cloned().unwrap());
-    let (tcp, http) = (Vec::new(), Vec::new());
-    let grounds = Grounds { limits: Limits::default(), tcp, http, buses, configuration };
+    let tape = Tape::load(&file).unwrap();
+    let grounds = Grounds::of(&tape, &["line".to_owned()]);
     let gated = std::thread::scope(|scope| {
         let gate = || {
             let begin = Instant::now();

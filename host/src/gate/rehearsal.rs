@@ -53,6 +53,21 @@ pub struct Grounds {
     pub configuration: Configuration,
 }
 
+impl Grounds {
+    /// All that is on a tape, under the configuration there, with these Modbus lines.
+    pub fn of(tape: &Tape, lines: &[String]) -> Grounds {
+        let addresses = TapeField::new(tape, Duration::ZERO).addresses();
+        let targets: Vec<Target> = addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        Grounds {
+            limits: Limits::default(),
+            tcp: targets.clone(),
+            http: targets,
+            buses: lines.iter().map(|line| (line.clone(), ModbusAccess::default())).collect(),
+            configuration: Configuration::own(tape.header.configuration.as_object().cloned().unwrap_or_default()),
+        }
+    }
+}
+
 impl Specification {
     /// What a driver may do where the device is only played.
     pub fn grounds(&self, configuration: Configuration) -> Grounds {

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use flate2::Compression;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{self, read_varint, write_varint};
 use super::{Chunk, Event, Kind, Moment, Recorder};
 use crate::clock::Time;
+use crate::files;
 
 const MAGIC: &[u8] = b"SANDGATE TAPE 1\n";
 /// A block that says that it is larger is damaged, or a trap for whoever reads it.
@@ -151,6 +153,12 @@ impl Tape {
         }
         write_block(&mut bytes, b'E', &[]);
         bytes
+    }
+
+    /// Reads the file at a path, as `read` does.
+    pub fn load(path: &Path) -> Result<Tape, String> {
+        let bytes = files::read(path, MOST as u64).map_err(|error| error.to_string())?;
+        Tape::read(&bytes.ok_or("there is no such file")?)
     }
 
     /// Reads a file. One that is damaged is read up to there; an error says why

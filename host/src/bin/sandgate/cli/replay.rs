@@ -7,8 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use sandgate::clock::hours;
-use sandgate::config::{Limits, ModbusAccess};
-use sandgate::device::Configuration;
 use sandgate::gate::{self, Grounds};
 use sandgate::sandbox::replay::{Replay, describe, describe_side, replay};
 use sandgate::sandbox::{Compiler, Driver, Sandbox};
@@ -45,8 +43,7 @@ pub(super) struct Options {
 
 /// Replays and tells.
 pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
-    let bytes = std::fs::read(&options.tape).with_context(|| format!("reading {}", options.tape.display()))?;
-    let tape = Tape::read(&bytes).map_err(|problem| anyhow!("{}: {problem}", options.tape.display()))?;
+    let tape = Tape::load(&options.tape).map_err(|problem| anyhow!("{}: {problem}", options.tape.display()))?;
     let until = options.until;
     if !json {
         introduce(&tape);
@@ -73,14 +70,10 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     Ok(if replay.difference.is_none() { Outcome::Done } else { Outcome::Failed })
 }
 
-/// Compares two versions on what the device did; all is granted.
+/// Compares two versions on what the device did; all that is on the tape is granted.
 async fn compare((old, new): (Driver, Driver), tape: Tape, json: bool) -> Result<Outcome> {
-    let everywhere = || "*:*".parse().map(|target| vec![target]).unwrap_or_default();
     let lines = [&old, &new].into_iter().flat_map(|driver| driver.manifest.driver.requests.modbus.clone());
-    let buses = lines.map(|line| (line, ModbusAccess::default())).collect();
-    let configuration = Configuration::own(tape.header.configuration.as_object().cloned().unwrap_or_default());
-    let (tcp, http) = (everywhere(), everywhere());
-    let grounds = Grounds { limits: Limits::default(), tcp, http, buses, configuration };
+    let grounds = Grounds::of(&tape, &lines.collect::<Vec<_>>());
     let work = move || gate::compare((&Arc::new(old), &Arc::new(new)), &tape, &grounds);
     let comparison = tokio::task::spawn_blocking(work).await.context("a bug in the gate")?;
     let comparison = comparison.map_err(|problem| anyhow!(problem.text))?;

@@ -87,8 +87,7 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
 
 /// Prints a scenario made of a tape.
 fn to_scenario(path: &Path, json: bool) -> Result<Outcome> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let tape = Tape::read(&bytes).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
+    let tape = Tape::load(path).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let scenario = scenario_of(&tape, &name);
     match json {
