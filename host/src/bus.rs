@@ -24,7 +24,7 @@ use tokio_serial::{DataBits, SerialPortBuilderExt, SerialStream, StopBits};
 use crate::config::{self, Parity};
 use crate::message::DeviceId;
 use schedule::{Next, Schedule, Wanted};
-pub use simulated::Units;
+pub use simulated::{Simulation, Units};
 
 /// How many transactions may wait for a line.
 const QUEUE: usize = 256;

@@ -269,6 +269,11 @@ impl Device {
                 self.go_back_if_dead();
                 let _ = reply.send(());
             }
+            Input::Crash(reply) => {
+                let reason = "as the scenario wants".to_owned();
+                self.crashed(&CallError::Trap { call: "a call", reason }).await;
+                let _ = reply.send(());
+            }
             Input::Stop(_) | Input::HandOver(_) => {}
         }
     }

@@ -242,6 +242,12 @@ impl CommandError {
     }
 }
 
+impl std::fmt::Display for CommandError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code(), self.text())
+    }
+}
+
 /// A command before it is checked against a manifest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandRequest {

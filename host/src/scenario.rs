@@ -12,6 +12,7 @@ mod explore;
 mod field;
 mod format;
 mod from_tape;
+mod playground;
 mod registers;
 mod run;
 mod story;
@@ -27,6 +28,7 @@ use crate::tape::Tape;
 
 pub use explore::{Finding, Rule, explore};
 pub use from_tape::scenario_of;
+pub use playground::{Choice, Deed, Device, Playground};
 pub use run::run;
 
 /// One scenario of a file.
@@ -114,6 +116,27 @@ pub struct Seen {
     pub commands: BTreeSet<String>,
     /// Parameters of the configuration that were set: `bucket.parameter`.
     pub parameters: BTreeSet<String>,
+    /// Those that were changed while the driver ran.
+    pub changed: BTreeSet<String>,
+    /// Devices that were given.
+    pub devices: BTreeSet<String>,
+    /// Devices that were broken, as a whole or a unit of them, and repaired.
+    pub lost: BTreeSet<String>,
+    /// Whether the driver was swapped while it ran.
+    pub is_swapped: bool,
+    /// Whether it was made to crash.
+    pub has_crashed: bool,
+    /// What it used at most.
+    pub used: Used,
+}
+
+/// What a driver has used at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes of an instance.
+    pub memory: u64,
+    /// Processor time of a call.
+    pub cpu: Duration,
 }
 
 impl Seen {
@@ -124,6 +147,13 @@ impl Seen {
         self.alerts.extend(other.alerts);
         self.commands.extend(other.commands);
         self.parameters.extend(other.parameters);
+        self.changed.extend(other.changed);
+        self.devices.extend(other.devices);
+        self.lost.extend(other.lost);
+        self.is_swapped |= other.is_swapped;
+        self.has_crashed |= other.has_crashed;
+        self.used.memory = self.used.memory.max(other.used.memory);
+        self.used.cpu = self.used.cpu.max(other.used.cpu);
     }
 
     /// For each section of a manifest: its name, how many names it declares, and

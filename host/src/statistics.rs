@@ -27,6 +27,10 @@ pub struct Statistics {
     pub crashes: Counter,
     /// Commands handled.
     pub commands: Counter,
+    /// The most processor time that one call took, in ns.
+    pub most_cpu: Most,
+    /// The most memory that an instance had, in bytes.
+    pub most_memory: Most,
     warned_logs: AtomicBool,
     warned_samples: AtomicBool,
     last: Mutex<Last>,
@@ -50,6 +54,24 @@ pub struct Last {
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
+
+/// The largest number so far. One task writes it.
+#[derive(Debug, Default)]
+pub struct Most(AtomicU64);
+
+impl Most {
+    /// Notes a number.
+    pub fn note(&self, number: u64) {
+        if number > self.get() {
+            self.0.store(number, Ordering::Relaxed);
+        }
+    }
+
+    /// The largest so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 impl Counter {
     /// Adds one.

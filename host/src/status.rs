@@ -108,6 +108,12 @@ pub struct DeviceReport {
     pub crashes: u64,
     /// Commands handled.
     pub commands: u64,
+    /// The most processor time that one call took, in microseconds.
+    #[serde(default)]
+    pub most_cpu_us: u64,
+    /// The most memory that an instance of its driver had, in bytes.
+    #[serde(default)]
+    pub most_memory: u64,
     /// When it sent its last sample, milliseconds since the epoch.
     pub last_sample: Option<Time>,
     /// Seconds since its last good sample: one with a known value beside
@@ -199,6 +205,8 @@ impl DeviceReport {
             errors: statistics.errors.get(),
             crashes: statistics.crashes.get(),
             commands: statistics.commands.get(),
+            most_cpu_us: statistics.most_cpu.get() / 1000,
+            most_memory: statistics.most_memory.get(),
             last_sample: last.time,
             good_sample_age_s: last.good.map(|time| time.elapsed().as_secs()),
             other_alerts: BTreeMap::new(),

@@ -31,7 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
-use crate::bus::{self, BusLine};
+use crate::bus::{self, BusLine, Simulation};
 use crate::clock::Moment;
 use crate::cloud::Cloud;
 use crate::config::{self, Config};
@@ -39,7 +39,7 @@ use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::{Journal, Leftover};
 use crate::message::{Alerts, CommandRequest, DeviceId, SessionName, Uplink, now};
-use crate::network::Lookups;
+use crate::network::{Field, Lookups};
 use crate::outbox::{Outbox, OwnBounds};
 use crate::question::Question;
 use crate::receipt::Receipts;
@@ -73,6 +73,9 @@ const GOODBYE: Duration = Duration::from_secs(10);
 const ORDERS: usize = 4096;
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
+
+/// How long a unit on a simulated line may take.
+const SIMULATED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a task of the supervisor's reports back.
 enum Report {
@@ -138,6 +141,8 @@ pub struct Supervisor {
     /// Memory for tapes, and the folder for those of dead drivers.
     tapes: (Room, PathBuf),
     buses: BTreeMap<String, BusLine>,
+    /// What answers in the place of the field, if anything.
+    simulation: Option<Arc<dyn Simulation>>,
     sessions: BTreeMap<SessionName, SessionEntry>,
     devices: BTreeMap<String, DeviceEntry>,
     /// Devices whose status has changed.
@@ -238,6 +243,7 @@ impl Supervisor {
             told_alerts: None,
             pace: Pace::new(Instant::now()),
             buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
+            simulation: None,
             sessions,
             devices: BTreeMap::new(),
             news: News::default(),
@@ -259,6 +265,21 @@ impl Supervisor {
             config,
         };
         Ok((supervisor, Control { requests: request, receipts }))
+    }
+
+    /// Puts simulated devices in the place of the field; to be called before `run`.
+    pub fn simulate(&mut self, simulation: Arc<dyn Simulation>) {
+        self.simulation = Some(simulation);
+        let buses = self.config.buses.clone();
+        buses.iter().for_each(|(name, bus)| self.open_bus(name, bus));
+    }
+
+    fn open_bus(&mut self, name: &str, bus: &config::Bus) {
+        let line = match &self.simulation {
+            Some(simulation) => bus::open_simulated(name, simulation.line(name), SIMULATED_TIMEOUT),
+            None => bus::open(name, bus),
+        };
+        self.buses.insert(name.to_owned(), line);
     }
 
     /// Runs until asked to stop.
@@ -417,6 +438,7 @@ impl Supervisor {
             Some((name.clone(), BusGrant { bus, access: grant.access.clone() }))
         });
         let buses = buses.collect();
+        let field = self.simulation.clone().map(|simulation| simulation as Arc<dyn Field>);
         Specification {
             capabilities: Capabilities {
                 outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
@@ -428,7 +450,7 @@ impl Supervisor {
                 sockets: self.sockets.clone(),
                 lookups: self.lookups.clone(),
                 tapes: Some(self.tapes(id, device)),
-                surroundings: Surroundings::default(),
+                surroundings: Surroundings { field, seed: None },
             },
             limits: device.limits.clone(),
             cloud_log: device.cloud_log,

@@ -13,6 +13,7 @@ mod broken;
 mod brokers;
 mod commands;
 mod corpus;
+mod dev;
 mod durable;
 mod fault_proxy;
 mod faults;

@@ -11,7 +11,7 @@ use serde_json::{Value as Json, json};
 
 use sandgate_test_needs::needs;
 
-use crate::harness::{Broker, Gateway, Observer, SANDGATE, must, root};
+use crate::harness::{Broker, Ended, Gateway, Observer, SANDGATE, must, root};
 
 /// A driver of plugins/, built by the program itself.
 fn plugin(name: &str) -> Vec<u8> {
@@ -213,16 +213,6 @@ async fn the_demo_shows_four_healthy_devices_and_obeys() {
     }
 }
 
-/// Stops the demo also when a test fails.
-struct Demo(Child);
-
-impl Drop for Demo {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn demonstrate(cloud: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(SANDGATE);
@@ -234,7 +224,7 @@ fn demonstrate(cloud: &str) {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut demo = Demo(command.spawn().unwrap());
+    let mut demo = Ended(command.spawn().unwrap());
     let cli = |arguments: &[&str]| {
         Command::new(SANDGATE)
             .args(arguments)
@@ -293,7 +283,7 @@ async fn the_demo_draws_on_a_terminal_and_leaves_it_as_it_was() {
     let mut demo = Command::new("script");
     demo.args(["--quiet", "--return", "--flush", "--command", &command, "screen"]);
     demo.current_dir(folder.path()).env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::null());
-    let mut demo = Demo(demo.spawn().unwrap());
+    let mut demo = Ended(demo.spawn().unwrap());
     let screen =
         || String::from_utf8_lossy(&std::fs::read(folder.path().join("screen")).unwrap_or_default()).into_owned();
     for text in ["\u{1b}[?1049h", "house_meter", "heat_pump_meter", "inverter", "lamp", "power-meter-pm2100"] {

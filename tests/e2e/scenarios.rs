@@ -28,7 +28,7 @@ fn folder(driver: &[u8], scenarios: &str) -> tempfile::TempDir {
 }
 
 /// A driver of plugins/ with its scenarios.
-fn plugin(name: &str) -> tempfile::TempDir {
+pub fn plugin(name: &str) -> tempfile::TempDir {
     let folder = folder(&[], "");
     let source = root().join("plugins").join(name);
     let file = folder.path().join("driver.wasm");

@@ -3,7 +3,7 @@
 //!
 //! This module owns the types and the strict parsing. `check` holds values
 //! against a manifest, `blueprint` writes what the cloud wants to see,
-//! `component` finds it in a driver's file.
+//! `component` finds it in a driver's file, `provenance` what that is made of.
 //! Field rules: the public schema of `device/3.0`, in short in the README.
 
 mod blueprint;
@@ -13,6 +13,7 @@ pub mod component;
 pub mod contract;
 mod driver;
 mod parse;
+pub mod provenance;
 pub mod target;
 pub mod text;
 pub mod units;

@@ -7,6 +7,14 @@ use tokio_modbus::client::{Client, Context};
 use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{Request, Response};
 
+use crate::network::Field;
+
+/// Simulated devices in the place of a gateway's whole field.
+pub trait Simulation: Field {
+    /// The units on a line.
+    fn line(&self, name: &str) -> Arc<dyn Units>;
+}
+
 /// The units on a line.
 #[wasmtime_wasi::async_trait]
 pub trait Units: Send + Sync {

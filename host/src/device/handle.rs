@@ -32,6 +32,8 @@ pub enum Input {
     Record(Recording, oneshot::Sender<Result<(), String>>),
     /// Go back to the paused driver; none when there is none.
     RollBack(String, oneshot::Sender<Option<Receipt>>),
+    /// Crash, as if the driver had trapped: what a scenario wants to see.
+    Crash(oneshot::Sender<()>),
     /// Start afresh, also after a crash loop; with a configuration that the
     /// manifest allows, or with the last one.
     Restart(Option<String>, oneshot::Sender<()>),

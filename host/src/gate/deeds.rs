@@ -150,7 +150,7 @@ pub(super) fn cut(text: &str) -> String {
 pub(super) fn shown(result: &CommandResult) -> String {
     match result {
         Ok(attributes) => cut(&serde_json::Value::from(crate::message::json_object(attributes)).to_string()),
-        Err(error) => cut(&format!("{}: {}", error.code(), error.text())),
+        Err(error) => cut(&error.to_string()),
     }
 }
 

@@ -360,6 +360,9 @@ impl Instance {
             tokio::time::timeout(self.limits.call, metered).await
         };
         self.share.end();
+        let state = self.store.data();
+        state.telemetry.statistics.most_cpu.note(meter.used());
+        state.telemetry.statistics.most_memory.note(state.memory.used() as u64);
         let result = outcome(result, export, &self.store, &self.limits);
         self.store.data_mut().deck.returned(export as u8, result.as_ref().map_err(Ended::from));
         let value = result?;

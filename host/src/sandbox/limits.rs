@@ -231,6 +231,11 @@ impl Meter {
         polled
     }
 
+    /// What the call has used, in nanoseconds.
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.base.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }

@@ -9,8 +9,8 @@ use crate::network::Target;
 use crate::text;
 
 impl Scenario {
-    /// Whether all that it names is there. An error begins with a line.
-    pub(super) fn check(&self, manifest: &Manifest) -> Result<(), String> {
+    /// Whether what is given can be. An error begins with a line.
+    pub(super) fn check_given(&self, manifest: &Manifest) -> Result<(), String> {
         let at_begin = |problem: String| format!("{}: {}: {problem}", self.given_line, self.name);
         self.given.begin().map_err(at_begin)?;
         let lines = &manifest.driver.requests.modbus;
@@ -21,12 +21,17 @@ impl Scenario {
             let text = format!("devices: expected a device for the driver's Modbus line {line:?}");
             return Err(at_begin(text));
         }
+        let checked = manifest.check_configuration(self.given.configuration.clone());
+        checked.map(drop).map_err(|problem| at_begin(format!("given.configuration.{problem}")))
+    }
+
+    /// Whether all that it names is there. An error begins with a line.
+    pub(super) fn check(&self, manifest: &Manifest) -> Result<(), String> {
+        self.check_given(manifest)?;
         if self.steps.is_empty() {
-            return Err(at_begin("expected at least one step".into()));
+            return Err(format!("{}: {}: expected at least one step", self.given_line, self.name));
         }
         let mut configuration = self.given.configuration.clone();
-        let checked = manifest.check_configuration(configuration.clone());
-        checked.map_err(|problem| at_begin(format!("given.configuration.{problem}")))?;
         let mut is_swapped = false;
         for PlacedStep { line, step, .. } in &self.steps {
             let wrong = |problem: String| format!("{line}: {}: {problem}", self.name);
@@ -111,7 +116,7 @@ impl Scenario {
         if is_possible { Ok(()) } else { Err(format!("{name}: a device on {kind} cannot have this fault")) }
     }
 
-    fn check_step(&self, step: &Step, manifest: &Manifest) -> Result<(), String> {
+    pub(super) fn check_step(&self, step: &Step, manifest: &Manifest) -> Result<(), String> {
         match step {
             Step::Given(_) => Err("`given` stands in the first place only".into()),
             Step::Expect(expect) => expect.check(manifest),

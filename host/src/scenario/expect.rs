@@ -1,6 +1,7 @@
 //! What a scenario expects, and whether it is so.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
@@ -11,6 +12,7 @@ use crate::manifest::Manifest;
 use crate::manifest::value::json_of;
 use crate::message::{Alerts, Value};
 use crate::text;
+use crate::units::{Size, Span};
 
 /// All of it must hold, of what has happened since the expectations before.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -36,6 +38,18 @@ pub(super) struct Expect {
     pub phase: Option<Phase>,
     /// The version of the driver that runs.
     pub version: Option<String>,
+    /// What it has used at most since the scenario began.
+    pub budgets: Budgets,
+}
+
+/// See `Expect::budgets`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Budgets {
+    /// Of an instance.
+    pub memory: Option<Size>,
+    /// Of a call, by the real clock of the processor.
+    pub cpu: Option<Span>,
 }
 
 /// What a value has to be.
@@ -224,6 +238,8 @@ pub(super) struct State {
     pub phase: Phase,
     pub version: String,
     pub storage: Map<String, Json>,
+    /// Bytes of an instance, and processor time of a call, at most.
+    pub used: (u64, Duration),
 }
 
 impl Expect {
@@ -257,7 +273,8 @@ impl Expect {
             && self.no_requests.is_empty()
             && self.storage.is_empty()
             && self.phase.is_none()
-            && self.version.is_none();
+            && self.version.is_none()
+            && self.budgets == Budgets::default();
         if is_empty { Err("expect: expected something to look at".into()) } else { Ok(()) }
     }
 
@@ -329,6 +346,13 @@ impl Expect {
         }
         if let Some(expected) = self.version.as_ref().filter(|expected| **expected != state.version) {
             problems.push(format!("version: expected {expected}, found {}", state.version));
+        }
+        let (memory, cpu) = state.used;
+        if let Some(most) = self.budgets.memory.filter(|most| memory > most.0) {
+            problems.push(format!("budgets.memory: expected at most {most}, found {}", Size(memory)));
+        }
+        if let Some(most) = self.budgets.cpu.filter(|most| cpu > most.0) {
+            problems.push(format!("budgets.cpu: expected at most {most} in a call, found {cpu:.1?}"));
         }
         problems
     }

@@ -18,7 +18,7 @@ use super::format::{Answer, Device, Http, Ordered, Tcp};
 use super::registers::hex;
 use super::story::Story;
 use super::tables::{Tables, describe, shortened};
-use crate::bus::Units;
+use crate::bus::{self, Units};
 use crate::gate::TapeField;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 
@@ -70,6 +70,33 @@ impl TryFrom<String> for Fault {
     }
 }
 
+/// As it is written.
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fault::Timeout => f.write_str("timeout"),
+            Fault::Exception(code) => write!(f, "exception {code}"),
+            Fault::Status(status) => write!(f, "status {status}"),
+            Fault::WrongCount => f.write_str("wrong_count"),
+            Fault::Garbage => f.write_str("garbage"),
+            Fault::Slow(time) => write!(f, "slow {}", humantime::format_duration(*time)),
+            Fault::Closes => f.write_str("closes"),
+            Fault::Refuses => f.write_str("refuses"),
+        }
+    }
+}
+
+/// What can be wrong with a device of a kind, for people to choose from.
+pub(super) fn faults_of(kind: &str) -> Vec<Fault> {
+    let own: &[Fault] = match kind {
+        "modbus" => &[Fault::Exception(2), Fault::WrongCount],
+        "http" => &[Fault::Status(500)],
+        _ => &[],
+    };
+    let always = [Fault::Timeout, Fault::Garbage, Fault::Slow(Duration::from_secs(2)), Fault::Closes, Fault::Refuses];
+    always.into_iter().chain(own.iter().copied()).collect()
+}
+
 /// See the module documentation. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Simulated {
@@ -108,6 +135,35 @@ impl Simulated {
             let simulation = || Simulation { model: Model::Tape(tape.clone()), faults: HashMap::new() };
             devices.entry(name).or_insert_with(simulation);
         }
+    }
+
+    /// Lets these be all devices; what was wrong with those that stay is so still.
+    pub(super) fn reset(&self, devices: &Ordered<Device>) {
+        let old = std::mem::take(&mut *self.lock());
+        devices.0.iter().for_each(|(name, device)| self.change(name, device));
+        for (name, before) in old {
+            if let Some(simulation) = self.lock().get_mut(&name) {
+                simulation.faults = before.faults;
+            }
+        }
+    }
+
+    /// All devices: their names, kinds, and what is wrong with them.
+    pub(super) fn devices(&self) -> Vec<(String, &'static str, Vec<String>)> {
+        let described = |(name, simulation): (&String, &Simulation)| {
+            let kind = match simulation.model {
+                Model::Modbus(_) => "modbus",
+                Model::Http { .. } => "http",
+                Model::Tcp(_) => "tcp",
+                Model::Tape(_) => "tape",
+            };
+            let fault = |(unit, fault): (&Option<u8>, &Fault)| match unit {
+                Some(unit) => format!("{fault} of {unit}"),
+                None => fault.to_string(),
+            };
+            (name.clone(), kind, simulation.faults.iter().map(fault).collect())
+        };
+        self.lock().iter().map(described).collect()
     }
 
     /// The tape from which a device answers.
@@ -193,11 +249,6 @@ impl Simulated {
         faults.get(&unit).or_else(|| faults.get(&None)).copied()
     }
 
-    /// The units of a Modbus line.
-    pub(super) fn line(&self, name: &str) -> Arc<dyn Units> {
-        Arc::new(Line { field: self.clone(), name: name.to_owned() })
-    }
-
     fn modbus(&self, name: &str, unit: u8, request: &Request<'_>) -> Option<Result<Response, ExceptionCode>> {
         let mut devices = self.lock();
         let Model::Modbus(units) = &mut devices.get_mut(name)?.model else { return None };
@@ -242,6 +293,12 @@ impl Units for Line {
         };
         let is_short = fault == Some(Fault::WrongCount);
         Ok(answer.map(|answer| if is_short { shortened(answer) } else { answer }))
+    }
+}
+
+impl bus::Simulation for Simulated {
+    fn line(&self, name: &str) -> Arc<dyn Units> {
+        Arc::new(Line { field: self.clone(), name: name.to_owned() })
     }
 }
 

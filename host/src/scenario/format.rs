@@ -154,6 +154,8 @@ pub(super) enum Step {
     Configure(ConfigureStep),
     Swap(SwapStep),
     Restart,
+    /// The driver crashes.
+    Trap,
     Lose(Lost),
 }
 
@@ -174,7 +176,7 @@ impl PlacedStep {
 
 /// Reads steps alone.
 pub(super) fn read_steps(text: &str) -> Result<Vec<PlacedStep>, String> {
-    let steps: Vec<Spanned<Step>> = yaml::read(text)?;
+    let steps: Vec<Spanned<Step>> = yaml::read(text).map_err(|error| with_advice(&error))?;
     Ok(steps.into_iter().map(|step| PlacedStep::of(step, text)).collect())
 }
 
@@ -277,6 +279,12 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
 
         deserializer.deserialize_map(InOrder(PhantomData))
     }
+}
+
+/// Reads what a file gives for all its scenarios. An error begins with line and column.
+pub(super) fn read_given(text: &str) -> Result<Given, String> {
+    let file: File = yaml::read(text).map_err(|error| with_advice(&error))?;
+    Ok(file.given)
 }
 
 /// Reads a file. An error begins with line and column.

@@ -81,7 +81,7 @@ fn step_of(call: &Call<'_>, configuration: &mut Map<String, Json>) -> Option<Jso
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 let error = CommandError::from(error);
-                step.insert("error".into(), format!("{}: {}", error.code(), error.text()).into());
+                step.insert("error".into(), error.to_string().into());
             }
             Err(_) => drop(step.insert("error".into(), "*".into())),
         }

@@ -1,6 +1,6 @@
 //! Runs a scenario: one device in a runtime whose time is paused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::field::Simulated;
 use super::format::{CommandStep, ConfigureStep, Device, Given, Lost, PlacedStep, Step, SwapStep, lay_over};
 use super::story::Story;
 use super::{Failure, Report, Scenario, Seen};
-use crate::bus;
+use crate::bus::{self, Simulation as _};
 use crate::clock::SimulatedClock;
 use crate::cloud::Channel;
 use crate::config::{LogLevel, ModbusAccess};
@@ -70,7 +70,8 @@ pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u
             stage.story.timeline().into_iter().chain(told).collect()
         };
         let failure = result.err().map(|(line, problems)| Failure { line, problems, timeline: timeline() });
-        let seen = std::mem::take(&mut stage.story.lock().seen);
+        let mut seen = std::mem::take(&mut stage.story.lock().seen);
+        (seen.used.memory, seen.used.cpu) = stage.used();
         let tape = if records { stage.device.ask(Input::Tape).await.flatten() } else { None };
         Ok::<_, String>((failure, stage.story.time(), seen, tape))
     };
@@ -81,14 +82,7 @@ pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u
         Ok(Err(problem)) => report.failure = failed(problem),
         Err(error) => report.failure = failed(format!("no runtime: {error}")),
     }
-    report.seen.parameters.extend(parameters(&scenario.given.configuration));
-    for step in &scenario.steps {
-        match &step.step {
-            Step::Configure(configure) => report.seen.parameters.extend(parameters(&configure.configuration)),
-            Step::Command(command) => drop(report.seen.commands.insert(command.name.clone())),
-            _ => {}
-        }
-    }
+    report.seen.note(&scenario.given, &scenario.steps);
     report.took = began.elapsed();
     report
 }
@@ -186,6 +180,12 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Bytes of an instance and processor time of a call, at most.
+    fn used(&self) -> (u64, Duration) {
+        let statistics = &self.device.spec.capabilities.statistics;
+        (statistics.most_memory.get(), Duration::from_nanos(statistics.most_cpu.get()))
+    }
+
     pub(super) fn phase(&self) -> Phase {
         self.device.status.borrow().phase
     }
@@ -255,6 +255,11 @@ impl<'a> Stage<'a> {
                 let done = self.device.ask(|reply| Input::Restart(None, reply)).await;
                 done.ok_or_else(|| vec!["the device has stopped".to_owned()])
             }
+            Step::Trap => {
+                self.tell("the driver crashes");
+                let done = self.device.ask(Input::Crash).await;
+                done.ok_or_else(|| vec!["the device has stopped".to_owned()])
+            }
             Step::Lose(Lost::Storage) => {
                 self.tell("what was stored is lost");
                 let keys = self.storage.keys().unwrap_or_default();
@@ -288,7 +293,7 @@ impl<'a> Stage<'a> {
         };
         let shown = match &result {
             Ok(attributes) => Ok(attributes.iter().map(|a| (a.name.clone(), a.value.clone())).collect::<Vec<_>>()),
-            Err(error) => Err(format!("{}: {}", error.code(), error.text())),
+            Err(error) => Err(error.to_string()),
         };
         self.tell(&format!("answer {shown:?}"));
         match (shown, &step.error) {
@@ -363,7 +368,8 @@ impl<'a> Stage<'a> {
         }
         let state = {
             let status = self.device.status.borrow();
-            expect::State { phase: status.phase, version: status.driver.manifest.driver.version.clone(), storage }
+            let version = status.driver.manifest.driver.version.clone();
+            expect::State { phase: status.phase, version, storage, used: self.used() }
         };
         let inner = self.story.lock();
         let problems = expect.problems(&inner.window, &inner.alerts, &state);
@@ -377,6 +383,35 @@ fn matches(expected: Option<&Pattern>, error: &str, what: &str) -> Result<(), Ve
         Some(pattern) if pattern.matches(error) => Ok(()),
         Some(pattern) => Err(vec![format!("{what}: expected the error {:?}, found {error}", pattern.0)]),
         None => Err(vec![format!("{what} failed: {error}")]),
+    }
+}
+
+impl Seen {
+    /// Notes what a scenario gives and does.
+    fn note(&mut self, given: &Given, steps: &[PlacedStep]) {
+        self.parameters.extend(parameters(&given.configuration));
+        self.devices.extend(given.devices.0.iter().map(|(name, _)| name.clone()));
+        let device = |name: &str| name.split('/').next().unwrap_or_default().to_owned();
+        let mut broken = BTreeSet::new();
+        for step in steps {
+            match &step.step {
+                Step::Configure(configure) => {
+                    self.parameters.extend(parameters(&configure.configuration));
+                    if configure.rejected.is_none() {
+                        self.changed.extend(parameters(&configure.configuration));
+                    }
+                }
+                Step::Command(command) => drop(self.commands.insert(command.name.clone())),
+                Step::Break(faults) => broken.extend(faults.keys().map(|name| device(name))),
+                Step::Repair(names) => {
+                    let repaired = names.0.iter().map(|name| device(name));
+                    self.lost.extend(repaired.filter(|name| broken.contains(name)));
+                }
+                Step::Swap(SwapStep { rejected: None, .. }) => self.is_swapped = true,
+                Step::Trap => self.has_crashed = true,
+                _ => {}
+            }
+        }
     }
 }
 

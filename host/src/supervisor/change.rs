@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::swap::{Asker, Gating, SwapOrder};
 use super::{Report, Supervisor};
-use crate::bus;
 use crate::config::{Change, Config, diff};
 use crate::device::{Input, Phase};
 use crate::registry::Origin;
@@ -106,8 +105,8 @@ impl Supervisor {
     fn apply(&mut self, change: Change) {
         match change {
             Change::OpenBus(name) => {
-                if let Some(bus) = self.config.buses.get(&name) {
-                    self.buses.insert(name.clone(), bus::open(&name, bus));
+                if let Some(bus) = self.config.buses.get(&name).cloned() {
+                    self.open_bus(&name, &bus);
                 }
             }
             Change::CloseBus(name) => drop(self.buses.remove(&name)),

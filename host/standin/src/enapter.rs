@@ -142,6 +142,13 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// Reads blueprints, which count from now on in the place of those before.
+    pub fn know(&self, sources: &Sources) -> Result<()> {
+        let blueprints = Blueprints::load(sources)?;
+        self.shared.change(|platform, _| platform.know(blueprints));
+        Ok(())
+    }
+
     /// The events from a number on, how many before them are forgotten, and the
     /// number to go on from. Waits until there is at least one.
     pub async fn events(&self, from: u64) -> (Vec<Event>, u64, u64) {

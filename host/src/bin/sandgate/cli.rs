@@ -45,6 +45,8 @@ enum Command {
     },
     /// Show a whole gateway with simulated devices and a local broker.
     Demo(crate::demo::Options),
+    /// Work on a driver: build, run, swap and test it at each save, with simulated devices.
+    Dev(crate::dev::Options),
     /// Write the skeleton of a driver.
     New {
         /// The folder to create; its name becomes the driver's.
@@ -55,11 +57,8 @@ enum Command {
     },
     /// Build a driver and embed its manifest.
     Build(build::Options),
-    /// Check a driver and show what it is and wants.
-    Check {
-        /// The component.
-        driver: PathBuf,
-    },
+    /// Check a driver and show what it is and wants, or how good it is.
+    Check(check::Options),
     /// Run a driver's scenarios, with simulated devices and a clock that jumps.
     Test(test::Options),
     /// Run a driver again on a tape, and find the first thing that it does otherwise.
@@ -212,9 +211,10 @@ impl Cli {
         match self.command {
             Command::Run { config, check } => run::run(&config, check, json).await,
             Command::Demo(options) => crate::demo::run(options).await.map(|()| Outcome::Done),
+            Command::Dev(options) => crate::dev::run(options).await.map(|()| Outcome::Done),
             Command::New { path, lang: Language::Rust } => new::rust(&path, json),
             Command::Build(options) => build::run(&options, json),
-            Command::Check { driver } => check::run(&driver, json).await,
+            Command::Check(options) => check::run(&options, json).await,
             Command::Test(options) => test::run(options, json).await,
             Command::Replay(options) => replay::run(options, json).await,
             Command::Tape(options) => tape::run(options, json).await,

@@ -13,16 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::say::tell;
+use crate::standin::{Cloud, Standin};
 use sandgate::config::Config;
 use sandgate::launch;
 use sandgate::logs::{self, Format, LogTap};
 use sandgate::message::now;
-use sandgate_standin::enapter::blueprints::{Source, Sources};
-use sandgate_standin::enapter::event::Kind;
-use sandgate_standin::{enapter, kaa};
 
 /// How the demo runs.
 #[derive(Debug, Args)]
@@ -47,15 +45,6 @@ pub struct Options {
     speed: f64,
 }
 
-/// Whose API the demo's gateway speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Cloud {
-    /// The Enapter MQTT API.
-    Enapter,
-    /// The Kaa MQTT API.
-    Kaa,
-}
-
 /// The gateway's name in Enapter's cloud.
 const HARDWARE: &str = "SDEMO";
 /// The drivers that the demo uses.
@@ -73,16 +62,16 @@ pub async fn run(options: Options) -> Result<()> {
     let since = now();
     let tap = LogTap::default();
     let _logging = logs::start(&tap, if plain { Format::Text } else { Format::None });
-    let cloud = Standin::start(options.cloud, &plugins).await?;
-    let ports =
-        Ports { cloud: cloud.address(), field: field::start(options.speed).await?, relay: relay::start().await? };
-    let path = configure(&options.folder, &plugins, &ports)?;
+    let components = DRIVERS.map(|name| plugins.join(name).join(format!("{name}.wasm")));
+    let cloud = Standin::start(options.cloud, HARDWARE, &components).await?;
+    let ports = Ports { field: field::start(options.speed).await?, relay: relay::start().await? };
+    let path = configure(&options.folder, &plugins, &cloud, &ports)?;
     let config = Config::load(&path)?;
     let program = std::env::current_exe().context("finding this program")?;
     let gateway = launch::start(&path, config, tap.clone())?;
     let control = gateway.control.clone();
 
-    let hints = hints(&program, &options.folder, &plugins, &ports);
+    let hints = hints(&program, &options.folder, &plugins, &cloud);
     let end = async {
         match options.seconds {
             Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
@@ -108,106 +97,9 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// The cloud's side; it runs until the end of the demo.
-enum Standin {
-    Enapter(enapter::Running),
-    Kaa(kaa::Running),
-}
-
-impl Standin {
-    /// Starts the stand-in of a cloud, which knows what the drivers declare.
-    async fn start(cloud: Cloud, plugins: &Path) -> Result<Standin> {
-        Ok(match cloud {
-            Cloud::Enapter => {
-                let component = |name: &str| plugins.join(name).join(format!("{name}.wasm"));
-                let children = DRIVERS.iter().map(|name| Source { kind: None, path: component(name) }).collect();
-                let settings = enapter::Settings {
-                    hardware_id: Some(HARDWARE.into()),
-                    blueprints: Sources { parent: None, children },
-                    ..enapter::Settings::default()
-                };
-                Standin::Enapter(enapter::start(settings).await?)
-            }
-            Cloud::Kaa => Standin::Kaa(kaa::start(kaa::Settings::default()).await?),
-        })
-    }
-
-    fn address(&self) -> Address {
-        match self {
-            Standin::Enapter(running) => Address::Enapter { mqtt: running.mqtt.port(), http: running.http.port() },
-            Standin::Kaa(running) => Address::Kaa { mqtt: running.mqtt.port(), http: running.http.port() },
-        }
-    }
-
-    /// Logs what the cloud would drop without a word, for ever.
-    async fn tell_drops(&self) {
-        let Standin::Enapter(running) = self else { return std::future::pending().await };
-        let mut next = 0;
-        loop {
-            let (events, _, after) = running.events(next).await;
-            next = after;
-            for event in events.iter().filter(|event| event.kind == Kind::Dropped) {
-                tracing::warn!("the cloud: {event}");
-            }
-        }
-    }
-}
-
 struct Ports {
-    cloud: Address,
     field: u16,
     relay: u16,
-}
-
-/// Where the cloud is.
-enum Address {
-    Enapter { mqtt: u16, http: u16 },
-    Kaa { mqtt: u16, http: u16 },
-}
-
-impl Address {
-    /// The session's part of the configuration.
-    fn session(&self) -> String {
-        match self {
-            Address::Enapter { mqtt, .. } => {
-                format!("[sessions.local.enapter]\nhost = \"127.0.0.1\"\nport = {mqtt}\nhardware_id = \"{HARDWARE}\"\n")
-            }
-            Address::Kaa { mqtt, http } => format!(
-                "[sessions.local.kaa]\nhost = \"127.0.0.1\"\nport = {mqtt}\napp_version = \"demo-v1\"\n\
-                 token = {{ value = \"gateway\" }}\nbinary_data_url = \"http://127.0.0.1:{http}\"\n"
-            ),
-        }
-    }
-
-    /// A device's part of the configuration.
-    fn endpoint(&self, device: &str) -> String {
-        match self {
-            Address::Enapter { .. } => String::new(),
-            Address::Kaa { .. } => format!("endpoints.local.token = \"{device}\"\n"),
-        }
-    }
-
-    /// What to try from the cloud's side.
-    fn hints(&self, program: &str) -> Vec<String> {
-        let (Address::Enapter { http, .. } | Address::Kaa { http, .. }) = self;
-        let ask = |what: &str| match self {
-            Address::Enapter { .. } => format!("{program} cloud enapter {what} --url http://127.0.0.1:{http}"),
-            Address::Kaa { .. } => format!("{program} cloud kaa {what} --url http://127.0.0.1:{http}"),
-        };
-        match self {
-            Address::Enapter { .. } => {
-                vec![ask("samples house_meter -f"), ask("send-command lamp turn_off"), ask("devices")]
-            }
-            Address::Kaa { .. } => {
-                vec![
-                    ask("samples house_meter -f"),
-                    ask("send-command lamp turn_off --await 5"),
-                    ask(r#"put-config lamp '{"connection": {"poll_ms": 5000}}'"#),
-                    ask("endpoints"),
-                ]
-            }
-        }
-    }
 }
 
 fn plugins(given: Option<&Path>) -> Result<PathBuf> {
@@ -225,8 +117,8 @@ fn plugins(given: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// Writes the gateway's configuration.
-fn configure(folder: &Path, plugins: &Path, ports: &Ports) -> Result<PathBuf> {
-    let Ports { cloud, field, relay } = ports;
+fn configure(folder: &Path, plugins: &Path, cloud: &Standin, ports: &Ports) -> Result<PathBuf> {
+    let Ports { field, relay } = ports;
     let session = cloud.session();
     let endpoint = |device| cloud.endpoint(device);
     let driver = |name: &str| toml::Value::from(format!("{0}/{name}/{name}.wasm", plugins.display()));
@@ -276,7 +168,7 @@ grants.http = ["127.0.0.1:{relay}"]
 }
 
 /// What to try in a second terminal.
-fn hints(program: &Path, folder: &Path, plugins: &Path, ports: &Ports) -> Vec<String> {
+fn hints(program: &Path, folder: &Path, plugins: &Path, cloud: &Standin) -> Vec<String> {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
     let program = shown(program);
@@ -291,5 +183,5 @@ fn hints(program: &Path, folder: &Path, plugins: &Path, ports: &Ports) -> Vec<St
         format!("{program} swaps"),
         format!("{program} logs -f"),
     ];
-    own.into_iter().chain(ports.cloud.hints(&program)).collect()
+    own.into_iter().chain(cloud.hints(&program, ("house_meter", "lamp", "turn_off"))).collect()
 }

@@ -6,7 +6,11 @@
 
 mod cli;
 mod demo;
+mod dev;
+mod draw;
 mod say;
+mod source;
+mod standin;
 mod toolchain;
 
 use std::process::ExitCode;

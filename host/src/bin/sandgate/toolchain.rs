@@ -1,5 +1,7 @@
 //! From a driver's source to a component: cargo and its target, the embedded
-//! manifest, the check that a gateway takes it.
+//! manifest and provenance, the check that a gateway takes it.
+
+mod cargo;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +12,7 @@ use serde::Deserialize;
 use crate::say::tell;
 use sandgate::files;
 use sandgate::manifest::Manifest;
+use sandgate::manifest::provenance::Provenance;
 use sandgate::sandbox::{Compiler, Sandbox, embed_manifest, inspect};
 
 /// The target of components in Rust.
@@ -30,16 +33,25 @@ pub struct Built {
 
 /// Builds a Rust driver with cargo, which shows its progress.
 pub fn rust(folder: &Path) -> Result<Built> {
+    rust_into(folder, None)
+}
+
+/// The same, with what cargo makes on the way in a folder of its own.
+pub fn rust_into(folder: &Path, target: Option<&Path>) -> Result<Built> {
     let manifest = read_manifest(folder)?;
     install_target()?;
-    let package = package(folder)?;
+    let package = Package::find(folder, target)?;
     let mut cargo = Command::new("cargo");
     cargo.current_dir(folder).args(["build", "--target", TARGET, "--profile", package.profile]);
+    cargo.arg("--config").arg(package.without_places());
+    cargo.args(target.map(|target| ["--target-dir".into(), target.as_os_str().to_owned()]).into_iter().flatten());
     let status = cargo.stdin(Stdio::null()).status().context("starting cargo; install Rust with rustup")?;
     if !status.success() {
         bail!("cargo could not build {}", folder.display());
     }
-    let bytes = std::fs::read(&package.artifact).with_context(|| format!("reading {}", package.artifact.display()))?;
+    let mut bytes =
+        std::fs::read(&package.artifact).with_context(|| format!("reading {}", package.artifact.display()))?;
+    package.provenance.embed(&mut bytes)?;
     finish(bytes, &manifest, &package.artifact)
 }
 
@@ -104,44 +116,69 @@ fn install_target() -> Result<()> {
     Ok(())
 }
 
+/// What cargo says about a driver's package.
 struct Package {
     artifact: PathBuf,
     profile: &'static str,
+    /// The folder of its workspace.
+    root: PathBuf,
+    provenance: Provenance,
 }
 
 #[derive(Deserialize)]
 struct Metadata {
-    packages: Vec<MetadataPackage>,
+    packages: Vec<cargo::Package>,
+    resolve: cargo::Resolve,
     target_directory: PathBuf,
     workspace_root: PathBuf,
 }
 
-#[derive(Deserialize)]
-struct MetadataPackage {
-    name: String,
-    manifest_path: PathBuf,
+impl Package {
+    /// Asks cargo, which fetches what it needs to know.
+    fn find(folder: &Path, target: Option<&Path>) -> Result<Package> {
+        let output = Command::new("cargo")
+            .current_dir(folder)
+            .args(["metadata", "--format-version", "1", "--filter-platform", TARGET])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("starting cargo; install Rust with rustup")?;
+        if !output.status.success() {
+            bail!("cargo cannot read {}", folder.join("Cargo.toml").display());
+        }
+        let metadata: Metadata = serde_json::from_slice(&output.stdout).context("reading what cargo metadata says")?;
+        let own = folder.join("Cargo.toml").canonicalize().context("expected a Cargo.toml in the driver's folder")?;
+        let package = metadata.packages.iter().find(|package| package.manifest_path == own);
+        let package = package.with_context(|| format!("expected a package in {}", own.display()))?;
+        // A workspace may have a profile of its own for drivers.
+        let root = std::fs::read_to_string(metadata.workspace_root.join("Cargo.toml")).unwrap_or_default();
+        let profile = if root.contains("[profile.driver]") { "driver" } else { "release" };
+        let file = format!("{}.wasm", package.name.replace('-', "_"));
+        let dependencies = cargo::dependencies(package, &metadata.packages, &metadata.resolve);
+        let target = target.unwrap_or(&metadata.target_directory);
+        Ok(Package {
+            artifact: target.join(TARGET).join(profile).join(file),
+            profile,
+            provenance: Provenance { licence: package.license.clone(), dependencies: Some(dependencies) },
+            root: metadata.workspace_root,
+        })
+    }
+
+    /// A setting for cargo that keeps this machine's folders out of the component:
+    /// it is the same wherever it is built, and tells nobody where that was.
+    fn without_places(&self) -> String {
+        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+        let places = home.map(|home| (home, "/cargo")).into_iter().chain([(self.root.clone(), "/driver")]);
+        let flags = places.map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display()));
+        let flags: Vec<serde_json::Value> = flags.map(Into::into).collect();
+        format!("target.{TARGET}.rustflags={}", serde_json::Value::from(flags))
+    }
 }
 
-/// Asks cargo where the component will be.
-fn package(folder: &Path) -> Result<Package> {
-    let output = Command::new("cargo")
-        .current_dir(folder)
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("starting cargo; install Rust with rustup")?;
-    if !output.status.success() {
-        bail!("cargo cannot read {}", folder.join("Cargo.toml").display());
-    }
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("reading the output of cargo metadata")?;
-    let own = folder.join("Cargo.toml").canonicalize().context("expected a Cargo.toml in the driver's folder")?;
-    let package = metadata.packages.iter().find(|package| package.manifest_path == own);
-    let package = package.with_context(|| format!("expected a package in {}", own.display()))?;
-    // A workspace may have a profile of its own for drivers.
-    let root = std::fs::read_to_string(metadata.workspace_root.join("Cargo.toml")).unwrap_or_default();
-    let profile = if root.contains("[profile.driver]") { "driver" } else { "release" };
-    let file = format!("{}.wasm", package.name.replace('-', "_"));
-    Ok(Package { artifact: metadata.target_directory.join(TARGET).join(profile).join(file), profile })
+/// The folder of the workspace that a driver belongs to; its own when it is alone.
+pub fn workspace(folder: &Path) -> Result<PathBuf> {
+    let root = Package::find(folder, None)?.root;
+    root.canonicalize().with_context(|| format!("finding {}", root.display()))
 }
 
 /// Builds a driver into its own folder, as `sandgate build FOLDER` does, and gives its name.

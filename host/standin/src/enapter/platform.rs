@@ -71,6 +71,11 @@ impl Platform {
         Platform { blueprints, hardware, ..Platform::default() }
     }
 
+    /// Lets other blueprints count from now on.
+    pub fn know(&mut self, blueprints: Blueprints) {
+        self.blueprints = blueprints;
+    }
+
     /// All devices.
     pub fn channels(&self) -> impl Iterator<Item = (&Address, &Channel)> {
         self.channels.iter()

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::Outcome;
 use crate::say::{say, tell};
-use crate::toolchain;
+use crate::source::{self, Source, scenario_files};
 
 /// What to test.
 #[derive(Debug, Args)]
@@ -50,8 +50,9 @@ pub(super) struct Options {
 
 /// Runs the scenarios, once or again and again.
 pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
+    let source = Source::new(&options.path, options.tests.as_deref());
     if !options.watch {
-        return once(&options, json).await;
+        return once(&options, &source, json).await;
     }
     tokio::spawn(async {
         // Also in the middle of a run.
@@ -63,60 +64,23 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     let mut watcher = Watcher::start(sender)?;
     loop {
         // What changes during a run counts for the next.
-        let files = sources(&options);
+        let files = source.files();
         watcher.watch(files.iter().map(PathBuf::as_path));
-        if let Err(error) = once(&options, json).await {
+        if let Err(error) = once(&options, &source, json).await {
             tell!("error: {error:#}");
         }
         tell!("waiting for a change; Ctrl-C ends");
         // Now and then it is looked for files that are new.
-        while tokio::time::timeout(LOOK, changes.recv()).await.is_err() && sources(&options) == files {}
+        while tokio::time::timeout(source::LOOK, changes.recv()).await.is_err() && source.files() == files {}
     }
-}
-
-/// How often it is looked for new files.
-const LOOK: Duration = Duration::from_secs(2);
-
-/// The files that a driver and its scenarios are made of.
-fn sources(options: &Options) -> Vec<PathBuf> {
-    let is_source = |file: &Path| {
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        name == "manifest.yml" || name == "Cargo.toml" || name.ends_with(".rs") || name.ends_with(".test.yml")
-    };
-    let (mut files, mut folders) = (Vec::new(), vec![tests_of(options)]);
-    match options.path.is_dir() {
-        true => folders.push(options.path.clone()),
-        false => files.push(options.path.clone()),
-    }
-    while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
-            let is_output = path.ends_with("target") || path.ends_with("vendor");
-            match path.is_dir() {
-                true if !is_output => folders.push(path),
-                false if is_source(&path) => files.push(path),
-                _ => {}
-            }
-        }
-    }
-    files.sort_unstable();
-    files
-}
-
-/// Where the scenarios are.
-fn tests_of(options: &Options) -> PathBuf {
-    let folder = match options.path.is_dir() {
-        true => options.path.as_path(),
-        false => options.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")),
-    };
-    options.tests.clone().unwrap_or_else(|| folder.join("tests"))
 }
 
 /// Runs the scenarios; fails when one does.
-async fn once(options: &Options, json: bool) -> Result<Outcome> {
-    let component = component(&options.path)?;
+async fn once(options: &Options, source: &Source, json: bool) -> Result<Outcome> {
+    let component = source.component()?;
     let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
     let driver = Arc::new(sandbox.load(&component).await?);
-    let scenarios = scenarios(&tests_of(options), &driver.manifest, &options.names)?;
+    let scenarios = scenarios(&source.tests, &driver.manifest, &options.names)?;
     let begin = Instant::now();
     let (seed, of_all, runs, records) = (options.seed, Arc::clone(&driver), options.explore, options.tapes.is_some());
     let work = move || {
@@ -153,29 +117,6 @@ async fn once(options: &Options, json: bool) -> Result<Outcome> {
     Ok(if failed == 0 && finding.is_none() { Outcome::Done } else { Outcome::Failed })
 }
 
-/// The component to test, built now if a folder is meant.
-fn component(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
-        return Ok(path.to_owned());
-    }
-    if path.join("Cargo.toml").exists() {
-        let name = toolchain::in_place(path)?;
-        return Ok(path.join(format!("{name}.wasm")));
-    }
-    let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
-    let mut found: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    found.retain(|file| file.extension().is_some_and(|extension| extension == "wasm"));
-    found.sort_unstable();
-    match found.as_slice() {
-        [file] => Ok(file.clone()),
-        [] => bail!("{}: expected a driver's source or a component", path.display()),
-        several => {
-            let names = text::list(several.iter().map(|file| file.display().to_string()));
-            bail!("{}: expected one component, found {names}; name the one to test", path.display())
-        }
-    }
-}
-
 /// Where compiled code is kept from one run to the next.
 pub(super) fn cache() -> Option<PathBuf> {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
@@ -185,17 +126,9 @@ pub(super) fn cache() -> Option<PathBuf> {
 }
 
 /// All scenarios of a folder whose name or file has one of these texts in it.
-fn scenarios(folder: &Path, manifest: &Manifest, names: &[String]) -> Result<Vec<Scenario>> {
-    let entries = std::fs::read_dir(folder)
-        .with_context(|| format!("{}: expected a folder with files such as begin.test.yml", folder.display()))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".test.yml")));
-    files.sort_unstable();
-    if files.is_empty() {
-        bail!("{}: expected files such as begin.test.yml, found none", folder.display());
-    }
+pub(super) fn scenarios(folder: &Path, manifest: &Manifest, names: &[String]) -> Result<Vec<Scenario>> {
     let mut all = Vec::new();
-    for file in files {
+    for file in scenario_files(folder)? {
         all.extend(Scenario::load(&file, manifest).map_err(anyhow::Error::msg)?);
     }
     let known: Vec<String> = all.iter().map(|scenario| scenario.name.clone()).collect();

@@ -10,20 +10,20 @@ use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize};
-use ratatui::text::{Line, Text};
+use ratatui::text::Line;
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table, Wrap};
-use serde_json::Value as Json;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
+use crate::draw::{ended, lay_out, log_line, seen, seen_text, values};
 use crate::say::say;
 use sandgate::device::Phase;
 use sandgate::logs::{LogLine, LogTap};
 use sandgate::message::Time;
 use sandgate::receipt::Receipt;
-use sandgate::status::{DeviceReport, Status};
+use sandgate::status::Status;
 use sandgate::supervisor::Control;
-use sandgate::text::{count, visible};
+use sandgate::text::count;
 
 const REFRESH: Duration = Duration::from_millis(500);
 const PLAIN_REFRESH: Duration = Duration::from_secs(5);
@@ -273,74 +273,6 @@ impl Picture<'_> {
         let header = Row::new(titles).style(Style::new().dim());
         Table::new(rows, lengths).header(header).block(Block::bordered().title(" devices "))
     }
-}
-
-/// A text from outside as it may be drawn.
-fn seen(text: &str) -> Line<'static> {
-    Line::from(visible(text).into_owned())
-}
-
-/// The same for several lines.
-fn seen_text(text: &str) -> Text<'static> {
-    Text::from(text.lines().map(seen).collect::<Vec<_>>())
-}
-
-fn log_line(line: &LogLine) -> Line<'_> {
-    let text = line.display();
-    match line.level.as_str() {
-        "error" => Line::from(text).red(),
-        "warn" => Line::from(text).yellow(),
-        _ => Line::from(text),
-    }
-}
-
-/// A text that says where it was cut.
-fn ended(text: &str, width: u16) -> String {
-    let width = usize::from(width);
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
-}
-
-/// The last values, the status before all.
-fn values(device: &DeviceReport) -> Vec<String> {
-    let mut names: Vec<(&String, &Json)> =
-        device.telemetry.iter().filter(|(_, value)| !value.is_null() && !value.is_array()).collect();
-    let rank = |name: &str| match name {
-        "status" => 0,
-        name if name.contains("total") || name.contains("power") || name.contains("soc") => 1,
-        _ => 2,
-    };
-    names.sort_by_key(|(name, _)| rank(name));
-    let shown = names.into_iter().map(|(name, value)| match value {
-        Json::String(text) => format!("{name}={text}"),
-        Json::Number(number) if number.is_f64() => format!("{name}={:.1}", number.as_f64().unwrap_or_default()),
-        other => format!("{name}={other}"),
-    });
-    shown.map(|text| visible(&text).into_owned()).collect()
-}
-
-/// Whole parts only, as many as fit: half a number is another number.
-fn lay_out(parts: &[String], width: usize, lines: usize, between: &str) -> String {
-    let mut all = vec![String::new()];
-    for part in parts {
-        let size = part.chars().count();
-        let fits = |line: &String| {
-            let before = line.chars().count();
-            size + before + if before > 0 { between.len() } else { 0 } <= width
-        };
-        if !all.last().is_some_and(fits) && all.len() < lines {
-            all.push(String::new());
-        }
-        if let Some(line) = all.last_mut().filter(|line| fits(line)) {
-            if !line.is_empty() {
-                line.push_str(between);
-            }
-            line.push_str(part);
-        }
-    }
-    all.join("\n")
 }
 
 /// What stays on the terminal when the demo ends.

@@ -1,0 +1,133 @@
+//! What the rules look at: the component, its scenarios run, exploring, and a
+//! second build elsewhere.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use sandgate::manifest::provenance::Provenance;
+use sandgate::sandbox::{Compiler, Digest, Driver, Sandbox};
+use sandgate::scenario::{self, Finding, Report, Rule, Seen};
+
+use super::super::{Options, unused_requests_of};
+use crate::cli::test::{cache, scenarios};
+use crate::say::tell;
+use crate::source::Source;
+use crate::toolchain;
+
+/// See the module documentation.
+pub(super) struct Evidence {
+    pub driver: Arc<Driver>,
+    /// What of requests and imports does not fit.
+    pub warnings: Vec<String>,
+    pub provenance: Provenance,
+    /// The scenarios that ran, or why there are none.
+    pub reports: Result<Vec<Report>, String>,
+    /// What they have seen, all together.
+    pub seen: Seen,
+    /// In how many runs it was explored; 0 when scenarios fail.
+    pub explored: u64,
+    pub finding: Option<Box<Finding>>,
+    /// The text of the README, if there is one.
+    pub readme: Option<String>,
+    /// What a second build elsewhere gave, or why there was none.
+    pub rebuilt: Result<Digest, String>,
+}
+
+impl Evidence {
+    /// Builds, runs, explores and builds again.
+    pub(super) async fn gather(options: &Options) -> Result<Evidence> {
+        let source = Source::new(&options.path, options.tests.as_deref());
+        let component = source.component()?;
+        let bytes = std::fs::read(&component).with_context(|| format!("reading {}", component.display()))?;
+        let provenance = Provenance::read(&bytes)?;
+        let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
+        let driver = Arc::new(sandbox.load(&component).await?);
+        let readme = std::fs::read_to_string(source.folder().join("README.md")).ok();
+        let (runs, seed) = (options.runs, options.seed);
+        let work = move || -> Result<Evidence> {
+            let warnings = unused_requests_of(&driver);
+            let mut evidence = Evidence {
+                driver,
+                warnings,
+                provenance,
+                reports: Err(String::new()),
+                seen: Seen::default(),
+                explored: 0,
+                finding: None,
+                readme,
+                rebuilt: Err(String::new()),
+            };
+            evidence.test(&sandbox, &source, (runs, seed));
+            evidence.rebuilt = rebuild(&source).map_err(|error| format!("{error:#}"));
+            Ok(evidence)
+        };
+        tokio::task::spawn_blocking(work).await.context("a bug in the check")?
+    }
+
+    /// Runs the scenarios, and explores where they pass.
+    fn test(&mut self, sandbox: &Sandbox, source: &Source, (runs, seed): (u64, u64)) {
+        let scenarios = match scenarios(&source.tests, &self.driver.manifest, &[]) {
+            Ok(scenarios) => scenarios,
+            Err(error) => return self.reports = Err(format!("{error:#}")),
+        };
+        tell!("running {}", sandgate::text::count(scenarios.len(), "scenario"));
+        let run = |scenario| scenario::run(sandbox, &self.driver, scenario, seed, false);
+        let reports: Vec<Report> = scenarios.iter().map(run).collect();
+        reports.iter().for_each(|report| self.seen.add(report.seen.clone()));
+        let has_passed = reports.iter().all(|report| report.failure.is_none());
+        self.reports = Ok(reports);
+        if !has_passed {
+            return;
+        }
+        let told = |run: u64| {
+            if run % (runs / 10).max(1) == 0 {
+                tell!("explored {run} of {runs} runs");
+            }
+        };
+        self.finding = scenario::explore(sandbox, &self.driver, &scenarios, (runs, seed), told).err();
+        self.explored = self.finding.as_ref().map_or(runs, |finding| finding.run + 1);
+    }
+
+    /// Under which licence it is: by the component, or by its manifest.
+    pub(super) fn licence(&self) -> Option<&str> {
+        self.provenance.licence.as_deref().or(self.driver.manifest.blueprint.license.as_deref())
+    }
+
+    /// What exploring has found against one of these rules.
+    pub(super) fn found_against(&self, rules: &[Rule]) -> Option<&Finding> {
+        self.finding.as_deref().filter(|finding| rules.contains(&finding.rule))
+    }
+}
+
+/// Builds the driver once more, from a copy in another place and from nothing.
+fn rebuild(source: &Source) -> Result<Digest> {
+    if !source.is_built() {
+        bail!("there is no source here that `sandgate build` builds");
+    }
+    tell!("building again, in another place");
+    let place = tempfile::tempdir().context("making a folder for the second build")?;
+    let root = toolchain::workspace(source.folder())?;
+    let folder = source.folder().canonicalize().with_context(|| format!("finding {}", source.folder().display()))?;
+    let within = folder.strip_prefix(&root).context("expected the driver within its workspace")?;
+    let copy = place.path().join("copy");
+    copy_source(&root, &copy)?;
+    let built = toolchain::rust_into(&copy.join(within), Some(&place.path().join("target")))?;
+    Ok(Digest::of(&built.bytes))
+}
+
+/// Copies a folder, without what tools have made in it.
+fn copy_source(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+    let entries = std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))?;
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).collect::<Vec<PathBuf>>() {
+        let Some(name) = path.file_name() else { continue };
+        let is_made = name == "target" || name == ".git" || name == ".sandgate-dev";
+        match path.is_dir() {
+            _ if is_made || path.extension().is_some_and(|end| end == "wasm") => {}
+            true => copy_source(&path, &to.join(name))?,
+            false => drop(std::fs::copy(&path, to.join(name)).with_context(|| format!("copying {}", path.display()))?),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,344 @@
+//! Devices to play with: simulated as scenarios give them, and changed by steps
+//! that people type while a gateway runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value as Json, json};
+
+use super::Scenario;
+use super::field::{Simulated, faults_of};
+use super::format::{self, Given, PlacedStep, Step, lay_over};
+use super::story::Story;
+use crate::bus::Simulation;
+use crate::gate::TapeField;
+use crate::manifest::Manifest;
+use crate::tape::Tape;
+
+/// See the module documentation.
+pub struct Playground {
+    story: Arc<Story>,
+    field: Simulated,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    /// What is given; it has no steps.
+    scenario: Scenario,
+    manifest: Manifest,
+    /// What was configured since.
+    configured: Map<String, Json>,
+}
+
+/// A simulated device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The driver's name for its Modbus line, or `host:port`.
+    pub name: String,
+    /// `modbus`, `http`, `tcp` or `tape`.
+    pub kind: &'static str,
+    /// What is wrong with it, as it is written.
+    pub faults: Vec<String>,
+}
+
+/// Something that can be done: its name for people, and the step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// For people.
+    pub label: String,
+    /// As it is written in a scenario.
+    pub step: String,
+    /// Whether there is something in the step to fill in.
+    pub is_open: bool,
+}
+
+/// What a step asks of the gateway.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Deed {
+    /// Runs a command.
+    Command {
+        /// The command.
+        name: String,
+        /// Its arguments.
+        arguments: Map<String, Json>,
+    },
+    /// The device's settings are others now.
+    Configure,
+    /// Starts the device afresh.
+    Restart,
+    /// Swaps the driver: for this file, or for its own again.
+    Swap(Option<PathBuf>),
+}
+
+impl Playground {
+    /// Nothing but the driver's own.
+    pub fn empty(manifest: &Manifest) -> Playground {
+        let (story, scenario) = (Arc::new(Story::new()), nothing_given());
+        let field = Simulated::new(&scenario.given.devices, &story);
+        let inner = Inner { scenario, manifest: manifest.clone(), configured: Map::new() };
+        Playground { story, field, inner: Mutex::new(inner) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what a file of scenarios gives: for all of them, or for the one of a
+    /// name. What was wrong with devices stays so. An error names the line.
+    pub fn give(&self, file: &Path, name: Option<&str>, manifest: &Manifest) -> Result<(), String> {
+        let place = |problem: String| format!("{}:{problem}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|error| place(format!(" {error}")))?;
+        let given = match name {
+            None => format::read_given(&text).map_err(place)?,
+            Some(name) => {
+                let scenarios = format::read(&text, file).map_err(place)?;
+                let found = scenarios.into_iter().find(|scenario| scenario.name == name);
+                found.map(|scenario| scenario.given).ok_or_else(|| place(format!(" no scenario is called {name:?}")))?
+            }
+        };
+        let mut scenario = Scenario { file: file.to_owned(), given, ..nothing_given() };
+        scenario.load_tape().map_err(place)?;
+        scenario.check_given(manifest).map_err(place)?;
+        self.take(scenario, manifest);
+        Ok(())
+    }
+
+    /// Lets all devices answer from a tape, under the configuration on it.
+    pub fn give_tape(&self, tape: Tape, manifest: &Manifest) {
+        let configuration = tape.header.configuration.as_object().cloned().unwrap_or_default();
+        let given = Given { configuration, ..Given::default() };
+        self.take(Scenario { given, tape: Some(Arc::new(tape)), ..nothing_given() }, manifest);
+    }
+
+    fn take(&self, scenario: Scenario, manifest: &Manifest) {
+        self.field.reset(&scenario.given.devices);
+        if let Some(tape) = &scenario.tape {
+            let field = TapeField::new(tape, tape.extent().1);
+            self.field.add_tape(&field, &manifest.driver.requests.modbus);
+        }
+        let mut inner = self.lock();
+        (inner.scenario, inner.manifest) = (scenario, manifest.clone());
+    }
+
+    /// What stands in the place of a gateway's field.
+    pub fn simulation(&self) -> Arc<dyn Simulation> {
+        Arc::new(self.field.clone())
+    }
+
+    /// The device's table in the gateway's configuration, without its driver: the
+    /// configuration, and grants for all that is given. A line is a bus of its name.
+    pub fn settings(&self) -> Map<String, Json> {
+        let devices = self.field.devices();
+        let inner = self.lock();
+        let given = &inner.scenario.given;
+        let mut configuration = given.configuration.clone();
+        lay_over(&mut configuration, inner.configured.clone());
+        let of_kinds = |kinds: &[&str]| -> Vec<String> {
+            let is_address = |name: &&String| name.contains(':');
+            let names = devices.iter().filter(|(_, kind, _)| kinds.contains(kind)).map(|(name, ..)| name);
+            names.filter(is_address).cloned().collect()
+        };
+        let requests = &inner.manifest.driver.requests;
+        // A name that is requested twice is granted once.
+        let modbus: Map<String, Json> = requests.modbus.iter().map(|line| (line.clone(), json!(line))).collect();
+        let mut grants = Map::new();
+        if !modbus.is_empty() {
+            grants.insert("modbus".into(), modbus.into());
+        }
+        let more = |targets: &[crate::network::Target]| targets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        if !requests.tcp.is_empty() {
+            grants.insert("tcp".into(), json!([of_kinds(&["tcp", "tape"]), more(&given.grants.tcp)].concat()));
+        }
+        if !requests.http.is_empty() {
+            grants.insert("http".into(), json!([of_kinds(&["http", "tape"]), more(&given.grants.http)].concat()));
+        }
+        let mut settings = Map::new();
+        settings.insert("configuration".into(), configuration.into());
+        settings.insert("grants".into(), grants.into());
+        if let Some(window) = given.health_window {
+            settings.insert("health_window".into(), json!(window.to_string()));
+        }
+        settings
+    }
+
+    /// The names of the Modbus lines that the driver asks for.
+    pub fn lines(&self) -> Vec<String> {
+        self.lock().manifest.driver.requests.modbus.clone()
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> Vec<Device> {
+        self.field.devices().into_iter().map(|(name, kind, faults)| Device { name, kind, faults }).collect()
+    }
+
+    /// What was asked of the devices lately, and when, newest last.
+    pub fn requests(&self) -> Vec<String> {
+        self.story.timeline()
+    }
+
+    /// What can be wrong with devices.
+    pub fn faults(&self) -> Vec<Choice> {
+        let choice = |name: &str, fault| {
+            let step = format!("break: {{ {}: {fault} }}", json!(name));
+            Choice { label: format!("{name}: {fault}"), step, is_open: false }
+        };
+        let devices = self.field.devices();
+        devices
+            .iter()
+            .flat_map(|(name, kind, _)| faults_of(kind).into_iter().map(|fault| choice(name, fault)))
+            .collect()
+    }
+
+    /// The commands that the driver declares.
+    pub fn commands(&self) -> Vec<Choice> {
+        let inner = self.lock();
+        let commands = inner.manifest.blueprint.commands.iter().map(|(name, command)| {
+            let arguments: Map<String, Json> = command
+                .arguments
+                .iter()
+                .filter(|(_, parameter)| parameter.required || parameter.default.is_some())
+                .map(|(argument, parameter)| (argument.clone(), parameter.default.clone().unwrap_or(Json::Null)))
+                .collect();
+            let is_open = !arguments.is_empty();
+            let step = match is_open {
+                true => format!("command: {{ name: {name}, arguments: {} }}", Json::Object(arguments)),
+                false => format!("command: {{ name: {name} }}"),
+            };
+            Choice { label: format!("{name}: {}", command.display_name), step, is_open }
+        });
+        commands.collect()
+    }
+
+    /// Does what of steps concerns devices, and says what they ask of the gateway.
+    /// An error says what was expected; then nothing is done.
+    pub fn play(&self, text: &str) -> Result<Vec<Deed>, String> {
+        let text = text.trim();
+        let text = if text.starts_with('-') { text.to_owned() } else { format!("- {text}") };
+        let steps = format::read_steps(&text)?;
+        let mut inner = self.lock();
+        let mut configured = inner.configured.clone();
+        for PlacedStep { step, .. } in &steps {
+            inner.scenario.check_step(step, &inner.manifest)?;
+            match step {
+                Step::Advance(_) | Step::Expect(_) | Step::Given(_) | Step::Lose(_) | Step::Trap => {
+                    return Err(format!("expected one of {PLAYED}: time goes by itself here"));
+                }
+                Step::Configure(changes) => {
+                    lay_over(&mut configured, changes.configuration.clone());
+                    let mut whole = inner.scenario.given.configuration.clone();
+                    lay_over(&mut whole, configured.clone());
+                    let checked = inner.manifest.check_configuration(whole);
+                    checked.map_err(|problem| format!("configuration.{problem}"))?;
+                }
+                _ => {}
+            }
+        }
+        inner.configured = configured;
+        drop(inner);
+        Ok(steps.into_iter().filter_map(|step| self.act(step.step)).collect())
+    }
+
+    fn act(&self, step: Step) -> Option<Deed> {
+        match step {
+            Step::Change(changes) => changes.0.iter().for_each(|(name, change)| self.field.change(name, change)),
+            Step::Break(faults) => faults.iter().for_each(|(name, fault)| self.field.set_fault(name, Some(*fault))),
+            Step::Repair(names) => names.0.iter().for_each(|name| self.field.set_fault(name, None)),
+            Step::Command(command) => {
+                return Some(Deed::Command { name: command.name, arguments: command.arguments });
+            }
+            Step::Configure(_) => return Some(Deed::Configure),
+            Step::Restart => return Some(Deed::Restart),
+            Step::Swap(swap) => return Some(Deed::Swap(swap.driver)),
+            Step::Advance(_) | Step::Expect(_) | Step::Given(_) | Step::Lose(_) | Step::Trap => {}
+        }
+        None
+    }
+}
+
+/// The steps that make sense where time goes by itself.
+const PLAYED: &str = "break, repair, change, command, configure, swap, restart";
+
+fn nothing_given() -> Scenario {
+    Scenario {
+        file: PathBuf::new(),
+        name: "given".into(),
+        given: Given::default(),
+        given_line: 1,
+        steps: Vec::new(),
+        tape: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = "blueprint_spec: device/3.0\ndisplay_name: Relay\nruntime: {type: embedded}\n\
+        command_groups: {main: {display_name: Main}}\n\
+        commands:\n  on: {group: main, display_name: On}\n  dim: {group: main, display_name: Dim, arguments: \
+        {level: {type: integer, display_name: Level, default: 5}}}\n\
+        configuration:\n  c: {display_name: C, parameters: {ms: {type: integer, display_name: Ms}}}\n\
+        driver: {name: relay, version: 1.0.0, requests: {http: ['*:80'], modbus: [line]}}\n";
+    const FILE: &str = "given:\n  configuration: {c: {ms: 5}}\n  devices:\n    '10.0.0.5:80': {http: {routes: \
+        {'GET /': {text: hi}}}}\n    line: {modbus: {1: {holding: {100: 7}}}}\nscenarios:\n  one:\n    - given: \
+        {configuration: {c: {ms: 9}}}\n    - advance: 1s\n";
+
+    fn playground() -> Playground {
+        let manifest = Manifest::parse(MANIFEST).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.test.yml");
+        std::fs::write(&file, FILE).unwrap();
+        let playground = Playground::empty(&manifest);
+        playground.give(&file, None, &manifest).unwrap();
+        playground
+    }
+
+    #[test]
+    fn a_gateway_gets_the_configuration_and_grants_for_all_that_is_given() {
+        let playground = playground();
+        let expected = json!({"configuration": {"c": {"ms": 5}},
+            "grants": {"http": ["10.0.0.5:80"], "modbus": {"line": "line"}}});
+        assert_eq!(Json::Object(playground.settings()), expected);
+        assert_eq!(playground.play("configure: { configuration: { c: { ms: 7 } } }"), Ok(vec![Deed::Configure]));
+        assert_eq!(playground.settings()["configuration"], json!({"c": {"ms": 7}}));
+    }
+
+    #[test]
+    fn typed_steps_change_devices_and_say_what_the_gateway_is_to_do() {
+        let playground = playground();
+        assert_eq!(playground.play("break: { line/1: exception 4, '10.0.0.5:80': timeout }"), Ok(Vec::new()));
+        let faults: Vec<_> = playground.devices().into_iter().map(|device| device.faults).collect();
+        assert_eq!(faults, [vec!["timeout".to_owned()], vec!["exception 4 of 1".to_owned()]]);
+        assert_eq!(playground.play("repair: [line, '10.0.0.5:80']\n- restart"), Ok(vec![Deed::Restart]));
+        assert!(playground.devices().iter().all(|device| device.faults.is_empty()));
+        for choice in playground.faults().into_iter().chain(playground.commands()) {
+            assert!(playground.play(&choice.step).is_ok(), "{choice:?}");
+        }
+        for (text, expected) in [
+            ("advance: 5s", "time goes by itself"),
+            ("brake: { line: timeout }", "unknown word \"brake\""),
+            ("break: { lane: timeout }", "no device \"lane\" is given"),
+            ("command: { name: off }", "off"),
+            ("configure: { configuration: { c: { ms: fast } } }", "configuration.c.ms"),
+        ] {
+            let problem = playground.play(text).unwrap_err();
+            assert!(problem.contains(expected), "{text}: {problem}");
+        }
+        assert_eq!(playground.settings()["configuration"], json!({"c": {"ms": 5}}));
+    }
+
+    #[test]
+    fn what_is_wrong_stays_so_when_a_file_changes() {
+        let playground = playground();
+        playground.play("break: { line: closes }").unwrap();
+        let manifest = Manifest::parse(MANIFEST).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.test.yml");
+        std::fs::write(&file, FILE).unwrap();
+        playground.give(&file, Some("one"), &manifest).unwrap();
+        assert_eq!(playground.settings()["configuration"], json!({"c": {"ms": 9}}));
+        let broken: Vec<_> = playground.devices().into_iter().flat_map(|device| device.faults).collect();
+        assert_eq!(broken, ["closes"]);
+        assert!(playground.give(&file, Some("two"), &manifest).unwrap_err().contains("no scenario is called \"two\""));
+    }
+}
