@@ -6,6 +6,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use sandgate_test_needs::needs;
+use serde_json::{Value as Json, json};
 
 use crate::harness::{Ended, SANDGATE, must, root, until};
 use crate::scenarios::plugin;
@@ -147,6 +148,45 @@ fn a_save_is_built_and_swapped_in_and_what_cannot_be_built_is_shown() {
     let said = dev.said.lock().unwrap().clone();
     assert!(!said.contains("the cloud:"), "{said}");
     dev.quit();
+}
+
+/// With all that gold asks for: a second build in another place is the longest of it.
+#[test]
+fn a_driver_is_as_good_as_its_evidence_says() {
+    let driver = root().join("plugins/relay-tasmota");
+    let check = |path: &Path, arguments: &[&str]| {
+        let mut command = Command::new(SANDGATE);
+        command.arg("check").arg(path).args(["--scale", "--runs", "20", "--json"]).args(arguments);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let report: Json = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.success(), report)
+    };
+    let (is_good, report) = check(&driver, &["--at-least", "gold"]);
+    assert!(is_good && report["tier"] == "gold", "{report:#}");
+    assert_eq!((&report["licence"], &report["explored"]), (&json!("Apache-2.0"), &json!(20)));
+    let packages: Vec<&str> =
+        report["dependencies"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
+    assert!(packages.contains(&"sandgate-driver") && packages.contains(&"serde_json"), "{packages:?}");
+    // The same component with one scenario, and nothing beside it.
+    let folder = plugin("relay-tasmota");
+    let tests = folder.path().join("tests/relay.test.yml");
+    let text = std::fs::read_to_string(&tests).unwrap();
+    let begin = text.find("  switched on and off:").unwrap();
+    std::fs::write(&tests, &text[..begin]).unwrap();
+    let (is_good, report) = check(&folder.path().join("driver.wasm"), &["--at-least", "bronze"]);
+    let verdict = |rule: &str| {
+        let rules = report["rules"].as_array().unwrap();
+        let found = rules.iter().find(|one| one["rule"] == rule).unwrap();
+        (found["verdict"].as_str().unwrap().to_owned(), found["evidence"].as_str().unwrap().to_owned())
+    };
+    assert!(!is_good && report["tier"].is_null(), "{report:#}");
+    assert_eq!(verdict("commands"), ("fails".into(), "0 of 3, not status, turn_off, turn_on".into()));
+    assert_eq!(verdict("readme").1, "there is no README.md beside it");
+    assert_eq!(verdict("loss").1, "no scenario breaks and repairs 192.168.1.50:80");
+    assert_eq!(verdict("swap").1, "no scenario has the step `swap: {}`");
+    assert_eq!(verdict("reproducible").1, "there is no source here that `sandgate build` builds");
+    assert_eq!(verdict("tested"), ("holds".into(), "1 scenario passed".into()));
+    assert_eq!(verdict("licence"), ("holds".into(), "Apache-2.0".into()));
 }
 
 /// The live view on a terminal of its own, which `script` lends.

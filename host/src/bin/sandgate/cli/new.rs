@@ -70,7 +70,7 @@ pub(super) fn rust(path: &Path, json: bool) -> Result<Outcome> {
         say!("{}", serde_json::json!({"created": path, "name": name}));
         return Ok(Outcome::Done);
     }
-    say!("created {}; next: sandgate test {0}, which builds it, then sandgate check {0}/{name}.wasm", path.display());
+    say!("created {}; next: sandgate dev {0}, which builds it, runs it and tests it at each save", path.display());
     Ok(Outcome::Done)
 }
 
