@@ -8,6 +8,7 @@ pub use sandgate_manifest::{text, units};
 // The order is that of floors: a module uses those above it in this list only;
 // `tests/e2e/tidy.rs` checks it.
 
+pub mod capture;
 pub mod clock;
 pub mod files;
 pub mod scribe;

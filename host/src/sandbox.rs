@@ -45,6 +45,7 @@ pub use instance::{CallError, FirmwareStep, Instance};
 pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
 pub use modbus::BusGrant;
+use sandgate_manifest::component::CONTRACT;
 pub use sandgate_manifest::component::{Inspection, embed_manifest, inspect};
 pub use surroundings::Surroundings;
 
@@ -324,15 +325,29 @@ pub async fn read_component(path: &Path) -> Result<Bytes> {
     Ok(bytes.ok_or_else(|| anyhow!("there is no such file"))?.into())
 }
 
+/// What helps when an import is of a later version of the contract.
+fn newer(import: &str) -> String {
+    let patch = |version: &str| version.rsplit_once('.').and_then(|(_, patch)| patch.parse::<u32>().ok());
+    let asked = import.strip_prefix("sandgate:driver/").and_then(|name| name.split_once('@')).map(|(_, asked)| asked);
+    match asked {
+        Some(asked) if patch(asked) > patch(CONTRACT) => {
+            format!("; it is built for sandgate:driver {asked}, this gateway has {CONTRACT}: take a newer gateway")
+        }
+        _ => String::new(),
+    }
+}
+
 /// Says what a missing import means for the author.
 fn explain_import(error: wasmtime::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     let text = text::shortened(&text, MAX_REASON);
     match text.split('`').nth(1) {
         Some(name) if text.contains("component imports") => {
+            let reason = error.root_cause().to_string();
             anyhow!(
-                "the component imports {name}, which this gateway does not offer in that form: {}",
-                text::shortened(&error.root_cause().to_string(), MAX_REASON)
+                "the component imports {name}, which this gateway does not offer in that form: {}{}",
+                text::shortened(&reason, MAX_REASON),
+                newer(name)
             )
         }
         _ => anyhow!("linking: {text}"),

@@ -18,13 +18,16 @@ mod run;
 mod story;
 mod tables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::capture::{Capture, Exchange};
+use crate::files;
 use crate::manifest::Manifest;
 use crate::tape::Tape;
+use crate::text;
 
 pub use explore::{Finding, Rule, explore};
 pub use from_tape::scenario_of;
@@ -44,6 +47,8 @@ pub struct Scenario {
     steps: Vec<format::PlacedStep>,
     /// Devices that answer from a tape.
     tape: Option<Arc<Tape>>,
+    /// Lines that answer as they were captured.
+    captures: BTreeMap<String, Arc<Vec<Exchange>>>,
 }
 
 impl Scenario {
@@ -54,7 +59,7 @@ impl Scenario {
         let text = std::fs::read_to_string(path).map_err(|error| place(format!(" {error}")))?;
         let mut scenarios = format::read(&text, path).map_err(place)?;
         for scenario in &mut scenarios {
-            scenario.load_tape().map_err(place)?;
+            scenario.load_recordings().map_err(place)?;
         }
         scenarios.iter().try_for_each(|scenario| scenario.check(manifest).map_err(place))?;
         Ok(scenarios)
@@ -62,14 +67,38 @@ impl Scenario {
 }
 
 impl Scenario {
-    /// Reads the tape that is given, if one is.
-    fn load_tape(&mut self) -> Result<(), String> {
-        let Some(name) = &self.given.tape else { return Ok(()) };
-        let path = self.file.parent().unwrap_or(Path::new(".")).join(name);
-        let wrong =
-            |problem: String| format!("{}: {}: given.tape: {}: {problem}", self.given_line, self.name, path.display());
-        self.tape = Some(Arc::new(Tape::load(&path).map_err(wrong)?));
+    /// Reads the tape and the captures that are given.
+    fn load_recordings(&mut self) -> Result<(), String> {
+        let beside = |name: &Path| self.file.parent().unwrap_or(Path::new(".")).join(name);
+        let wrong = |place: &str, path: &Path, problem: String| {
+            format!("{}: {}: given.{place}: {}: {problem}", self.given_line, self.name, path.display())
+        };
+        if let Some(path) = self.given.tape.as_deref().map(beside) {
+            self.tape = Some(Arc::new(Tape::load(&path).map_err(|problem| wrong("tape", &path, problem))?));
+        }
+        for (name, device) in &self.given.devices.0 {
+            let format::Device::Capture(capture) = device else { continue };
+            let path = beside(&capture.file);
+            let exchanges = captured(&path, capture.server.as_deref());
+            let exchanges = exchanges.map_err(|problem| wrong(&format!("devices.{name}"), &path, problem))?;
+            self.captures.insert(name.clone(), Arc::new(exchanges));
+        }
         Ok(())
+    }
+}
+
+/// Larger captures are for Wireshark to cut.
+const LARGEST_CAPTURE: u64 = 256 << 20;
+
+/// What the one device in a capture was asked, or that of an address.
+fn captured(path: &Path, server: Option<&str>) -> Result<Vec<Exchange>, String> {
+    let bytes = files::read(path, LARGEST_CAPTURE).map_err(|error| error.to_string())?;
+    let mut devices = Capture::read(&bytes.ok_or("there is no such file")?)?.devices;
+    let addresses = text::list(devices.keys());
+    match server {
+        Some(server) => devices.remove(server).ok_or(format!("expected a device {server:?}, found {addresses}")),
+        None if devices.len() > 1 => Err(format!("name the device by `server`: there are {addresses}")),
+        None => Ok(devices.into_values().next().unwrap_or_default()),
     }
 }
 

@@ -46,6 +46,37 @@ fn json_of(output: &Output) -> Json {
         .unwrap_or_else(|_| panic!("{}{}", text(&output.stdout), text(&output.stderr)))
 }
 
+/// Captures of tcpdump and dumpcap, with the meter of tests/servers on the other side.
+#[test]
+fn a_capture_of_modbus_tcp_is_a_device() {
+    let folder = plugin("power-meter-pm2100");
+    let captures = root().join("tests/fixtures").join("captures");
+    let tests = captures.to_str().unwrap();
+    let output = test(folder.path(), &["driver.wasm", "--tests", tests, "--explore", "20"]);
+    let said = text(&output.stdout);
+    assert!(output.status.success() && said.contains("3 scenarios passed"), "{said}{}", text(&output.stderr));
+    // What is no capture, what is not there, what would have to be named.
+    let scenario = |capture: &str| {
+        let lines = format!(
+            "given: {{ configuration: {{ connection: {{ unit: 1 }} }}, devices: {{ line: {{ capture: {capture} }} }} }}\nscenarios:\n  one:\n    - advance: 1s\n"
+        );
+        std::fs::write(folder.path().join("tests/meter.test.yml"), lines).unwrap();
+        let output = test(folder.path(), &["driver.wasm"]);
+        assert!(!output.status.success());
+        text(&output.stderr)
+    };
+    std::fs::copy(captures.join("meter.pcap"), folder.path().join("tests/meter.pcap")).unwrap();
+    for (capture, expected) in [
+        ("nothing.pcap", "given.devices.line: ./tests/nothing.pcap: there is no such file"),
+        ("meter.test.yml", "meter.test.yml: expected a capture (.pcap or .pcapng)"),
+        ("{ file: meter.pcap, server: \"10.0.0.1:502\" }", "expected a device \"10.0.0.1:502\", found 127.0.0.1:"),
+        ("{ flie: meter.pcap }", "unknown field `flie`"),
+    ] {
+        let error = scenario(capture);
+        assert!(error.contains(expected), "{capture}: {error}");
+    }
+}
+
 #[test]
 fn the_three_drivers_pass_their_scenarios_and_exploring_finds_nothing() {
     for name in ["power-meter-pm2100", "relay-tasmota", "inverter-deye"] {

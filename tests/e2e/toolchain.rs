@@ -90,8 +90,14 @@ fn blueprints_leave_out_what_only_the_gateway_needs() {
 async fn drivers_built_for_older_contracts_of_this_line_keep_running() {
     let kept = crate::harness::root().join("tests/fixtures").join("kept");
     let mut tried = 0;
-    for entry in std::fs::read_dir(kept).unwrap() {
+    for entry in std::fs::read_dir(&kept).unwrap() {
         let path = entry.unwrap().path();
+        if path.extension().is_none_or(|end| end != "wasm") {
+            continue;
+        }
+        let mut test = Command::new(SANDGATE);
+        let tested = must(test.arg("test").arg(&path).arg("--tests").arg(&kept).arg("--explore").arg("50"));
+        assert!(tested.contains("4 scenarios passed") && tested.contains("without a finding"), "{tested}");
         let broker = Broker::start();
         let observer = Observer::connect(broker.port).await;
         let mut gateway = Gateway::prepare(&[("old.wasm", std::fs::read(&path).unwrap())]);
@@ -103,5 +109,32 @@ async fn drivers_built_for_older_contracts_of_this_line_keep_running() {
         assert!(gateway.cli(&["swap", "old"]).status.success());
         tried += 1;
     }
-    assert!(tried > 0);
+    assert!(tried > 1);
+}
+
+/// A contract of later needs a gateway of later, and only where it uses what is new.
+#[test]
+fn a_driver_built_for_a_newer_contract_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |replaced: &[(&str, &str)]| {
+        let mut bytes = fixture("echo");
+        for (from, to) in replaced {
+            assert_eq!(from.len(), to.len());
+            let places: Vec<usize> =
+                (0..bytes.len() - from.len()).filter(|at| bytes[*at..].starts_with(from.as_bytes())).collect();
+            assert!(!places.is_empty(), "{from}");
+            places.iter().for_each(|at| bytes[*at..at + to.len()].copy_from_slice(to.as_bytes()));
+        }
+        std::fs::write(folder.path().join("newer.wasm"), bytes).unwrap();
+        let output = sandgate(folder.path(), &["check", "newer.wasm"]);
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let (runs, said) = check(&[("@0.1.2", "@0.1.9")]);
+    assert!(runs && said.contains("contract   sandgate:driver 0.1.9"), "{said}");
+    let (runs, said) = check(&[("@0.1.2", "@0.1.9"), ("driver/storage@", "driver/futures@")]);
+    let expected = "it is built for sandgate:driver 0.1.9, this gateway has 0.1.2: take a newer gateway";
+    assert!(!runs && said.contains("imports sandgate:driver/futures@0.1.9") && said.contains(expected), "{said}");
+    let (runs, said) = check(&[("@0.1.2", "@0.2.0")]);
+    assert!(!runs && said.contains("built for sandgate:driver 0.2.0; this gateway runs 0.1.x"), "{said}");
 }

@@ -1,7 +1,11 @@
 //! A device that answers as the one on a tape did: by what it is asked, and when.
 //!
 //! Registers that were read in other blocks are put together from those; what a
-//! driver writes is read back; what the tape has no answer to is named.
+//! driver writes is read back; what the tape has no answer to is named. A
+//! capture of Modbus TCP is played in the same way.
+
+mod captured;
+mod reader;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -13,19 +17,17 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use reqwest::Url;
-use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
 use crate::bus::Units;
+use crate::capture;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
-use crate::sandbox::boundary;
 use crate::sandbox::contract::sandgate::driver::http::{self, HttpError};
 use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
 use crate::sandbox::contract::sandgate::driver::net::NetError;
-use crate::sandbox::contract::sandgate::driver::storage::StorageError;
-use crate::tape::{Exchange, Tape};
+use crate::tape::Tape;
 
 /// What is asked a little earlier than on the tape gets the answer from there.
 const EARLIER: Duration = Duration::from_millis(20);
@@ -42,11 +44,18 @@ struct Shared {
     begin: Instant,
     /// Where on the tape that is.
     first: Duration,
+    known: Known,
+    changed: Mutex<Changed>,
+}
+
+/// What devices have answered.
+#[derive(Default)]
+struct Known {
     units: HashMap<(String, u8), Unit>,
     web: HashMap<String, Series<Result<http::Response, HttpError>>>,
     peers: HashMap<String, Peer>,
+    /// What the driver had stored.
     stored: BTreeMap<String, Vec<u8>>,
-    changed: Mutex<Changed>,
 }
 
 /// What has happened since.
@@ -104,8 +113,8 @@ impl<T> Default for Series<T> {
 }
 
 impl<T> Series<T> {
-    fn push(&mut self, exchange: &Exchange<'_>, value: T) {
-        self.answers.push(At { at: exchange.at, took: exchange.took, value });
+    fn push(&mut self, at: Duration, took: Duration, value: T) {
+        self.answers.push(At { at, took, value });
     }
 
     /// The last one by then, or the first one.
@@ -124,104 +133,6 @@ impl<T> Series<T> {
     }
 }
 
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    postcard::from_bytes(bytes).ok()
-}
-
-/// What is being read from a tape.
-#[derive(Default)]
-struct Reader {
-    units: HashMap<(String, u8), Unit>,
-    web: HashMap<String, Series<Result<http::Response, HttpError>>>,
-    peers: HashMap<String, Peer>,
-    stored: BTreeMap<String, Vec<u8>>,
-    /// What handles stand for: a unit on a line, or a peer.
-    handles: HashMap<u32, String>,
-    /// What each connection has sent last, if anything.
-    sent: HashMap<u32, Vec<u8>>,
-}
-
-impl Reader {
-    fn exchange(&mut self, exchange: &Exchange<'_>) -> Option<()> {
-        let name = boundary::import(exchange.number)?.name;
-        let (arguments, answer) = (exchange.arguments, exchange.answer?);
-        match name {
-            "modbus.unit.open" => {
-                let (line, unit): (String, u8) = read(arguments)?;
-                let handle = read::<Result<u32, ModbusError>>(answer)?.ok()?;
-                self.handles.insert(handle, format!("{line}/{unit}"));
-            }
-            "modbus.unit.read_coils" | "modbus.unit.read_discrete_inputs" => {
-                let table = if name.ends_with("coils") { Table::Coils } else { Table::Discrete };
-                let bits = read::<Result<Vec<bool>, ModbusError>>(answer)?;
-                self.registers(exchange, table, bits.map(|bits| bits.into_iter().map(u16::from).collect()))?;
-            }
-            "modbus.unit.read_holding_registers" => self.registers(exchange, Table::Holding, read(answer)?)?,
-            "modbus.unit.read_input_registers" => self.registers(exchange, Table::Input, read(answer)?)?,
-            "http.fetch" => {
-                let (request,): (http::Request,) = read(arguments)?;
-                let key = key_of(&request)?;
-                self.web.entry(key).or_default().push(exchange, read(answer)?);
-            }
-            "net.tcp-connection.connect" => {
-                let (host, port, _): (String, u16, f64) = read(arguments)?;
-                let peer = format!("{host}:{port}");
-                let connected = read::<Result<u32, NetError>>(answer)?;
-                if let Ok(handle) = &connected {
-                    self.handles.insert(*handle, peer.clone());
-                    self.sent.remove(handle);
-                }
-                self.peers.entry(peer).or_default().connections.push(exchange, connected.map(|_| Vec::new()));
-            }
-            "net.tcp-connection.send" => {
-                let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
-                let peer = self.peers.entry(self.handles.get(&handle)?.clone()).or_default();
-                let place = peer.answers.iter().position(|(sent, _)| *sent == bytes);
-                let place = place.unwrap_or_else(|| {
-                    peer.answers.push((bytes.clone(), Series::default()));
-                    peer.answers.len() - 1
-                });
-                peer.answers.get_mut(place)?.1.push(exchange, Vec::new());
-                self.sent.insert(handle, bytes);
-            }
-            "net.tcp-connection.receive" => {
-                let (handle, _, _): (u32, u32, f64) = read(arguments)?;
-                let part = (exchange.took, read::<Result<Vec<u8>, NetError>>(answer)?);
-                let peer = self.peers.entry(self.handles.get(&handle)?.clone()).or_default();
-                match self.sent.get(&handle) {
-                    Some(bytes) => {
-                        let answers = peer.answers.iter_mut().find(|(sent, _)| sent == bytes);
-                        answers?.1.answers.last_mut()?.value.push(part);
-                    }
-                    None => peer.connections.answers.last_mut()?.value.as_mut().ok()?.push(part),
-                }
-            }
-            "storage.get" => {
-                let (key,): (String,) = read(arguments)?;
-                if let Some(Ok(Some(value))) = read::<Result<Option<Vec<u8>>, StorageError>>(answer) {
-                    // The first time it is read tells what was there before.
-                    self.stored.entry(key).or_insert(value);
-                }
-            }
-            _ => {}
-        }
-        Some(())
-    }
-
-    fn registers(
-        &mut self,
-        exchange: &Exchange<'_>,
-        table: Table,
-        values: Result<Vec<u16>, ModbusError>,
-    ) -> Option<()> {
-        let (handle, address, count): (u32, u16, u16) = read(exchange.arguments)?;
-        let (line, unit) = self.handles.get(&handle)?.rsplit_once('/')?;
-        let unit = self.units.entry((line.to_owned(), unit.parse().ok()?)).or_default();
-        unit.0.entry((table, address, count)).or_default().push(exchange, values);
-        Some(())
-    }
-}
-
 /// What a request is known by.
 fn key_of(request: &http::Request) -> Option<String> {
     let url = Url::parse(&request.url).ok()?;
@@ -237,28 +148,22 @@ fn key(method: &str, (host, port): (&str, u16), path: &str, body: &[u8]) -> Stri
 impl TapeField {
     /// From now on, which is the begin of the tape.
     pub(crate) fn new(tape: &Tape, first: Duration) -> TapeField {
-        let mut reader = Reader { handles: tape.header.handles.clone().into_iter().collect(), ..Reader::default() };
-        for call in tape.calls() {
-            for exchange in &call.asked {
-                // What cannot be read is what the tape does not hold.
-                let _ = reader.exchange(exchange);
-            }
-        }
-        let Reader { units, web, peers, stored, .. } = reader;
-        TapeField(Arc::new(Shared {
-            begin: Instant::now(),
-            first,
-            units,
-            web,
-            peers,
-            stored,
-            changed: Mutex::default(),
-        }))
+        TapeField::of(Known::on(tape), first)
+    }
+
+    /// A line whose units were captured.
+    pub(crate) fn captured(line: &str, exchanges: &[capture::Exchange]) -> TapeField {
+        let first = exchanges.first().map_or(Duration::ZERO, |exchange| exchange.at);
+        TapeField::of(Known { units: captured::units(line, exchanges), ..Known::default() }, first)
+    }
+
+    fn of(known: Known, first: Duration) -> TapeField {
+        TapeField(Arc::new(Shared { begin: Instant::now(), first, known, changed: Mutex::default() }))
     }
 
     /// What the driver had stored.
     pub(crate) fn stored(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
-        self.0.stored.iter()
+        self.0.known.stored.iter()
     }
 
     /// What was asked that the tape has no answer to.
@@ -273,8 +178,8 @@ impl TapeField {
 
     /// The peers and web servers on the tape, as `host:port`.
     pub(crate) fn addresses(&self) -> BTreeSet<String> {
-        let hosts = self.0.web.keys().filter_map(|key| key.split([' ', '/']).nth(1));
-        self.0.peers.keys().map(String::as_str).chain(hosts).map(str::to_owned).collect()
+        let hosts = self.0.known.web.keys().filter_map(|key| key.split([' ', '/']).nth(1));
+        self.0.known.peers.keys().map(String::as_str).chain(hosts).map(str::to_owned).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Changed> {
@@ -296,7 +201,7 @@ impl TapeField {
     /// What a unit answers to a read, and how long it takes; none when the tape does not say.
     fn registers(&self, line: &str, unit: u8, block: Block) -> Option<(Duration, Result<Vec<u16>, ModbusError>)> {
         let (table, address, count) = block;
-        let known = self.0.units.get(&(line.to_owned(), unit))?;
+        let known = self.0.known.units.get(&(line.to_owned(), unit))?;
         let now = self.now();
         let (took, mut values) = match known.0.get(&block).and_then(|series| series.take(now)) {
             Some(answer) => (answer.took, answer.value.clone()),
@@ -327,7 +232,7 @@ impl TapeField {
         }
         let mut heard = Vec::new();
         loop {
-            let Some(peer) = self.0.peers.get(name) else { return Ok(()) };
+            let Some(peer) = self.0.known.peers.get(name) else { return Ok(()) };
             let known = peer.answers.iter().filter(|(sent, _)| !sent.is_empty() && heard.starts_with(sent));
             if let Some((sent, answers)) = known.max_by_key(|(sent, _)| sent.len()) {
                 heard.drain(..sent.len());
@@ -468,7 +373,7 @@ impl Field for TapeField {
     fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
         let (field, name) = (self.clone(), format!("{host}:{port}"));
         async move {
-            let Some(peer) = field.0.peers.get(&name) else {
+            let Some(peer) = field.0.known.peers.get(&name) else {
                 field.no_answer(format!("{name} connect"));
                 return Err(io::ErrorKind::ConnectionRefused.into());
             };
@@ -495,7 +400,8 @@ impl Field for TapeField {
         async move {
             let FieldRequest { method, host, path, body } = request;
             let key = key(&method.to_ascii_uppercase(), (&host.0, host.1), &path, &body);
-            let Some(At { took, value, .. }) = field.0.web.get(&key).and_then(|series| series.take(field.now())) else {
+            let Some(At { took, value, .. }) = field.0.known.web.get(&key).and_then(|series| series.take(field.now()))
+            else {
                 field.no_answer(key);
                 return Err("the tape has no answer to this".into());
             };

@@ -61,7 +61,7 @@ impl Scenario {
             return Err(format!("devices.{name}: is given as {kind}, found {}", device.kind()));
         }
         match device {
-            Device::Modbus(_) if !lines.iter().any(|line| line == name) => {
+            Device::Modbus(_) | Device::Capture(_) if !lines.iter().any(|line| line == name) => {
                 let expected = text::instead(name, lines);
                 return Err(format!("devices.{name}: the driver requests no Modbus line of this name; {expected}"));
             }
@@ -98,7 +98,7 @@ impl Scenario {
             }
             return Err(format!("no device {name:?} is given; {}", text::instead(device, names)));
         };
-        if let Some(unit) = unit {
+        if let (Some(unit), "modbus") = (unit, kind) {
             let given = self.given.devices.0.iter().filter(|(other, _)| other == device);
             let mut units = given.flat_map(|(_, given)| match given {
                 Device::Modbus(units) => units.keys().copied().collect(),
@@ -109,7 +109,8 @@ impl Scenario {
             }
         }
         let is_possible = match fault {
-            Some(Fault::Exception(_) | Fault::WrongCount) => kind == "modbus",
+            Some(Fault::Exception(_)) => kind == "modbus" || kind == "capture",
+            Some(Fault::WrongCount) => kind == "modbus",
             Some(Fault::Status(_)) => kind == "http",
             _ => true,
         };

@@ -19,6 +19,7 @@ use super::registers::hex;
 use super::story::Story;
 use super::tables::{Tables, describe, shortened};
 use crate::bus::{self, Units};
+use crate::capture::Exchange;
 use crate::gate::TapeField;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 
@@ -128,6 +129,14 @@ impl Simulated {
         simulated
     }
 
+    /// Lets lines answer as they were captured.
+    pub(super) fn add_captures(&self, captures: &BTreeMap<String, Arc<Vec<Exchange>>>) {
+        for (name, exchanges) in captures {
+            let model = Model::Tape(TapeField::captured(name, exchanges));
+            self.lock().insert(name.clone(), Simulation { model, faults: HashMap::new() });
+        }
+    }
+
     /// Lets what is not given answer from a tape: these lines, and all addresses on it.
     pub(super) fn add_tape(&self, tape: &TapeField, lines: &[String]) {
         let mut devices = self.lock();
@@ -138,9 +147,10 @@ impl Simulated {
     }
 
     /// Lets these be all devices; what was wrong with those that stay is so still.
-    pub(super) fn reset(&self, devices: &Ordered<Device>) {
+    pub(super) fn reset(&self, devices: &Ordered<Device>, captures: &BTreeMap<String, Arc<Vec<Exchange>>>) {
         let old = std::mem::take(&mut *self.lock());
         devices.0.iter().for_each(|(name, device)| self.change(name, device));
+        self.add_captures(captures);
         for (name, before) in old {
             if let Some(simulation) = self.lock().get_mut(&name) {
                 simulation.faults = before.faults;
@@ -186,6 +196,8 @@ impl Simulated {
                 Device::Modbus(_) => Model::Modbus(BTreeMap::new()),
                 Device::Http(_) => Model::Http { http: Http::default(), turns: HashMap::new() },
                 Device::Tcp(_) => Model::Tcp(Tcp::default()),
+                // It is added with what was captured.
+                Device::Capture(_) => return,
             };
             devices.insert(name.to_owned(), Simulation { model, faults: HashMap::new() });
         }

@@ -64,6 +64,37 @@ pub(super) enum Device {
     Modbus(BTreeMap<u8, Unit>),
     Http(Http),
     Tcp(Tcp),
+    /// The units of a line as they answered while they were captured.
+    Capture(CaptureFile),
+}
+
+/// A file beside that of the scenarios, of tcpdump or Wireshark.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Json")]
+pub(super) struct CaptureFile {
+    pub file: PathBuf,
+    /// The address of the device, where there are several: `host:port`.
+    pub server: Option<String>,
+}
+
+impl TryFrom<Json> for CaptureFile {
+    type Error = String;
+
+    fn try_from(value: Json) -> Result<CaptureFile, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Named {
+            file: PathBuf,
+            server: Option<String>,
+        }
+        match value {
+            Json::String(file) => Ok(CaptureFile { file: file.into(), server: None }),
+            other => match serde_json::from_value::<Named>(other) {
+                Ok(Named { file, server }) => Ok(CaptureFile { file, server }),
+                Err(error) => Err(format!("expected a file or {{ file: a.pcap, server: \"host:502\" }}: {error}")),
+            },
+        }
+    }
 }
 
 /// A Modbus unit. What it has no address for it refuses.
@@ -299,7 +330,7 @@ pub(super) fn read(text: &str, path: &Path) -> Result<Vec<Scenario>, String> {
                 given.lay_over(*own);
             }
         }
-        Scenario { file: path.to_owned(), name, given, given_line, steps, tape: None }
+        Scenario { file: path.to_owned(), name, given, given_line, steps, tape: None, captures: BTreeMap::new() }
     });
     let scenarios: Vec<Scenario> = scenarios.collect();
     if scenarios.is_empty() {
@@ -373,6 +404,7 @@ impl Device {
             Device::Modbus(_) => "modbus",
             Device::Http(_) => "http",
             Device::Tcp(_) => "tcp",
+            Device::Capture(_) => "capture",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Devices to play with: simulated as scenarios give them, and changed by steps
 //! that people type while a gateway runs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -97,7 +98,7 @@ impl Playground {
             }
         };
         let mut scenario = Scenario { file: file.to_owned(), given, ..nothing_given() };
-        scenario.load_tape().map_err(place)?;
+        scenario.load_recordings().map_err(place)?;
         scenario.check_given(manifest).map_err(place)?;
         self.take(scenario, manifest);
         Ok(())
@@ -111,7 +112,7 @@ impl Playground {
     }
 
     fn take(&self, scenario: Scenario, manifest: &Manifest) {
-        self.field.reset(&scenario.given.devices);
+        self.field.reset(&scenario.given.devices, &scenario.captures);
         if let Some(tape) = &scenario.tape {
             let field = TapeField::new(tape, tape.extent().1);
             self.field.add_tape(&field, &manifest.driver.requests.modbus);
@@ -266,6 +267,7 @@ fn nothing_given() -> Scenario {
         given_line: 1,
         steps: Vec::new(),
         tape: None,
+        captures: BTreeMap::new(),
     }
 }
 

@@ -130,6 +130,7 @@ impl<'a> Stage<'a> {
         fastrand::seed(seed);
         let story = Arc::new(Story::new());
         let field = Simulated::new(&given.devices, &story);
+        field.add_captures(&scenario.captures);
         let id = DeviceId::new(DEVICE);
         let storage = Storage::open(folder).device(&id);
         let mut specification = specification(given, &field, &story, storage.clone(), seed);
@@ -447,7 +448,7 @@ fn specification(
     for (name, device) in &given.devices.0 {
         let target = name.parse::<Target>();
         match device {
-            Device::Modbus(_) => {
+            Device::Modbus(_) | Device::Capture(_) => {
                 let line = bus::open_simulated(name, field.line(name), LINE_TIMEOUT);
                 buses.insert(name.clone(), BusGrant { bus: line.of(&id), access: ModbusAccess::default() });
             }

@@ -67,6 +67,7 @@ fn fault(random: &mut Rng, name: &str, device: &Device) -> String {
             let status = random.choice([401, 404, 429, 500, 503]).unwrap_or(500);
             (vec![format!("status {status}")], name.to_owned())
         }
+        Device::Capture(_) => (vec![format!("exception {}", random.u8(1..12))], name.to_owned()),
         Device::Tcp(_) => (Vec::new(), name.to_owned()),
     };
     let common = ["timeout", "garbage", "closes", "refuses", &slow].map(str::to_owned);

@@ -295,6 +295,7 @@ pub(super) fn print_summary(status: &Status, receipts: &[Receipt]) {
 mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
+    use sandgate::status::DeviceReport;
 
     use super::*;
 

@@ -1,0 +1,126 @@
+//! Reads from a tape what devices have answered.
+
+use std::collections::HashMap;
+
+use serde::de::DeserializeOwned;
+
+use super::{Known, Series, Table, key_of};
+use crate::sandbox::boundary;
+use crate::sandbox::contract::sandgate::driver::http;
+use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
+use crate::sandbox::contract::sandgate::driver::net::NetError;
+use crate::sandbox::contract::sandgate::driver::storage::StorageError;
+use crate::tape::{Exchange, Tape};
+
+impl Known {
+    /// What devices have answered on a tape.
+    pub(super) fn on(tape: &Tape) -> Known {
+        let mut reader = Reader { handles: tape.header.handles.clone().into_iter().collect(), ..Reader::default() };
+        for call in tape.calls() {
+            for exchange in &call.asked {
+                // What cannot be read is what the tape does not hold.
+                let _ = reader.exchange(exchange);
+            }
+        }
+        reader.known
+    }
+}
+
+/// What is being read from a tape.
+#[derive(Default)]
+struct Reader {
+    known: Known,
+    /// What handles stand for: a unit on a line, or a peer.
+    handles: HashMap<u32, String>,
+    /// What each connection has sent last, if anything.
+    sent: HashMap<u32, Vec<u8>>,
+}
+
+impl Reader {
+    fn exchange(&mut self, exchange: &Exchange<'_>) -> Option<()> {
+        let name = boundary::import(exchange.number)?.name;
+        let (arguments, answer) = (exchange.arguments, exchange.answer?);
+        match name {
+            "modbus.unit.open" => {
+                let (line, unit): (String, u8) = read(arguments)?;
+                let handle = read::<Result<u32, ModbusError>>(answer)?.ok()?;
+                self.handles.insert(handle, format!("{line}/{unit}"));
+            }
+            "modbus.unit.read_coils" | "modbus.unit.read_discrete_inputs" => {
+                let table = if name.ends_with("coils") { Table::Coils } else { Table::Discrete };
+                let bits = read::<Result<Vec<bool>, ModbusError>>(answer)?;
+                self.registers(exchange, table, bits.map(|bits| bits.into_iter().map(u16::from).collect()))?;
+            }
+            "modbus.unit.read_holding_registers" => self.registers(exchange, Table::Holding, read(answer)?)?,
+            "modbus.unit.read_input_registers" => self.registers(exchange, Table::Input, read(answer)?)?,
+            "http.fetch" => {
+                let (request,): (http::Request,) = read(arguments)?;
+                let key = key_of(&request)?;
+                self.known.web.entry(key).or_default().push(exchange.at, exchange.took, read(answer)?);
+            }
+            "net.tcp-connection.connect" => {
+                let (host, port, _): (String, u16, f64) = read(arguments)?;
+                let peer = format!("{host}:{port}");
+                let connected = read::<Result<u32, NetError>>(answer)?;
+                if let Ok(handle) = &connected {
+                    self.handles.insert(*handle, peer.clone());
+                    self.sent.remove(handle);
+                }
+                self.known.peers.entry(peer).or_default().connections.push(
+                    exchange.at,
+                    exchange.took,
+                    connected.map(|_| Vec::new()),
+                );
+            }
+            "net.tcp-connection.send" => {
+                let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
+                let peer = self.known.peers.entry(self.handles.get(&handle)?.clone()).or_default();
+                let place = peer.answers.iter().position(|(sent, _)| *sent == bytes);
+                let place = place.unwrap_or_else(|| {
+                    peer.answers.push((bytes.clone(), Series::default()));
+                    peer.answers.len() - 1
+                });
+                peer.answers.get_mut(place)?.1.push(exchange.at, exchange.took, Vec::new());
+                self.sent.insert(handle, bytes);
+            }
+            "net.tcp-connection.receive" => {
+                let (handle, _, _): (u32, u32, f64) = read(arguments)?;
+                let part = (exchange.took, read::<Result<Vec<u8>, NetError>>(answer)?);
+                let peer = self.known.peers.entry(self.handles.get(&handle)?.clone()).or_default();
+                match self.sent.get(&handle) {
+                    Some(bytes) => {
+                        let answers = peer.answers.iter_mut().find(|(sent, _)| sent == bytes);
+                        answers?.1.answers.last_mut()?.value.push(part);
+                    }
+                    None => peer.connections.answers.last_mut()?.value.as_mut().ok()?.push(part),
+                }
+            }
+            "storage.get" => {
+                let (key,): (String,) = read(arguments)?;
+                if let Some(Ok(Some(value))) = read::<Result<Option<Vec<u8>>, StorageError>>(answer) {
+                    // The first time it is read tells what was there before.
+                    self.known.stored.entry(key).or_insert(value);
+                }
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn registers(
+        &mut self,
+        exchange: &Exchange<'_>,
+        table: Table,
+        values: Result<Vec<u16>, ModbusError>,
+    ) -> Option<()> {
+        let (handle, address, count): (u32, u16, u16) = read(exchange.arguments)?;
+        let (line, unit) = self.handles.get(&handle)?.rsplit_once('/')?;
+        let unit = self.known.units.entry((line.to_owned(), unit.parse().ok()?)).or_default();
+        unit.0.entry((table, address, count)).or_default().push(exchange.at, exchange.took, values);
+        Some(())
+    }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    postcard::from_bytes(bytes).ok()
+}
