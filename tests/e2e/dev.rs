@@ -127,7 +127,7 @@ fn a_save_is_built_and_swapped_in_and_what_cannot_be_built_is_shown() {
     must(Command::new(SANDGATE).args(["new", "my-sensor"]).current_dir(folder.path()));
     let mut dev = Dev::start(folder.path(), &["my-sensor"]);
     dev.hear("my-sensor 0.1.0 runs as device my_sensor");
-    dev.hear("2 scenarios passed");
+    dev.hear("3 scenarios passed");
     let source = folder.path().join("my-sensor/src/lib.rs");
     let text = std::fs::read_to_string(&source).unwrap();
     std::fs::write(&source, text.replace("+= 0.1", "+= nonsense")).unwrap();

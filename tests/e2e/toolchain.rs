@@ -28,7 +28,7 @@ async fn a_new_driver_builds_checks_and_runs_as_it_is() {
         .current_dir(&folder)
         .env("XDG_CACHE_HOME", folder.join("cache"));
     let tested = must(&mut test);
-    assert!(tested.contains("\n2 scenarios passed in "), "{tested}");
+    assert!(tested.contains("\n3 scenarios passed in "), "{tested}");
     assert!(tested.contains("  telemetry     1 of 1\n"), "{tested}");
     let check: Json =
         serde_json::from_slice(&sandgate(&folder, &["check", "my-sensor/my-sensor.wasm", "--json"]).stdout).unwrap();

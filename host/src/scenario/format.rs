@@ -345,7 +345,8 @@ fn with_advice(error: &str) -> String {
     let unknown = ["unknown field `", "unknown variant `"].into_iter().find_map(|kind| error.split_once(kind));
     let parts = unknown.and_then(|(place, rest)| Some((place, rest.split_once("`, expected ")?)));
     let Some((place, (word, known))) = parts else { return error.to_owned() };
-    let known = known.trim_start_matches("one of ").split(", ").map(|word| word.trim_matches('`'));
+    let known = known.trim_start_matches("one of ").split(", ").flat_map(|words| words.split(" or "));
+    let known = known.map(|word| word.trim_matches('`'));
     format!("{place}unknown word {word:?}; {}", text::instead(word, known))
 }
 

@@ -15,6 +15,7 @@ use crate::bus::Simulation;
 use crate::gate::TapeField;
 use crate::manifest::Manifest;
 use crate::tape::Tape;
+use crate::text;
 
 /// See the module documentation.
 pub struct Playground {
@@ -93,8 +94,10 @@ impl Playground {
             None => format::read_given(&text).map_err(place)?,
             Some(name) => {
                 let scenarios = format::read(&text, file).map_err(place)?;
+                let names: Vec<String> = scenarios.iter().map(|scenario| scenario.name.clone()).collect();
                 let found = scenarios.into_iter().find(|scenario| scenario.name == name);
-                found.map(|scenario| scenario.given).ok_or_else(|| place(format!(" no scenario is called {name:?}")))?
+                let unknown = || place(format!(" no scenario is called {name:?}; {}", text::instead(name, &names)));
+                found.map(|scenario| scenario.given).ok_or_else(unknown)?
             }
         };
         let mut scenario = Scenario { file: file.to_owned(), given, ..nothing_given() };

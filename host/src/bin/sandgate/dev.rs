@@ -311,6 +311,8 @@ impl Bench {
             }
         }
         self.told.tell(&format!("to ask the gateway in a second terminal: export SANDGATE_STATE={state}"));
+        let hints = self.cloud.hints("sandgate", (&self.device, &self.device, ""));
+        hints.first().into_iter().for_each(|hint| self.told.tell(&format!("to ask the cloud: {hint}")));
         if self.told.plain {
             self.told.tell(
                 "steps are typed as in scenarios, such as `break: { DEVICE: timeout }`, `repair: DEVICE`, \

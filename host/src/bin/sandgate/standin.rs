@@ -65,8 +65,9 @@ impl Standin {
             ),
             Running::Kaa(running) => format!(
                 "[sessions.local.kaa]\nhost = \"127.0.0.1\"\nport = {}\napp_version = \"demo-v1\"\n\
-                 token = {{ value = \"gateway\" }}\nbinary_data_url = \"http://127.0.0.1:{}\"\n",
+                 token = {{ value = \"{}\" }}\nbinary_data_url = \"http://127.0.0.1:{}\"\n",
                 running.mqtt.port(),
+                token_of("gateway"),
                 running.http.port()
             ),
         }
@@ -76,7 +77,7 @@ impl Standin {
     pub(crate) fn endpoint(&self, device: &str) -> String {
         match self.running {
             Running::Enapter(_) => String::new(),
-            Running::Kaa(_) => format!("endpoints.local.token = \"{device}\"\n"),
+            Running::Kaa(_) => format!("endpoints.local.token = \"{}\"\n", token_of(device)),
         }
     }
 
@@ -96,6 +97,7 @@ impl Standin {
             Running::Kaa(running) => {
                 let ask =
                     |what: String| format!("{program} cloud kaa {what} --url http://127.0.0.1:{}", running.http.port());
+                let (sends, takes) = (token_of(sends), token_of(takes));
                 vec![
                     ask(format!("samples {sends} -f")),
                     ask(format!("send-command {takes} {command} --await 5")),
@@ -118,6 +120,11 @@ impl Standin {
             }
         }
     }
+}
+
+/// A device's token in Kaa's cloud. It counts as a secret, which its id is not.
+fn token_of(device: &str) -> String {
+    format!("{device}-token")
 }
 
 fn sources(drivers: &[PathBuf]) -> Sources {

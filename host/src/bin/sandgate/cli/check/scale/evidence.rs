@@ -81,7 +81,7 @@ impl Evidence {
             return;
         }
         let told = |run: u64| {
-            if run % (runs / 10).max(1) == 0 {
+            if run.is_multiple_of((runs / 10).max(1)) {
                 tell!("explored {run} of {runs} runs");
             }
         };
