@@ -95,6 +95,35 @@ async fn two_hundred_commands_at_once_are_all_carried_out() {
     assert!(states.values().all(|state| state == "\"completed\""), "{states:#?}");
 }
 
+/// They wait for a device that does not answer; more are refused, and nobody else waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_for_the_gateway_are_bounded_and_a_stuck_device_holds_up_no_other() {
+    let broker = Broker::start();
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[("echo.wasm", fixture("echo")), ("hostile.wasm", fixture("hostile"))]);
+    gateway.start(broker.port, DEVICES);
+    observer.find("the first sample", |m| m.on("v1/from/S01/s--echo1/v1/telemetry")).await;
+    crate::harness::until("stuck to run", || (gateway.device("stuck")["phase"] == "running").then_some(()));
+    let sleep = json!({"id": "sleep", "name": "act"});
+    observer.publish("v1/to/S01/s--stuck/v1/command/requests", &sleep.to_string()).await;
+    for number in 0..200 {
+        let request = json!({"id": format!("r{number}"), "name": "restart_device", "arguments": {"device": "stuck"}});
+        observer.publish("v1/to/S01/s/v1/command/requests", &request.to_string()).await;
+    }
+    let mut refused = std::collections::BTreeSet::new();
+    observer
+        .find("136 refusals", |m| {
+            let answer = m.on("v1/from/S01/s/v1/command/responses")?;
+            if answer["payload"]["message"] == "the gateway has 64 commands under way" {
+                refused.insert(answer["id"].to_string());
+            }
+            (refused.len() == 136).then_some(())
+        })
+        .await;
+    let request = json!({"id": "c1", "name": "count"});
+    assert_eq!(observer.command("s--echo1", request).await["state"], "completed");
+}
+
 /// Somebody waits for the answer, whatever else is wrong with the request.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_has_a_readable_id_gets_an_error() {

@@ -146,7 +146,7 @@ fn a_save_is_built_and_swapped_in_and_what_cannot_be_built_is_shown() {
     dev.hear("for my-sensor 0.2.0");
     dev.hear("humidity=50.0");
     let said = dev.said.lock().unwrap().clone();
-    assert!(!said.contains("the cloud:"), "{said}");
+    assert!(!said.contains("WARN the cloud:"), "{said}");
     dev.quit();
 }
 

@@ -8,7 +8,7 @@ use sandgate::gate::{self, Grounds};
 use sandgate::receipt::Comparison;
 use sandgate::sandbox::{Compiler, Driver, Sandbox};
 use sandgate::tape::Tape;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use crate::harness::{Broker, Gateway, SANDGATE, fixture, fixture_with, must, root};
 
@@ -114,4 +114,28 @@ async fn a_swap_is_tried_on_the_tape_first_and_refused_where_the_operator_says_s
     // Going back is never refused.
     let receipt = gateway.json(&["rollback", "strict"]);
     assert_eq!((&receipt["outcome"], receipt["gate"].is_null()), (&json!("rolled_back"), true), "{receipt:#}");
+}
+
+/// Beside the one that runs, on what the device does from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_says_what_a_new_version_would_do_and_changes_nothing() {
+    let broker = Broker::start();
+    let same = fixture_with("echo", "version: 1.0.0", "version: 1.1.0");
+    let other = fixture_with("echo", "  half:\n    type: float\n    display_name: Half of the count\n", "");
+    let files = [("echo.wasm", fixture("echo")), ("same.wasm", same), ("other.wasm", other)];
+    let mut gateway = Gateway::prepare(&files);
+    gateway.start(broker.port, "[devices.a]\ndriver = 'echo.wasm'\nconfiguration.main.interval_ms = 50\n");
+    gateway.wait_for_samples("a", 5);
+    let comparison = gateway.json(&["shadow", "a", "same.wasm", "--for", "2s"]);
+    let samples = comparison["samples"].as_u64().unwrap();
+    assert!(samples >= 10 && comparison["equal"] == samples, "{comparison:#}");
+    let output = gateway.cli(&["shadow", "a", "other.wasm", "--for", "1s", "--json"]);
+    let comparison: Json = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!output.status.success() && comparison["attributes"]["half"].is_object(), "{comparison:#}");
+    let report = gateway.device("a");
+    assert_eq!((&report["version"], &report["crashes"]), (&json!("1.0.0"), &json!(0)), "{report:#}");
+    assert_eq!(gateway.json(&["swaps", "a"]), json!([]));
+    // What is no driver is told at once.
+    let output = gateway.cli(&["shadow", "a", "gateway.toml"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("expected a WebAssembly component"), "{output:?}");
 }

@@ -74,7 +74,8 @@ impl Scenario {
             _ => {}
         }
         if let Device::Tcp(tcp) = device {
-            let texts = tcp.answers.iter().flat_map(|(asked, answer)| [asked, answer]).chain(&tcp.greeting);
+            let texts =
+                tcp.answers.iter().flat_map(|(asked, answers)| answers.0.iter().chain([asked])).chain(&tcp.greeting);
             for text in texts {
                 if text.strip_prefix("hex ").is_some_and(|digits| hex(digits).is_err()) {
                     return Err(format!("devices.{name}: expected pairs of hexadecimal digits, found {text:?}"));

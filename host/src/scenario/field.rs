@@ -117,7 +117,10 @@ enum Model {
         http: Http,
         turns: HashMap<String, usize>,
     },
-    Tcp(Tcp),
+    Tcp {
+        tcp: Tcp,
+        turns: HashMap<String, usize>,
+    },
     /// It answers from a tape.
     Tape(TapeField),
 }
@@ -164,7 +167,7 @@ impl Simulated {
             let kind = match simulation.model {
                 Model::Modbus(_) => "modbus",
                 Model::Http { .. } => "http",
-                Model::Tcp(_) => "tcp",
+                Model::Tcp { .. } => "tcp",
                 Model::Tape(_) => "tape",
             };
             let fault = |(unit, fault): (&Option<u8>, &Fault)| match unit {
@@ -195,7 +198,7 @@ impl Simulated {
             let model = match device {
                 Device::Modbus(_) => Model::Modbus(BTreeMap::new()),
                 Device::Http(_) => Model::Http { http: Http::default(), turns: HashMap::new() },
-                Device::Tcp(_) => Model::Tcp(Tcp::default()),
+                Device::Tcp(_) => Model::Tcp { tcp: Tcp::default(), turns: HashMap::new() },
                 // It is added with what was captured.
                 Device::Capture(_) => return,
             };
@@ -223,10 +226,11 @@ impl Simulated {
                     }
                 }
             }
-            (Model::Tcp(tcp), Device::Tcp(change)) => {
+            (Model::Tcp { tcp, turns }, Device::Tcp(change)) => {
                 if change.greeting.is_some() {
                     tcp.greeting.clone_from(&change.greeting);
                 }
+                turns.retain(|asked, _| !change.answers.contains_key(asked));
                 tcp.answers.extend(change.answers.clone());
             }
             // What a device is stays: the format was checked.
@@ -324,14 +328,14 @@ impl Field for Simulated {
             if let Some(tape) = field.tape_of(&name).filter(|_| fault.is_none()) {
                 return tape.connect(&host, port).await;
             }
-            let tcp = match field.lock().get(&name).map(|simulation| &simulation.model) {
-                Some(Model::Tcp(tcp)) if fault != Some(Fault::Refuses) => tcp.clone(),
+            let greeting = match field.lock().get(&name).map(|simulation| &simulation.model) {
+                Some(Model::Tcp { tcp, .. }) if fault != Some(Fault::Refuses) => tcp.greeting.clone(),
                 _ => return Err(io::ErrorKind::ConnectionRefused.into()),
             };
             let (near, far) = tokio::io::duplex(64 << 10);
             tokio::spawn(async move {
                 // The driver may be gone.
-                let _ = field.talk(&name, tcp, far).await;
+                let _ = field.talk(&name, greeting, far).await;
             });
             Ok(Box::new(near) as Box<dyn Stream>)
         }
@@ -430,24 +434,31 @@ fn bytes_of(text: &str) -> Vec<u8> {
 
 impl Simulated {
     /// One connection of a device, until the other side closes it.
-    async fn talk(&self, name: &str, tcp: Tcp, mut connection: DuplexStream) -> io::Result<()> {
-        if let Some(greeting) = &tcp.greeting {
-            connection.write_all(&bytes_of(greeting)).await?;
+    /// What a device on a TCP connection answers to the begin of what it has heard,
+    /// and how much of that it is.
+    fn reply(&self, name: &str, heard: &[u8]) -> Option<(usize, Vec<u8>)> {
+        let mut devices = self.lock();
+        let Model::Tcp { tcp, turns } = &mut devices.get_mut(name)?.model else { return None };
+        let known = tcp.answers.iter().map(|(asked, answers)| (bytes_of(asked).len(), asked, answers));
+        let heard = known.filter(|(_, asked, _)| heard.starts_with(&bytes_of(asked)));
+        let (length, asked, answers) = heard.max_by_key(|(length, ..)| *length)?;
+        let turn = turns.entry(asked.clone()).or_default();
+        let answer = answers.0.get(*turn).or(answers.0.last())?;
+        *turn += 1;
+        Some((length, bytes_of(answer)))
+    }
+
+    async fn talk(&self, name: &str, greeting: Option<String>, mut connection: DuplexStream) -> io::Result<()> {
+        if let Some(greeting) = greeting {
+            connection.write_all(&bytes_of(&greeting)).await?;
         }
         let mut heard = Vec::new();
         loop {
             if connection.read_buf(&mut heard).await? == 0 {
                 return Ok(());
             }
-            loop {
-                let answers = match self.lock().get(name).map(|simulation| &simulation.model) {
-                    Some(Model::Tcp(tcp)) => tcp.answers.clone(),
-                    _ => return Ok(()),
-                };
-                let known = answers.iter().map(|(asked, answer)| (bytes_of(asked), answer));
-                let longest = known.filter(|(asked, _)| heard.starts_with(asked)).max_by_key(|(asked, _)| asked.len());
-                let Some((asked, answer)) = longest else { break };
-                let rest = heard.split_off(asked.len());
+            while let Some((length, answer)) = self.reply(name, &heard) {
+                let rest = heard.split_off(length);
                 self.story.request(format!("{name} {:?}", String::from_utf8_lossy(&heard)), false);
                 heard = rest;
                 match self.fault(name, None) {
@@ -456,13 +467,13 @@ impl Simulated {
                     Some(Fault::Garbage) => connection.write_all(b"\x00\xff?!\r\n").await?,
                     Some(Fault::Slow(time)) => {
                         tokio::time::sleep(time).await;
-                        connection.write_all(&bytes_of(answer)).await?;
+                        connection.write_all(&answer).await?;
                     }
-                    _ => connection.write_all(&bytes_of(answer)).await?,
+                    _ => connection.write_all(&answer).await?,
                 }
             }
             let is_begin = match self.lock().get(name).map(|simulation| &simulation.model) {
-                Some(Model::Tcp(tcp)) => tcp.answers.keys().any(|asked| bytes_of(asked).starts_with(&heard)),
+                Some(Model::Tcp { tcp, .. }) => tcp.answers.keys().any(|asked| bytes_of(asked).starts_with(&heard)),
                 _ => false,
             };
             if !is_begin {
@@ -471,5 +482,22 @@ impl Simulated {
                 heard.clear();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_of_texts_answers_in_turn_and_its_last_one_stays() {
+        let tcp = serde_json::json!({"answers": {"A": ["1", "2"], "AB": "hex ff"}});
+        let devices = Ordered(vec![("host:1".to_owned(), Device::Tcp(serde_json::from_value(tcp).unwrap()))]);
+        let field = Simulated::new(&devices, &Arc::new(Story::new()));
+        let mut connection = field.connect("host", 1).await.unwrap();
+        let mut heard = vec![0; 4];
+        connection.write_all(b"AAABA").await.unwrap();
+        connection.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, b"12\xff2");
     }
 }

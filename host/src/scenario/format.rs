@@ -110,6 +110,8 @@ pub(super) struct Unit {
     pub gaps: Option<Gaps>,
     /// Holding registers that keep their values whatever is written.
     pub read_only: Vec<u16>,
+    /// Holding and input registers that are zero once they were read.
+    pub clears: Vec<u16>,
 }
 
 /// What a unit answers for an address between others.
@@ -165,7 +167,23 @@ impl TryFrom<Json> for Answers {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tcp {
     pub greeting: Option<String>,
-    pub answers: BTreeMap<String, String>,
+    pub answers: BTreeMap<String, Texts>,
+}
+
+/// One text, or several that come in turn; the last one stays.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Json")]
+pub(super) struct Texts(pub Vec<String>);
+
+impl TryFrom<Json> for Texts {
+    type Error = String;
+
+    fn try_from(value: Json) -> Result<Texts, String> {
+        match serde_json::from_value::<Names>(value) {
+            Ok(Names(texts)) if !texts.is_empty() => Ok(Texts(texts)),
+            _ => Err("expected a text, or a list of texts that come in turn".into()),
+        }
+    }
 }
 
 /// One thing that happens, or that is looked at.

@@ -224,8 +224,11 @@ impl Playground {
         for PlacedStep { step, .. } in &steps {
             inner.scenario.check_step(step, &inner.manifest)?;
             match step {
-                Step::Advance(_) | Step::Expect(_) | Step::Given(_) | Step::Lose(_) | Step::Trap => {
+                Step::Advance(_) | Step::Expect(_) => {
                     return Err(format!("expected one of {PLAYED}: time goes by itself here"));
+                }
+                Step::Given(_) | Step::Lose(_) | Step::Trap => {
+                    return Err(format!("expected one of {PLAYED}: this step is for scenarios only"));
                 }
                 Step::Configure(changes) => {
                     lay_over(&mut configured, changes.configuration.clone());

@@ -15,6 +15,7 @@ pub(super) struct Tables {
     discrete: BTreeMap<u16, bool>,
     refuses_gaps: bool,
     read_only: Vec<u16>,
+    clears: Vec<u16>,
 }
 
 /// An answer with one value less, of which a whole byte of bits is missing.
@@ -53,6 +54,15 @@ pub(super) fn describe(line: &str, unit: u8, request: &Request<'_>) -> (String, 
     }
 }
 
+/// What was read is zero where the device clears it.
+fn clear(table: &mut BTreeMap<u16, u16>, clears: &[u16], first: u16, count: u16) {
+    let was_read =
+        |address: &&u16| (u32::from(first)..u32::from(first) + u32::from(count)).contains(&u32::from(**address));
+    for address in clears.iter().filter(was_read) {
+        table.entry(*address).and_modify(|value| *value = 0);
+    }
+}
+
 fn list<T: ToString>(values: &[T]) -> String {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
@@ -71,6 +81,7 @@ impl Tables {
             self.refuses_gaps = gaps == Gaps::Refused;
         }
         self.read_only.extend(&change.read_only);
+        self.clears.extend(&change.clears);
     }
 
     fn read<T: Copy + Default>(
@@ -123,10 +134,14 @@ impl Tables {
     pub(super) fn answer(&mut self, request: &Request<'_>) -> Result<Response, ExceptionCode> {
         Ok(match request {
             Request::ReadHoldingRegisters(first, count) => {
-                Response::ReadHoldingRegisters(self.read(&self.holding, *first, *count)?)
+                let words = self.read(&self.holding, *first, *count)?;
+                clear(&mut self.holding, &self.clears, *first, *count);
+                Response::ReadHoldingRegisters(words)
             }
             Request::ReadInputRegisters(first, count) => {
-                Response::ReadInputRegisters(self.read(&self.input, *first, *count)?)
+                let words = self.read(&self.input, *first, *count)?;
+                clear(&mut self.input, &self.clears, *first, *count);
+                Response::ReadInputRegisters(words)
             }
             Request::ReadCoils(first, count) => Response::ReadCoils(self.read(&self.coils, *first, *count)?),
             Request::ReadDiscreteInputs(first, count) => {
@@ -150,5 +165,24 @@ impl Tables {
             ),
             _ => return Err(ExceptionCode::IllegalFunction),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cleared_by_reading_is_read_once() {
+        let unit = serde_json::from_value(serde_json::json!({"holding": {"10": [1, 2, 3]}, "clears": [11]})).unwrap();
+        let mut tables = Tables::default();
+        tables.change(&unit);
+        let mut read = |first, count| match tables.answer(&Request::ReadHoldingRegisters(first, count)) {
+            Ok(Response::ReadHoldingRegisters(words)) => words,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(12, 1), [3]);
+        assert_eq!(read(10, 3), [1, 2, 3]);
+        assert_eq!(read(10, 3), [1, 0, 3]);
     }
 }

@@ -12,6 +12,7 @@ mod remote;
 mod replay;
 mod run;
 mod service;
+mod shadow;
 mod tape;
 mod test;
 
@@ -117,6 +118,9 @@ enum Command {
     Tape(tape::Options),
     /// Keep all that the driver of a device does for a time, and write it to a file.
     Record(tape::RecordOptions),
+    /// Run a new version on what a device does from now on, beside the one that runs, and say what
+    /// it does otherwise. Nothing of it reaches the device or the cloud.
+    Shadow(shadow::Options),
     /// Show the receipts of swaps.
     Swaps {
         /// Of this device only.
@@ -219,6 +223,7 @@ impl Cli {
             Command::Replay(options) => replay::run(options, json).await,
             Command::Tape(options) => tape::run(options, json).await,
             Command::Record(options) => tape::record(options, json).await,
+            Command::Shadow(options) => shadow::run(options, json).await,
             Command::Blueprint { file, parent, output } => blueprint::run(&file, parent, output.as_deref(), json).await,
             Command::Devices(gateway) => remote::devices(&gateway, json).await,
             Command::Outbox(gateway) => remote::outbox(&gateway, json).await,

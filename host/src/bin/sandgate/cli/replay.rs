@@ -71,7 +71,7 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
 }
 
 /// Compares two versions on what the device did; all that is on the tape is granted.
-async fn compare((old, new): (Driver, Driver), tape: Tape, json: bool) -> Result<Outcome> {
+pub(super) async fn compare((old, new): (Driver, Driver), tape: Tape, json: bool) -> Result<Outcome> {
     let lines = [&old, &new].into_iter().flat_map(|driver| driver.manifest.driver.requests.modbus.clone());
     let grounds = Grounds::of(&tape, &lines.collect::<Vec<_>>());
     let work = move || gate::compare((&Arc::new(old), &Arc::new(new)), &tape, &grounds);

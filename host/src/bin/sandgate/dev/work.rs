@@ -135,13 +135,26 @@ async fn test(source: &Source, component: &Path) -> Tested {
     let tests = source.tests.as_os_str();
     let arguments = ["test".as_ref(), component.as_os_str(), "--tests".as_ref(), tests, "--json".as_ref()];
     let tested = match ask(&arguments).await {
-        Ok(output) => serde_json::from_slice(&output.stdout).unwrap_or_else(|_| Tested {
-            problem: Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-            ..Tested::default()
-        }),
-        Err(error) => Tested { problem: Some(format!("{error:#}")), ..Tested::default() },
+        Ok(output) => serde_json::from_slice(&output.stdout).unwrap_or_else(|_| could_not(&problem_of(&output))),
+        Err(error) => could_not(&format!("{error:#}")),
     };
     Tested { took: begin.elapsed(), ..tested }
+}
+
+fn could_not(problem: &str) -> Tested {
+    Tested { problem: Some(problem.to_owned()), ..Tested::default() }
+}
+
+/// Why there are no results.
+fn problem_of(output: &Output) -> String {
+    #[derive(Deserialize)]
+    struct Problem {
+        error: String,
+    }
+    match serde_json::from_slice::<Problem>(&output.stdout) {
+        Ok(Problem { error }) => error,
+        Err(_) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    }
 }
 
 /// Runs this program, and ends it when nobody waits for it any more.
