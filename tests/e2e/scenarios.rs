@@ -70,7 +70,7 @@ fn a_capture_of_modbus_tcp_is_a_device() {
         ("nothing.pcap", "given.devices.line: ./tests/nothing.pcap: there is no such file"),
         ("meter.test.yml", "meter.test.yml: expected a capture (.pcap or .pcapng)"),
         ("{ file: meter.pcap, server: \"10.0.0.1:502\" }", "expected a device \"10.0.0.1:502\", found 127.0.0.1:"),
-        ("{ flie: meter.pcap }", "unknown word \"flie\"; did you mean \"file\"?"),
+        ("{ files: meter.pcap }", "unknown word \"files\"; did you mean \"file\"?"),
     ] {
         let error = scenario(capture);
         assert!(error.contains(expected), "{capture}: {error}");
