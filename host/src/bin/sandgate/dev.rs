@@ -7,9 +7,9 @@
 
 mod keys;
 mod screen;
+mod told;
 mod work;
 
-use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -20,25 +20,25 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use sandgate::config::Config;
 use sandgate::launch;
-use sandgate::logs::{self, Format, LogLine, LogTap};
+use sandgate::logs::{self, Format, LogTap};
 use sandgate::manifest::Manifest;
 use sandgate::message::{Time, now};
 use sandgate::sandbox::inspect;
 use sandgate::scenario::{Deed, Playground};
 use sandgate::state::StateFolder;
-use sandgate::status::Status;
 use sandgate::supervisor::Control;
 use sandgate::tape::Tape;
 use sandgate::text;
 use serde_json::{Map, Value as Json, json};
 use tokio::sync::mpsc;
 
-use crate::say::{say, tell};
+use crate::say::tell;
 use crate::source::{Source, scenario_files};
 use crate::standin::{Cloud, Standin};
 use keys::{Input, Keys};
 use screen::Screen;
-use work::{News, Tested};
+use told::Told;
+use work::News;
 
 /// What to work on.
 #[derive(Debug, Args)]
@@ -69,8 +69,6 @@ const HARDWARE: &str = "SDEV";
 const FOLDER: &str = ".sandgate-dev";
 const REFRESH: Duration = Duration::from_millis(250);
 const PLAIN_REFRESH: Duration = Duration::from_secs(5);
-/// Lines of the log that are kept, and things that were told.
-const LINES: usize = 200;
 
 /// Works on a driver until it is told to end.
 pub async fn run(options: Options) -> Result<()> {
@@ -104,7 +102,8 @@ pub async fn run(options: Options) -> Result<()> {
 
 /// What is worked with.
 struct Bench {
-    options_scenario: Option<String>,
+    /// The scenario whose devices are taken; else those of the first file.
+    scenario: Option<String>,
     source: Arc<Source>,
     component: PathBuf,
     /// The gateway's configuration.
@@ -118,32 +117,6 @@ struct Bench {
     cloud: Arc<Standin>,
     /// What is shown.
     told: Told,
-}
-
-/// What there is to show.
-#[derive(Default)]
-struct Told {
-    /// What happened, newest last.
-    lines: VecDeque<String>,
-    log: VecDeque<LogLine>,
-    tested: Option<Tested>,
-    is_building: bool,
-    receipts: usize,
-    plain: bool,
-}
-
-impl Told {
-    fn tell(&mut self, text: &str) {
-        for line in text.lines() {
-            if self.plain {
-                say!("{line}");
-            }
-            self.lines.push_back(line.to_owned());
-        }
-        while self.lines.len() > LINES {
-            self.lines.pop_front();
-        }
-    }
 }
 
 impl Bench {
@@ -160,7 +133,7 @@ impl Bench {
             std::fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))?;
         }
         let mut bench = Bench {
-            options_scenario: options.scenario.clone(),
+            scenario: options.scenario.clone(),
             source: Arc::new(source),
             config: std::path::absolute(folder.join("gateway.toml"))?,
             device: manifest.child_type(),
@@ -186,10 +159,10 @@ impl Bench {
     fn give(&mut self) -> Result<()> {
         let files = match scenario_files(&self.source.tests) {
             Ok(files) => files,
-            Err(_) if self.options_scenario.is_none() => return Ok(()),
+            Err(_) if self.scenario.is_none() => return Ok(()),
             Err(error) => return Err(error),
         };
-        let name = self.options_scenario.as_deref();
+        let name = self.scenario.as_deref();
         let mut result = Err("no file".to_owned());
         for file in &files {
             result = self.playground.give(file, name, &self.manifest);
@@ -251,8 +224,8 @@ impl Bench {
                     status = control.status().await;
                     match plain {
                         // The log has told the swaps.
-                        true => self.tell_values(status.as_ref()),
-                        false => self.tell_receipts(control, since),
+                        true => self.told.values(status.as_ref()),
+                        false => self.told.receipts(control, since),
                     }
                 }
                 Some(input) = keys.next() => match input {
@@ -273,10 +246,7 @@ impl Bench {
                 ended = &mut worker => ended.context("a bug in the builder")??,
                 Some(text) = deeds.recv() => self.told.tell(&text),
                 line = log.recv() => if let Ok(line) = line {
-                    self.told.log.push_back(line);
-                    if self.told.log.len() > LINES {
-                        self.told.log.pop_front();
-                    }
+                    self.told.logged(line);
                 },
                 () = &mut drops => {}
                 interrupt = tokio::signal::ctrl_c() => {
@@ -342,7 +312,7 @@ impl Bench {
                 }
             }
             News::Tested(tested) => {
-                self.tell_tests(&tested);
+                self.told.tests(&tested);
                 // Scenarios may give other devices now.
                 if let Err(error) = self.take_over() {
                     self.told.tell(&format!("error: {error:#}"));
@@ -364,39 +334,6 @@ impl Bench {
             self.give()?;
         }
         self.configure()
-    }
-
-    fn tell_tests(&mut self, tested: &Tested) {
-        if let Some(problem) = &tested.problem {
-            return self.told.tell(&format!("scenarios: {problem}"));
-        }
-        for scenario in &tested.scenarios {
-            let Some(failure) = &scenario.failure else { continue };
-            self.told.tell(&format!("FAILED {}", scenario.name));
-            self.told.tell(&format!("  {}:{}:", scenario.file.display(), failure.line));
-            failure.problems.iter().for_each(|problem| self.told.tell(&format!("    {problem}")));
-        }
-        let (failed, all) = (tested.failed(), tested.scenarios.len());
-        let took = tested.took.as_secs_f64();
-        self.told.tell(&match failed {
-            0 => format!("{} passed in {took:.1} s", text::count(all, "scenario")),
-            _ => format!("{} failed, {} passed in {took:.1} s", text::count(failed, "scenario"), all - failed),
-        });
-    }
-
-    /// Tells the swaps that were not told yet.
-    fn tell_receipts(&mut self, control: &Control, since: Time) {
-        let receipts: Vec<_> = control.receipts().into_iter().filter(|receipt| receipt.time >= since).collect();
-        for receipt in receipts.iter().skip(self.told.receipts) {
-            self.told.tell(&format!("{}: {receipt}", receipt.device));
-        }
-        self.told.receipts = receipts.len();
-    }
-
-    fn tell_values(&mut self, status: Option<&Status>) {
-        let Some(device) = status.and_then(|status| status.devices.first()) else { return };
-        let values = crate::draw::values(device).into_iter().take(6).collect::<Vec<_>>().join(" ");
-        say!("{} {} {values}  alerts: {}", device.id, device.phase.name(), device.alerts_text());
     }
 
     /// Does what was typed or chosen.

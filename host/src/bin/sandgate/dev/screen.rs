@@ -16,7 +16,7 @@ use sandgate::status::Status;
 use sandgate::text;
 use serde_json::Value as Json;
 
-use super::Told;
+use super::told::Told;
 use crate::draw::{log_line, seen};
 
 /// What is wanted.
