@@ -130,6 +130,7 @@ impl Registry {
         }
         let digest = file.digest;
         if let Some(driver) = self.known(&digest) {
+            self.keep_again(digest, &path, file.bytes).await;
             return Ok(driver);
         }
         let cell = self.cell(digest);
@@ -226,6 +227,23 @@ impl Registry {
         match &self.copies {
             Some(folder) if is_digest(digest) => Ok(folder.join(format!("{digest}.wasm"))),
             _ => bail!("no copy of driver {digest} is kept"),
+        }
+    }
+
+    /// Keeps a copy of a driver that is loaded, when somebody has removed the one that was there.
+    async fn keep_again(&self, digest: Digest, path: &Path, bytes: Option<Bytes>) {
+        let Ok(copy) = self.copy_path(&digest.to_string()) else { return };
+        if tokio::fs::try_exists(&copy).await.unwrap_or(true) {
+            return;
+        }
+        let bytes = match bytes {
+            Some(bytes) => Ok(bytes),
+            None => self.read_anew(path).await,
+        };
+        if let Ok(bytes) = bytes
+            && Digest::of(&bytes) == digest
+        {
+            self.keep_copy(digest, bytes).await;
         }
     }
 
@@ -346,6 +364,7 @@ mod tests {
         let files = ["a.wasm", "b.wasm"].map(|name| folder.path().join(name));
         files.iter().for_each(|file| std::fs::write(file, ECHO).unwrap());
         let progress = Progress::default();
+        let file = Origin::File(files[0].clone());
         let [one, other] = files.map(Origin::File);
         let (one, other) = tokio::join!(registry.load(&one, &progress), registry.load(&other, &progress));
         let (one, other) = (one.unwrap(), other.unwrap());
@@ -358,6 +377,10 @@ mod tests {
         std::fs::write(&path, [ECHO, b"x"].concat()).unwrap();
         let error = registry.load(&copy, &progress).await.unwrap_err();
         assert_eq!(error.to_string(), "the kept copy is damaged");
+        // The damaged one was set aside, and there is a whole one again with the next load of the file.
+        assert!(!path.exists());
+        assert!(Arc::ptr_eq(&one, &registry.load(&file, &progress).await.unwrap()));
+        assert_eq!(std::fs::read(&path).unwrap(), ECHO);
     }
 
     #[tokio::test]

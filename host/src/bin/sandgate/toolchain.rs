@@ -116,6 +116,17 @@ fn install_target() -> Result<()> {
     Ok(())
 }
 
+/// Asks cargo for the packages of a folder.
+fn metadata(folder: &Path, how: &[&str]) -> Result<Metadata> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(folder).args(["metadata", "--format-version", "1"]).args(how);
+    let output = cargo.stderr(Stdio::inherit()).output().context("starting cargo; install Rust with rustup")?;
+    if !output.status.success() {
+        bail!("cargo cannot read {}", folder.join("Cargo.toml").display());
+    }
+    serde_json::from_slice(&output.stdout).context("reading what cargo metadata says")
+}
+
 /// What cargo says about a driver's package.
 struct Package {
     artifact: PathBuf,
@@ -128,24 +139,18 @@ struct Package {
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<cargo::Package>,
-    resolve: cargo::Resolve,
+    /// Who needs whom; none where only this workspace was asked for.
+    resolve: Option<cargo::Resolve>,
     target_directory: PathBuf,
     workspace_root: PathBuf,
 }
 
 impl Package {
-    /// Asks cargo, which fetches what it needs to know.
+    /// Asks cargo.
     fn find(folder: &Path, target: Option<&Path>) -> Result<Package> {
-        let output = Command::new("cargo")
-            .current_dir(folder)
-            .args(["metadata", "--format-version", "1", "--filter-platform", TARGET])
-            .stderr(Stdio::inherit())
-            .output()
-            .context("starting cargo; install Rust with rustup")?;
-        if !output.status.success() {
-            bail!("cargo cannot read {}", folder.join("Cargo.toml").display());
-        }
-        let metadata: Metadata = serde_json::from_slice(&output.stdout).context("reading what cargo metadata says")?;
+        // All of them are more than a build needs, and may not be here.
+        let all = metadata(folder, &["--filter-platform", TARGET]);
+        let metadata = all.or_else(|_| metadata(folder, &["--no-deps"]))?;
         let own = folder.join("Cargo.toml").canonicalize().context("expected a Cargo.toml in the driver's folder")?;
         let package = metadata.packages.iter().find(|package| package.manifest_path == own);
         let package = package.with_context(|| format!("expected a package in {}", own.display()))?;
@@ -153,12 +158,16 @@ impl Package {
         let root = std::fs::read_to_string(metadata.workspace_root.join("Cargo.toml")).unwrap_or_default();
         let profile = if root.contains("[profile.driver]") { "driver" } else { "release" };
         let file = format!("{}.wasm", package.name.replace('-', "_"));
-        let dependencies = cargo::dependencies(package, &metadata.packages, &metadata.resolve);
+        let resolve = metadata.resolve.as_ref();
+        let dependencies = resolve.map(|resolve| cargo::dependencies(package, &metadata.packages, resolve));
+        if dependencies.is_none() {
+            tell!("the component will not list what it is made of: cargo cannot tell without a network");
+        }
         let target = target.unwrap_or(&metadata.target_directory);
         Ok(Package {
             artifact: target.join(TARGET).join(profile).join(file),
             profile,
-            provenance: Provenance { licence: package.license.clone(), dependencies: Some(dependencies) },
+            provenance: Provenance { licence: package.license.clone(), dependencies },
             root: metadata.workspace_root,
         })
     }
@@ -171,7 +180,8 @@ impl Package {
         let places = home.map(|home| (home, "/cargo")).into_iter().chain([(self.root.clone(), "/driver")]);
         let flags = places.map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display()));
         let flags: Vec<serde_json::Value> = flags.map(Into::into).collect();
-        format!("target.{TARGET}.rustflags={}", serde_json::Value::from(flags))
+        // Cargo adds them to those that are configured there.
+        format!("build.rustflags={}", serde_json::Value::from(flags))
     }
 }
 
