@@ -31,7 +31,7 @@ use crate::text;
 
 pub use explore::{Finding, Rule, explore};
 pub use from_tape::scenario_of;
-pub use playground::{Choice, Deed, Device, Playground};
+pub use playground::{Choice, Deed, Device, Playground, Wanted};
 pub use run::run;
 
 /// One scenario of a file.

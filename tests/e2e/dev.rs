@@ -147,6 +147,29 @@ fn a_save_is_built_and_swapped_in_and_what_cannot_be_built_is_shown() {
     dev.hear("humidity=50.0");
     let said = dev.said.lock().unwrap().clone();
     assert!(!said.contains("WARN the cloud:"), "{said}");
+    // A parameter without which neither the old nor the new version takes a configuration.
+    let scenarios = folder.path().join("my-sensor/tests/begin.test.yml");
+    let given = std::fs::read_to_string(&scenarios).unwrap();
+    std::fs::write(&scenarios, given.replacen("{ interval_s: 1 }", "{ interval_s: 1, place: roof }", 1)).unwrap();
+    let declared = std::fs::read_to_string(&manifest).unwrap();
+    let place =
+        "parameters:\n      place:\n        type: string\n        display_name: Place\n        required: true\n";
+    std::fs::write(&manifest, declared.replace("parameters:\n", place).replace("0.2.0", "0.3.0")).unwrap();
+    dev.hear("INFO started device=\"my_sensor\" driver=\"my-sensor 0.3.0\"");
+    dev.hear("my_sensor running humidity=50.0");
+    // Another name is another device.
+    let declared = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, declared.replace("name: my-sensor\n", "name: your-sensor\n")).unwrap();
+    dev.hear("error: the driver is called your-sensor now; start `sandgate dev` again");
+    dev.quit();
+    // What is wrong at the start is told, and can be mended.
+    std::fs::remove_file(folder.path().join("my-sensor/my-sensor.wasm")).unwrap();
+    std::fs::write(&manifest, declared).unwrap();
+    std::fs::write(&scenarios, given.replacen("{ interval_s: 1 }", "{ interval: 1 }", 1)).unwrap();
+    let mut dev = Dev::start(folder.path(), &["my-sensor"]);
+    dev.hear("error: my-sensor/tests/begin.test.yml:1: given: given.configuration.main.interval: is not declared");
+    std::fs::write(&scenarios, given.replacen("{ interval_s: 1 }", "{ interval_s: 1, place: roof }", 1)).unwrap();
+    dev.hear("INFO started device=\"my_sensor\"");
     dev.quit();
 }
 

@@ -13,12 +13,14 @@ use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 use wasmparser::{Parser, Payload};
 
+use crate::text;
+
 pub use auditable_serde::{DependencyKind, Package, Source, VersionInfo};
 
 const LICENCES: &str = "licenses";
 const DEPENDENCIES: &str = ".dep-v0";
 /// A list that is larger is no list of dependencies.
-const MOST: u64 = 8 << 20;
+const MOST: u64 = 1 << 20;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
@@ -38,7 +40,9 @@ impl Provenance {
             match section.name() {
                 LICENCES => {
                     let text = std::str::from_utf8(section.data()).context("licenses: expected UTF-8")?;
-                    provenance.licence = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+                    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+                    let text = text::shortened(&text, 200).into_owned();
+                    provenance.licence = Some(text).filter(|text| !text.is_empty());
                 }
                 DEPENDENCIES => provenance.dependencies = Some(dependencies(section.data())?),
                 _ => {}
@@ -113,6 +117,6 @@ mod tests {
         deflated.write_all(&vec![b' '; 64 << 20]).unwrap();
         let mut component = b"\0asm\x0d\0\x01\0".to_vec();
         append(&mut component, ".dep-v0", &deflated.finish().unwrap());
-        assert_eq!(Provenance::read(&component).unwrap_err().to_string(), ".dep-v0: expected at most 8 MiB");
+        assert_eq!(Provenance::read(&component).unwrap_err().to_string(), ".dep-v0: expected at most 1 MiB");
     }
 }

@@ -2,6 +2,7 @@
 //! of Modbus TCP in them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Segments that came too early and wait. Where more do, one was not captured.
 const WAITING: usize = 32;
@@ -17,8 +18,8 @@ pub(super) struct Flow {
     next: Option<u32>,
     /// Bytes that are no whole frame yet.
     bytes: Vec<u8>,
-    /// Those that came too early, by the number of their first byte.
-    waiting: BTreeMap<u32, Vec<u8>>,
+    /// Those that came too early, with their times, by the number of their first byte.
+    waiting: BTreeMap<u32, (Duration, Vec<u8>)>,
 }
 
 /// One frame.
@@ -35,62 +36,89 @@ impl Flow {
         *self = Flow { next: Some(number), ..Flow::default() };
     }
 
-    /// Takes a segment; gives the frames that are whole with it.
-    pub(super) fn take(&mut self, number: u32, payload: &[u8]) -> Vec<Frame> {
+    /// Takes a segment; gives the frames that are whole with it, and when they were.
+    pub(super) fn take(&mut self, number: u32, at: Duration, payload: &[u8]) -> Vec<(Duration, Frame)> {
         if payload.is_empty() {
             return Vec::new();
         }
         let next = *self.next.get_or_insert(number);
-        self.waiting.insert(number, payload.to_vec());
-        self.catch_up(next);
+        self.waiting.insert(number, (at, payload.to_vec()));
+        let mut frames = self.catch_up(next);
         if self.waiting.len() > WAITING {
-            // What is before the first one that waits was not captured.
-            self.bytes.clear();
-            let next = self.next.unwrap_or(next);
-            self.next = self.waiting.keys().min_by_key(|number| number.wrapping_sub(next)).copied();
-            self.catch_up(self.next.unwrap_or(next));
+            frames.extend(self.skip());
         }
-        self.frames()
+        frames
+    }
+
+    /// The other side has got all up to this number: what of it is not here was not captured.
+    pub(super) fn acknowledged(&mut self, number: u32) -> Vec<(Duration, Frame)> {
+        match self.next {
+            Some(next) if !self.waiting.is_empty() && is_due(next, number) && next != number => self.skip(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Nothing comes any more.
+    pub(super) fn end(&mut self) -> Vec<(Duration, Frame)> {
+        let mut frames = Vec::new();
+        while !self.waiting.is_empty() {
+            frames.extend(self.skip());
+        }
+        frames
+    }
+
+    /// Goes on with the first one that waits.
+    fn skip(&mut self) -> Vec<(Duration, Frame)> {
+        let Some(next) = self.next else { return Vec::new() };
+        self.bytes.clear();
+        let first = self.waiting.keys().min_by_key(|number| number.wrapping_sub(next)).copied();
+        self.catch_up(first.unwrap_or(next))
     }
 
     /// Takes what comes next, and what was there before and comes again, perhaps with more.
-    fn catch_up(&mut self, mut next: u32) {
-        let is_due = |number: &u32, next: u32| next.wrapping_sub(*number) < 1 << 31;
-        while let Some(number) = self.waiting.keys().copied().find(|number| is_due(number, next)) {
-            let payload = self.waiting.remove(&number).unwrap_or_default();
+    fn catch_up(&mut self, mut next: u32) -> Vec<(Duration, Frame)> {
+        let mut frames = Vec::new();
+        while let Some(number) = self.waiting.keys().copied().find(|number| is_due(*number, next)) {
+            let (at, payload) = self.waiting.remove(&number).unwrap_or_default();
             let known = usize::try_from(next.wrapping_sub(number)).unwrap_or(usize::MAX);
             let new = payload.get(known..).unwrap_or_default();
             self.bytes.extend_from_slice(new);
             next = next.wrapping_add(u32::try_from(new.len()).unwrap_or_default());
+            frames.extend(self.frames().into_iter().map(|frame| (at, frame)));
         }
         self.next = Some(next);
+        frames
     }
 
     fn frames(&mut self) -> Vec<Frame> {
-        let mut frames = Vec::new();
-        loop {
-            let Some([transaction, protocol, length]) = self.head() else { return frames };
+        let (mut frames, mut taken) = (Vec::new(), 0);
+        while let Some([transaction, protocol, length]) = self.head(taken) {
             let length = usize::from(length);
             if protocol != 0 || !(2..=LONGEST).contains(&length) {
                 // No Modbus, or in the middle of something.
-                self.bytes.clear();
-                return frames;
+                taken = self.bytes.len();
+                break;
             }
-            if self.bytes.len() < HEAD - 1 + length {
-                return frames;
-            }
-            let frame: Vec<u8> = self.bytes.drain(..HEAD - 1 + length).skip(HEAD - 1).collect();
+            let Some(frame) = self.bytes.get(taken + HEAD - 1..taken + HEAD - 1 + length) else { break };
             if let Some((unit, data)) = frame.split_first() {
                 frames.push(Frame { transaction, unit: *unit, data: data.to_vec() });
             }
+            taken += HEAD - 1 + length;
         }
+        self.bytes.drain(..taken);
+        frames
     }
 
-    /// The first three words.
-    fn head(&self) -> Option<[u16; 3]> {
+    /// The first three words from a place on.
+    fn head(&self, from: usize) -> Option<[u16; 3]> {
         let word = |place: usize| Some(u16::from_be_bytes(self.bytes.get(place..place + 2)?.try_into().ok()?));
-        Some([word(0)?, word(2)?, word(4)?])
+        Some([word(from)?, word(from + 2)?, word(from + 4)?])
     }
+}
+
+/// Whether a byte comes no later than another; numbers begin again after the last one.
+fn is_due(number: u32, next: u32) -> bool {
+    next.wrapping_sub(number) < 1 << 31
 }
 
 #[cfg(test)]
@@ -126,22 +154,39 @@ mod tests {
             let mut flow = Flow::default();
             flow.begin(first);
             let number = |place: usize| first.wrapping_add(u32::try_from(place).unwrap());
-            let take = |(place, size): &(usize, usize)| flow.take(number(*place), &stream[*place..place + size]);
-            let found: Vec<u16> = parts.iter().flat_map(take).map(|frame| frame.transaction).collect();
+            let at = Duration::ZERO;
+            let take = |(place, size): &(usize, usize)| flow.take(number(*place), at, &stream[*place..place + size]);
+            let found: Vec<u16> = parts.iter().flat_map(take).map(|(_, frame)| frame.transaction).collect();
             assert_eq!(found, (0..50).collect::<Vec<u16>>(), "seed {seed}");
         }
     }
 
     #[test]
     fn what_was_not_captured_costs_no_more_than_itself() {
-        let mut flow = Flow::default();
-        let mut found = Vec::new();
-        for transaction in (0..100).filter(|transaction| *transaction != 5) {
-            let number = 9 * u32::from(transaction);
-            found.extend(flow.take(number, &frame(transaction)).into_iter().map(|frame| frame.transaction));
+        let here = |transaction: &u8| ![5, 50, 97].contains(transaction);
+        let transactions = |frames: Vec<(Duration, Frame)>| frames.into_iter().map(|(_, frame)| frame.transaction);
+        let take = |flow: &mut Flow, transaction: u8| {
+            let at = Duration::from_secs(transaction.into());
+            flow.take(9 * u32::from(transaction), at, &frame(transaction))
+        };
+        let expected: Vec<u16> = (0..100).filter(here).map(u16::from).collect();
+        // Told by the other side, or by nobody.
+        for is_acknowledged in [true, false] {
+            let mut flow = Flow::default();
+            let mut found = Vec::new();
+            for transaction in (0..100).filter(here) {
+                let frames = take(&mut flow, transaction);
+                let acknowledged =
+                    if is_acknowledged { flow.acknowledged(9 * u32::from(transaction) + 9) } else { Vec::new() };
+                for (at, _) in acknowledged.iter().filter(|_| is_acknowledged) {
+                    assert_eq!(at.as_secs(), u64::from(transaction));
+                }
+                found.extend(transactions(frames).chain(transactions(acknowledged)));
+            }
+            found.extend(transactions(flow.end()));
+            assert_eq!(found, expected, "{is_acknowledged}");
         }
-        assert_eq!(found, (0..100).filter(|transaction| *transaction != 5).collect::<Vec<u16>>());
         // What is no Modbus is no frame.
-        assert!(flow.take(900, b"GET / HTTP/1.1\r\n").is_empty());
+        assert!(Flow::default().take(900, Duration::ZERO, b"GET / HTTP/1.1\r\n").is_empty());
     }
 }

@@ -126,7 +126,7 @@ impl<T> Series<T> {
     /// The same for who asks for it; one that comes soon when that was given before.
     fn take(&self, time: Duration) -> Option<&At<T>> {
         let next = self.answers.partition_point(|answer| answer.at <= time);
-        let comes = self.answers.get(next).filter(|answer| answer.at <= time + EARLIER);
+        let comes = self.answers.get(next).filter(|answer| answer.at <= time.saturating_add(EARLIER));
         let place = if comes.is_some() && self.given.load(Relaxed) >= next { next } else { next.saturating_sub(1) };
         self.given.fetch_max(place + 1, Relaxed);
         self.answers.get(place)
@@ -188,7 +188,7 @@ impl TapeField {
 
     /// Now, on the tape.
     fn now(&self) -> Duration {
-        self.0.first + self.0.begin.elapsed()
+        self.0.first.saturating_add(self.0.begin.elapsed())
     }
 
     fn no_answer(&self, asked: String) {

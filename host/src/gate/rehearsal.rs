@@ -26,6 +26,7 @@ use crate::sandbox::{BusGrant, Capabilities, Driver, Surroundings};
 use crate::sockets::Sockets;
 use crate::storage::Storage;
 use crate::tape::{Room, Tape, Tapes, hidden};
+use crate::units::{Size, Span};
 
 /// Where chance begins; the same for both versions.
 const SEED: u64 = 1;
@@ -59,12 +60,22 @@ impl Grounds {
         let addresses = TapeField::new(tape, Duration::ZERO).addresses();
         let targets: Vec<Target> = addresses.iter().filter_map(|address| address.parse().ok()).collect();
         Grounds {
-            limits: Limits::default(),
+            limits: limits_of(&tape.header.limits),
             tcp: targets.clone(),
             http: targets,
             buses: lines.iter().map(|line| (line.clone(), ModbusAccess::default())).collect(),
             configuration: Configuration::own(tape.header.configuration.as_object().cloned().unwrap_or_default()),
         }
+    }
+}
+
+/// Those that the device had.
+fn limits_of(on_tape: &crate::tape::Limits) -> Limits {
+    Limits {
+        memory: Some(Size(on_tape.memory)).filter(|size| size.0 > 0),
+        cpu: Some(Span(Duration::from_millis(on_tape.cpu_ms))).filter(|span| !span.0.is_zero()),
+        call: Some(Span(Duration::from_millis(on_tape.call_ms))).filter(|span| !span.0.is_zero()),
+        ..Limits::default()
     }
 }
 

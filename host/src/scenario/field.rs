@@ -151,14 +151,17 @@ impl Simulated {
 
     /// Lets these be all devices; what was wrong with those that stay is so still.
     pub(super) fn reset(&self, devices: &Ordered<Device>, captures: &BTreeMap<String, Arc<Vec<Exchange>>>) {
-        let old = std::mem::take(&mut *self.lock());
-        devices.0.iter().for_each(|(name, device)| self.change(name, device));
-        self.add_captures(captures);
-        for (name, before) in old {
-            if let Some(simulation) = self.lock().get_mut(&name) {
-                simulation.faults = before.faults;
+        // Aside, so that nobody finds them missing.
+        let new = Simulated::new(devices, &self.story);
+        new.add_captures(captures);
+        let mut new = std::mem::take(&mut *new.lock());
+        let mut known = self.lock();
+        for (name, simulation) in &mut new {
+            if let Some(before) = known.get_mut(name) {
+                simulation.faults = std::mem::take(&mut before.faults);
             }
         }
+        *known = new;
     }
 
     /// All devices: their names, kinds, and what is wrong with them.

@@ -28,8 +28,19 @@ struct Inner {
     /// What is given; it has no steps.
     scenario: Scenario,
     manifest: Manifest,
+    /// The file that gives it, and its text.
+    source: Option<(PathBuf, String)>,
     /// What was configured since.
     configured: Map<String, Json>,
+}
+
+/// Whose devices are wanted.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// What a file gives for all its scenarios, or what the first one of it gives.
+    First,
+    /// Those of the scenario of this name.
+    Called(&'a str),
 }
 
 /// A simulated device.
@@ -77,7 +88,7 @@ impl Playground {
     pub fn empty(manifest: &Manifest) -> Playground {
         let (story, scenario) = (Arc::new(Story::new()), nothing_given());
         let field = Simulated::new(&scenario.given.devices, &story);
-        let inner = Inner { scenario, manifest: manifest.clone(), configured: Map::new() };
+        let inner = Inner { scenario, manifest: manifest.clone(), source: None, configured: Map::new() };
         Playground { story, field, inner: Mutex::new(inner) }
     }
 
@@ -85,26 +96,42 @@ impl Playground {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what a file of scenarios gives: for all of them, or for the one of a
-    /// name. What was wrong with devices stays so. An error names the line.
-    pub fn give(&self, file: &Path, name: Option<&str>, manifest: &Manifest) -> Result<(), String> {
-        let place = |problem: String| format!("{}:{problem}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|error| place(format!(" {error}")))?;
-        let given = match name {
-            None => format::read_given(&text).map_err(place)?,
-            Some(name) => {
-                let scenarios = format::read(&text, file).map_err(place)?;
-                let names: Vec<String> = scenarios.iter().map(|scenario| scenario.name.clone()).collect();
-                let found = scenarios.into_iter().find(|scenario| scenario.name == name);
-                let unknown = || place(format!(" no scenario is called {name:?}; {}", text::instead(name, &names)));
-                found.map(|scenario| scenario.given).ok_or_else(unknown)?
+    /// Takes what scenarios give. Where that has not changed, devices stay as they
+    /// are; what was wrong with them stays so in any case. An error names the line.
+    pub fn give(&self, files: &[PathBuf], wanted: Wanted<'_>, manifest: &Manifest) -> Result<(), String> {
+        let mut problem = None;
+        for file in files {
+            let place = |problem: String| format!("{}:{problem}", file.display());
+            let found = std::fs::read_to_string(file).map_err(|error| place(format!(" {error}"))).and_then(|text| {
+                let given = given_in(&text, file, wanted, manifest).map_err(place)?;
+                Ok((text, given))
+            });
+            match found {
+                Ok((text, given)) => {
+                    let source = (file.clone(), text);
+                    if self.lock().source.as_ref() != Some(&source) {
+                        self.take(given, manifest);
+                        self.lock().source = Some(source);
+                    }
+                    return Ok(());
+                }
+                // It may stand in another file.
+                Err(text) => problem = problem.or(Some(text)),
             }
-        };
-        let mut scenario = Scenario { file: file.to_owned(), given, ..nothing_given() };
-        scenario.load_recordings().map_err(place)?;
-        scenario.check_given(manifest).map_err(place)?;
-        self.take(scenario, manifest);
-        Ok(())
+        }
+        Err(problem.unwrap_or_else(|| "there are no scenarios".into()))
+    }
+
+    /// Another version of the driver declares other things. What was configured and
+    /// fits no longer is forgotten.
+    pub fn know(&self, manifest: &Manifest) {
+        let mut inner = self.lock();
+        inner.manifest = manifest.clone();
+        let mut whole = inner.scenario.given.configuration.clone();
+        lay_over(&mut whole, inner.configured.clone());
+        if manifest.check_configuration(whole).is_err() {
+            inner.configured.clear();
+        }
     }
 
     /// Lets all devices answer from a tape, under the configuration on it.
@@ -255,7 +282,13 @@ impl Playground {
             }
             Step::Configure(_) => return Some(Deed::Configure),
             Step::Restart => return Some(Deed::Restart),
-            Step::Swap(swap) => return Some(Deed::Swap(swap.driver)),
+            Step::Swap(swap) => {
+                let beside = |name: PathBuf| match &self.lock().scenario.file.parent() {
+                    Some(folder) => folder.join(name),
+                    None => name,
+                };
+                return Some(Deed::Swap(swap.driver.map(beside)));
+            }
             Step::Advance(_) | Step::Expect(_) | Step::Given(_) | Step::Lose(_) | Step::Trap => {}
         }
         None
@@ -264,6 +297,30 @@ impl Playground {
 
 /// The steps that make sense where time goes by itself.
 const PLAYED: &str = "break, repair, change, command, configure, swap, restart";
+
+/// What a file gives.
+fn given_in(text: &str, file: &Path, wanted: Wanted<'_>, manifest: &Manifest) -> Result<Scenario, String> {
+    let checked = |given: Given| {
+        let mut scenario = Scenario { file: file.to_owned(), given, ..nothing_given() };
+        scenario.load_recordings()?;
+        scenario.check_given(manifest)?;
+        Ok::<_, String>(scenario)
+    };
+    match wanted {
+        Wanted::First => checked(format::read_given(text)?).or_else(|problem| {
+            // Each may bring its own devices.
+            let scenarios = format::read(text, file)?.into_iter();
+            scenarios.map(|scenario| checked(scenario.given)).find_map(Result::ok).ok_or(problem)
+        }),
+        Wanted::Called(name) => {
+            let scenarios = format::read(text, file)?;
+            let names: Vec<String> = scenarios.iter().map(|scenario| scenario.name.clone()).collect();
+            let found = scenarios.into_iter().find(|scenario| scenario.name == name);
+            let unknown = || format!(" no scenario is called {name:?}; {}", text::instead(name, &names));
+            checked(found.ok_or_else(unknown)?.given)
+        }
+    }
+}
 
 fn nothing_given() -> Scenario {
     Scenario {
@@ -297,7 +354,7 @@ mod tests {
         let file = folder.path().join("a.test.yml");
         std::fs::write(&file, FILE).unwrap();
         let playground = Playground::empty(&manifest);
-        playground.give(&file, None, &manifest).unwrap();
+        playground.give(&[file], Wanted::First, &manifest).unwrap();
         playground
     }
 
@@ -343,10 +400,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.test.yml");
         std::fs::write(&file, FILE).unwrap();
-        playground.give(&file, Some("one"), &manifest).unwrap();
+        playground.play("change: { line: { modbus: { 1: { holding: { 100: 8 } } } } }").unwrap();
+        let files = [file];
+        playground.give(&files, Wanted::Called("one"), &manifest).unwrap();
         assert_eq!(playground.settings()["configuration"], json!({"c": {"ms": 9}}));
         let broken: Vec<_> = playground.devices().into_iter().flat_map(|device| device.faults).collect();
         assert_eq!(broken, ["closes"]);
-        assert!(playground.give(&file, Some("two"), &manifest).unwrap_err().contains("no scenario is called \"two\""));
+        assert!(
+            playground
+                .give(&files, Wanted::Called("two"), &manifest)
+                .unwrap_err()
+                .contains("no scenario is called \"two\"")
+        );
     }
 }

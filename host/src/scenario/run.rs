@@ -402,7 +402,10 @@ impl Seen {
                         self.changed.extend(parameters(&configure.configuration));
                     }
                 }
-                Step::Command(command) => drop(self.commands.insert(command.name.clone())),
+                // One that is refused may never have come to the driver.
+                Step::Command(command) if command.error.is_none() => {
+                    self.commands.insert(command.name.clone());
+                }
                 Step::Break(faults) => broken.extend(faults.keys().map(|name| device(name))),
                 Step::Repair(names) => {
                     let repaired = names.0.iter().map(|name| device(name));

@@ -23,13 +23,14 @@ use sandgate::launch;
 use sandgate::logs::{self, Format, LogTap};
 use sandgate::manifest::Manifest;
 use sandgate::message::{Time, now};
-use sandgate::sandbox::inspect;
-use sandgate::scenario::{Deed, Playground};
+use sandgate::sandbox::{Digest, inspect};
+use sandgate::scenario::{Deed, Playground, Wanted};
 use sandgate::state::StateFolder;
 use sandgate::supervisor::Control;
 use sandgate::tape::Tape;
 use sandgate::text;
 use serde_json::{Map, Value as Json, json};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::say::tell;
@@ -149,7 +150,8 @@ impl Bench {
                 let tape = Tape::load(path).map_err(|problem| anyhow::anyhow!("{}: {problem}", path.display()))?;
                 bench.playground.give_tape(tape, &bench.manifest);
             }
-            None => bench.give()?,
+            // What is wrong with it can be mended while the driver runs.
+            None => bench.give().unwrap_or_else(|error| bench.told.tell(&format!("error: {error:#}"))),
         }
         bench.configure()?;
         Ok(bench)
@@ -162,18 +164,11 @@ impl Bench {
             Err(_) if self.scenario.is_none() => return Ok(()),
             Err(error) => return Err(error),
         };
-        let name = self.scenario.as_deref();
-        let mut result = Err("no file".to_owned());
-        for file in &files {
-            result = self.playground.give(file, name, &self.manifest);
-            // A name may stand in any file.
-            let is_elsewhere =
-                matches!(&result, Err(problem) if name.is_some() && problem.contains("no scenario is called"));
-            if !is_elsewhere {
-                break;
-            }
-        }
-        result.map_err(anyhow::Error::msg)
+        let wanted = match &self.scenario {
+            Some(name) => Wanted::Called(name),
+            None => Wanted::First,
+        };
+        self.playground.give(&files, wanted, &self.manifest).map_err(anyhow::Error::msg)
     }
 
     /// Writes the gateway's configuration, when it is another one. The gateway
@@ -185,7 +180,7 @@ impl Bench {
             self.cloud.session()
         );
         let mut device = self.playground.settings();
-        device.insert("driver".into(), json!(self.component));
+        device.insert("driver".into(), json!(self.copy()?));
         device.insert("cloud_log".into(), json!("debug"));
         let bus = |line: String| (line, json!({"modbus_tcp": {"address": "simulated:502"}}));
         let buses: Map<String, Json> = self.playground.lines().into_iter().map(bus).collect();
@@ -218,6 +213,8 @@ impl Bench {
         let mut status = None;
         let cloud = Arc::clone(&self.cloud);
         let mut drops = pin!(cloud.tell_drops());
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
         loop {
             tokio::select! {
                 _ = refresh.tick() => {
@@ -249,6 +246,8 @@ impl Bench {
                     self.told.logged(line);
                 },
                 () = &mut drops => {}
+                _ = terminate.recv() => break,
+                _ = hang_up.recv() => break,
                 interrupt = tokio::signal::ctrl_c() => {
                     interrupt.context("listening for Ctrl-C")?;
                     break;
@@ -304,17 +303,18 @@ impl Bench {
                 self.told.is_building = false;
                 self.told.tell(&format!("NOT BUILT\n{said}"));
             }
-            News::Built(took) => {
+            News::Built(took, component) => {
                 self.told.is_building = false;
                 self.told.tell(&format!("built in {:.1} s", took.as_secs_f64()));
-                if let Err(error) = self.take_over() {
+                if let Err(error) = self.take_over(&component) {
                     self.told.tell(&format!("error: {error:#}"));
                 }
             }
             News::Tested(tested) => {
                 self.told.tests(&tested);
                 // Scenarios may give other devices now.
-                if let Err(error) = self.take_over() {
+                let component = self.component.clone();
+                if let Err(error) = self.take_over(&component) {
                     self.told.tell(&format!("error: {error:#}"));
                 }
                 self.told.tested = Some(tested);
@@ -323,17 +323,32 @@ impl Bench {
     }
 
     /// Lets the devices, the cloud and the configuration follow what the driver and its scenarios say now.
-    fn take_over(&mut self) -> Result<()> {
-        let manifest = manifest_of(&self.component)?;
+    fn take_over(&mut self, component: &Path) -> Result<()> {
+        let manifest = manifest_of(component)?;
         if manifest.child_type() != self.device {
-            bail!("the driver's name has changed; start `sandgate dev` again");
+            bail!("the driver is called {} now; start `sandgate dev` again", manifest.driver.name);
         }
+        self.component = component.to_owned();
+        self.playground.know(&manifest);
         self.manifest = manifest;
         self.cloud.know(std::slice::from_ref(&self.component))?;
-        if !self.is_taped {
-            self.give()?;
+        let given = if self.is_taped { Ok(()) } else { self.give() };
+        // Without other devices the new version runs all the same.
+        self.configure().and(given)
+    }
+
+    /// A copy of the component under a name of its own, so that a new version and its
+    /// configuration reach the gateway together.
+    fn copy(&self) -> Result<PathBuf> {
+        let bytes = std::fs::read(&self.component).with_context(|| self.component.display().to_string())?;
+        let folder = self.config.with_file_name("drivers");
+        let copy = folder.join(format!("{}.wasm", Digest::of(&bytes)));
+        if !copy.exists() {
+            // The gateway has read those before, and keeps them by itself.
+            let _ = std::fs::remove_dir_all(&folder);
+            crate::toolchain::write(&copy, &bytes)?;
         }
-        self.configure()
+        Ok(copy)
     }
 
     /// Does what was typed or chosen.

@@ -18,6 +18,9 @@ use sandgate::sandbox::{Compiler, Sandbox, embed_manifest, inspect};
 /// The target of components in Rust.
 const TARGET: &str = "wasm32-wasip2";
 
+/// What stands between flags in the environment.
+const BETWEEN: &str = "\x1f";
+
 /// Larger components take a while to check.
 const LARGE: usize = 4 << 20;
 
@@ -43,7 +46,7 @@ pub fn rust_into(folder: &Path, target: Option<&Path>) -> Result<Built> {
     let package = Package::find(folder, target)?;
     let mut cargo = Command::new("cargo");
     cargo.current_dir(folder).args(["build", "--target", TARGET, "--profile", package.profile]);
-    cargo.arg("--config").arg(package.without_places());
+    package.leave_out_places(&mut cargo);
     cargo.args(target.map(|target| ["--target-dir".into(), target.as_os_str().to_owned()]).into_iter().flatten());
     let status = cargo.stdin(Stdio::null()).status().context("starting cargo; install Rust with rustup")?;
     if !status.success() {
@@ -133,6 +136,8 @@ struct Package {
     profile: &'static str,
     /// The folder of its workspace.
     root: PathBuf,
+    /// Where cargo builds.
+    target: PathBuf,
     provenance: Provenance,
 }
 
@@ -169,19 +174,30 @@ impl Package {
             profile,
             provenance: Provenance { licence: package.license.clone(), dependencies },
             root: metadata.workspace_root,
+            target: target.to_owned(),
         })
     }
 
-    /// A setting for cargo that keeps this machine's folders out of the component:
-    /// it is the same wherever it is built, and tells nobody where that was.
-    fn without_places(&self) -> String {
-        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    /// Lets cargo keep this machine's folders out of the component: it is the same
+    /// wherever it is built, and tells nobody where that was. Flags for the target in
+    /// cargo's configuration come before these, and have to do so themselves.
+    fn leave_out_places(&self, cargo: &mut Command) {
+        let home = std::env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
         let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-        let places = home.map(|home| (home, "/cargo")).into_iter().chain([(self.root.clone(), "/driver")]);
-        let flags = places.map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display()));
-        let flags: Vec<serde_json::Value> = flags.map(Into::into).collect();
-        // Cargo adds them to those that are configured there.
-        format!("build.rustflags={}", serde_json::Value::from(flags))
+        let own = [(self.root.clone(), "/driver"), (self.target.clone(), "/target")];
+        let mut places: Vec<(PathBuf, &str)> = home.map(|home| (home, "/cargo")).into_iter().chain(own).collect();
+        // The last one that fits counts: one may be within another.
+        places.sort_by_key(|(place, _)| place.as_os_str().len());
+        let flags = places.iter().map(|(place, name)| format!("--remap-path-prefix={}={name}", place.display()));
+        let flags: Vec<String> = flags.collect();
+        let given = |name: &str| std::env::var(name).ok().filter(|given| !given.trim().is_empty());
+        let given = given("CARGO_ENCODED_RUSTFLAGS")
+            .or_else(|| given("RUSTFLAGS").map(|flags| flags.split_whitespace().collect::<Vec<_>>().join(BETWEEN)));
+        match given {
+            Some(given) => cargo.env("CARGO_ENCODED_RUSTFLAGS", [&[given], flags.as_slice()].concat().join(BETWEEN)),
+            // Cargo adds them to those that are configured there.
+            None => cargo.arg("--config").arg(format!("build.rustflags={}", serde_json::Value::from(flags))),
+        };
     }
 }
 

@@ -19,8 +19,8 @@ use crate::source::{self, Source};
 pub(super) enum News {
     /// Sources have changed, and are being built.
     Building,
-    /// A component is there. Also one that needs no building.
-    Built(Duration),
+    /// A component is there, in this file. Also one that needs no building.
+    Built(Duration, PathBuf),
     /// It could not be built; what the tools said.
     NotBuilt(String),
     /// The scenarios have run.
@@ -60,73 +60,84 @@ impl Tested {
 /// Builds and tests at each change, until nobody listens any more.
 pub(super) async fn run(
     source: Arc<Source>,
-    component: PathBuf,
+    known: PathBuf,
     news: mpsc::Sender<News>,
     mut again: mpsc::Receiver<()>,
 ) -> Result<()> {
     let (sender, mut changes) = mpsc::channel(1);
     let mut watcher = Watcher::start(sender)?;
-    let mut built = true;
+    let mut component = Some(known.clone());
     loop {
         // What changes during a run counts for the next.
         let files = source.files();
         watcher.watch(files.iter().map(PathBuf::as_path));
-        if built {
+        if let Some(component) = &component {
             // Nobody may listen any more at the end.
-            let _ = news.send(News::Tested(test(&source, &component).await)).await;
+            let _ = news.send(News::Tested(test(&source, component).await)).await;
         }
-        let only_tests = wait(&source, &files, &mut changes, &mut again).await;
-        built = only_tests || build(&source, &news).await;
+        component = match wait(&source, &files, &mut changes, &mut again).await {
+            Wanted::Tests => component.or_else(|| Some(known.clone())),
+            Wanted::All => build(&source, &known, &news).await,
+        };
     }
 }
 
-/// Waits for a change, or until somebody wants the scenarios to run again; true when
-/// there is nothing to build.
+/// What is to be done again.
+enum Wanted {
+    All,
+    Tests,
+}
+
+/// Waits for a change, or until somebody wants the scenarios to run again.
 async fn wait(
     source: &Source,
     files: &[PathBuf],
     changes: &mut mpsc::Receiver<std::collections::BTreeSet<PathBuf>>,
     again: &mut mpsc::Receiver<()>,
-) -> bool {
+) -> Wanted {
     loop {
         tokio::select! {
             Some(changed) = changes.recv() => {
-                return changed.iter().all(|file| file.to_string_lossy().ends_with(".test.yml"));
+                let is_tests = changed.iter().all(|file| file.to_string_lossy().ends_with(".test.yml"));
+                return if is_tests { Wanted::Tests } else { Wanted::All };
             }
-            Some(()) = again.recv() => return true,
+            Some(()) = again.recv() => return Wanted::Tests,
             () = tokio::time::sleep(source::LOOK) => {
                 // Files that are new are not watched yet.
                 if source.files() != files {
-                    return false;
+                    return Wanted::All;
                 }
             }
         }
     }
 }
 
-/// Builds, if there is something to build; whether there is a component now.
-async fn build(source: &Source, news: &mpsc::Sender<News>) -> bool {
+/// Builds, if there is something to build; gives the component.
+async fn build(source: &Source, known: &Path, news: &mpsc::Sender<News>) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Built {
+        file: PathBuf,
+    }
     let begin = Instant::now();
     let tell = async |told: News| drop(news.send(told).await);
     if !source.is_built() {
-        tell(News::Built(begin.elapsed())).await;
-        return true;
+        tell(News::Built(begin.elapsed(), known.to_owned())).await;
+        return Some(known.to_owned());
     }
     tell(News::Building).await;
-    match ask(&["build".as_ref(), source.folder().as_os_str()]).await {
-        Ok(output) if output.status.success() => {
-            tell(News::Built(begin.elapsed())).await;
-            true
-        }
-        Ok(output) => {
-            tell(News::NotBuilt(String::from_utf8_lossy(&output.stderr).trim().to_owned())).await;
-            false
-        }
-        Err(error) => {
-            tell(News::NotBuilt(format!("{error:#}"))).await;
-            false
-        }
-    }
+    let problem = match ask(&["build".as_ref(), source.folder().as_os_str(), "--json".as_ref()]).await {
+        Ok(output) => match serde_json::from_slice::<Built>(&output.stdout) {
+            Ok(Built { file }) => {
+                tell(News::Built(begin.elapsed(), file.clone())).await;
+                return Some(file);
+            }
+            // What cargo has said says more than what became of it.
+            Err(_) => [String::from_utf8_lossy(&output.stderr).trim().to_owned(), problem_of(&output)].join("\n"),
+        },
+        Err(error) => format!("{error:#}"),
+    };
+    tell(News::NotBuilt(problem.trim().to_owned())).await;
+    None
 }
 
 /// Runs the scenarios.

@@ -109,5 +109,6 @@ pub(super) fn dependencies(root: &Package, packages: &[Package], resolve: &Resol
             root: package.id == root.id,
         })
     });
-    VersionInfo { packages: entries.collect(), format: 0 }
+    // 1: what macros need counts as needed for the build.
+    VersionInfo { packages: entries.collect(), format: 1 }
 }

@@ -1,6 +1,7 @@
 //! What the rules look at: the component, its scenarios run, exploring, and a
 //! second build elsewhere.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ impl Evidence {
     pub(super) async fn gather(options: &Options) -> Result<Evidence> {
         let source = Source::new(&options.path, options.tests.as_deref());
         let component = source.component()?;
+        let component = component.canonicalize().with_context(|| component.display().to_string())?;
         let bytes = std::fs::read(&component).with_context(|| format!("reading {}", component.display()))?;
         let provenance = Provenance::read(&bytes)?;
         let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
@@ -59,7 +61,7 @@ impl Evidence {
                 rebuilt: Err(String::new()),
             };
             evidence.test(&sandbox, &source, (runs, seed));
-            evidence.rebuilt = rebuild(&source).map_err(|error| format!("{error:#}"));
+            evidence.rebuilt = rebuild(&source, &component).map_err(|error| format!("{error:#}"));
             Ok(evidence)
         };
         tokio::task::spawn_blocking(work).await.context("a bug in the check")?
@@ -101,7 +103,7 @@ impl Evidence {
 }
 
 /// Builds the driver once more, from a copy in another place and from nothing.
-fn rebuild(source: &Source) -> Result<Digest> {
+fn rebuild(source: &Source, component: &Path) -> Result<Digest> {
     if !source.is_built() {
         bail!("there is no source here that `sandgate build` builds");
     }
@@ -111,22 +113,29 @@ fn rebuild(source: &Source) -> Result<Digest> {
     let folder = source.folder().canonicalize().with_context(|| format!("finding {}", source.folder().display()))?;
     let within = folder.strip_prefix(&root).context("expected the driver within its workspace")?;
     let copy = place.path().join("copy");
-    copy_source(&root, &copy)?;
-    let built = toolchain::rust_into(&copy.join(within), Some(&place.path().join("target")))?;
+    // Without what tools have made.
+    copy_source(&root, &copy, &[root.join("target"), root.join(".git"), component.to_owned()])?;
+    let built = toolchain::rust_into(&copy.join(within), Some(&copy.join("target")))?;
     Ok(Digest::of(&built.bytes))
 }
 
-/// Copies a folder, without what tools have made in it.
-fn copy_source(from: &Path, to: &Path) -> Result<()> {
+/// Copies a folder with its links, but for these, and for what is no file.
+fn copy_source(from: &Path, to: &Path, without: &[PathBuf]) -> Result<()> {
     std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
     let entries = std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))?;
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())).collect::<Vec<PathBuf>>() {
-        let Some(name) = path.file_name() else { continue };
-        let is_made = name == "target" || name == ".git" || name == ".sandgate-dev";
-        match path.is_dir() {
-            _ if is_made || path.extension().is_some_and(|end| end == "wasm") => {}
-            true => copy_source(&path, &to.join(name))?,
-            false => drop(std::fs::copy(&path, to.join(name)).with_context(|| format!("copying {}", path.display()))?),
+        let (Some(name), copying) = (path.file_name(), || format!("copying {}", path.display())) else { continue };
+        if without.contains(&path) || name == ".sandgate-dev" {
+            continue;
+        }
+        let kind = path.symlink_metadata().with_context(copying)?.file_type();
+        let copy = to.join(name);
+        if kind.is_dir() {
+            copy_source(&path, &copy, without)?;
+        } else if kind.is_symlink() {
+            std::fs::read_link(&path).and_then(|place| symlink(place, &copy)).with_context(copying)?;
+        } else if kind.is_file() {
+            std::fs::copy(&path, &copy).with_context(copying)?;
         }
     }
     Ok(())

@@ -109,10 +109,15 @@ fn licence(it: &Evidence) -> Verdict {
 fn loss(it: &Evidence) -> Verdict {
     let missing: Vec<&String> = it.seen.devices.difference(&it.seen.lost).collect();
     match (it.seen.devices.len(), missing.is_empty()) {
-        (0, _) => DoesNotApply("its scenarios give no devices".into()),
+        (0, _) if requests_devices(it) => Fails("its scenarios give no device for what it requests".into()),
+        (0, _) => DoesNotApply("it requests no device".into()),
         (number, true) => Holds(count(number, "device")),
         (_, false) => Fails(format!("no scenario breaks and repairs {}", list(missing))),
     }
+}
+
+fn requests_devices(it: &Evidence) -> bool {
+    it.driver.manifest.driver.requests.list().iter().any(|kind| !kind.items.is_empty())
 }
 
 /// Whether exploring has found nothing against these rules.
@@ -206,5 +211,6 @@ fn dependencies(it: &Evidence) -> Verdict {
         return Fails("expected a section .dep-v0, which `sandgate build` makes".into());
     };
     let runs = list.packages.iter().filter(|package| package.kind == DependencyKind::Runtime && !package.root).count();
-    Holds(format!("{} in the driver, {} to build it", count(runs, "package"), list.packages.len() - runs - 1))
+    let built = list.packages.iter().filter(|package| package.kind == DependencyKind::Build).count();
+    Holds(format!("{} in the driver, {built} to build it", count(runs, "package")))
 }
