@@ -22,6 +22,7 @@ use crate::config::{LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
 use crate::gate::TapeField;
 use crate::journal::Journal;
+use crate::manifest::Manifest;
 use crate::message::{CommandRequest, DeviceId, SessionName};
 use crate::network::{Lookups, Target};
 use crate::outbox::{Bounds, Outbox};
@@ -82,7 +83,7 @@ pub fn run(sandbox: &Sandbox, driver: &Arc<Driver>, scenario: &Scenario, seed: u
         Ok(Err(problem)) => report.failure = failed(problem),
         Err(error) => report.failure = failed(format!("no runtime: {error}")),
     }
-    report.seen.note(&scenario.given, &scenario.steps);
+    report.seen.note(&scenario.given, &scenario.steps, &driver.manifest);
     report.took = began.elapsed();
     report
 }
@@ -389,7 +390,7 @@ fn matches(expected: Option<&Pattern>, error: &str, what: &str) -> Result<(), Ve
 
 impl Seen {
     /// Notes what a scenario gives and does.
-    fn note(&mut self, given: &Given, steps: &[PlacedStep]) {
+    fn note(&mut self, given: &Given, steps: &[PlacedStep], manifest: &Manifest) {
         self.parameters.extend(parameters(&given.configuration));
         self.devices.extend(given.devices.0.iter().map(|(name, _)| name.clone()));
         let device = |name: &str| name.split('/').next().unwrap_or_default().to_owned();
@@ -402,8 +403,8 @@ impl Seen {
                         self.changed.extend(parameters(&configure.configuration));
                     }
                 }
-                // One that is refused may never have come to the driver.
-                Step::Command(command) if command.error.is_none() => {
+                // What does not fit the manifest never comes to the driver.
+                Step::Command(command) if manifest.check_command(&command.name, command.arguments.clone()).is_ok() => {
                     self.commands.insert(command.name.clone());
                 }
                 Step::Break(faults) => broken.extend(faults.keys().map(|name| device(name))),
