@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_is_embedded_is_read_again_and_stays_what_it_was() {
         let json = r#"{"packages":[{"name":"a","version":"1.0.0","source":"local","dependencies":[1],"root":true},
-            {"name":"b","version":"2.1.0","source":"crates.io"}]}"#;
+            {"name":"b","version":"2.1.0","source":"registry"}]}"#;
         let dependencies: VersionInfo = serde_json::from_str(json).unwrap();
         let mut component = b"\0asm\x0d\0\x01\0".to_vec();
         assert!(Provenance::read(&component).unwrap().licence.is_none());

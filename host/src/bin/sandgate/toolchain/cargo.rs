@@ -15,6 +15,15 @@ pub(super) struct Package {
     version: String,
     source: Option<String>,
     targets: Vec<Target>,
+    dependencies: Vec<Declared>,
+}
+
+/// A dependency as it is declared.
+#[derive(Deserialize)]
+struct Declared {
+    source: Option<String>,
+    /// None for the default one.
+    registry: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -51,11 +60,16 @@ impl Package {
         self.targets.iter().any(|target| target.kind.iter().any(|kind| kind == "proc-macro"))
     }
 
-    fn source(&self) -> Source {
+    /// Where it is from; the default registry is known by those who name none.
+    fn source(&self, packages: &[Package]) -> Source {
+        let is_default = |source: &str| {
+            let declared = packages.iter().flat_map(|package| &package.dependencies);
+            declared.filter(|it| it.registry.is_none()).any(|it| it.source.as_deref() == Some(source))
+        };
         match self.source.as_deref() {
             None => Source::Local,
-            Some(source) if source.contains("github.com/rust-lang/crates.io-index") => Source::CratesIo,
             Some(source) if source.starts_with("git+") => Source::Git,
+            Some(source) if is_default(source) => Source::CratesIo,
             Some(_) => Source::Registry,
         }
     }
@@ -103,7 +117,7 @@ pub(super) fn dependencies(root: &Package, packages: &[Package], resolve: &Resol
         Some(Entry {
             name: package.name.clone(),
             version: package.version.parse().ok()?,
-            source: package.source(),
+            source: package.source(packages),
             kind: *found.get(package.id.as_str())?,
             dependencies,
             root: package.id == root.id,
