@@ -48,8 +48,11 @@ pub struct Scenario {
     /// Devices that answer from a tape.
     tape: Option<Arc<Tape>>,
     /// Lines that answer as they were captured.
-    captures: BTreeMap<String, Arc<Vec<Exchange>>>,
+    captures: Captures,
 }
+
+/// What lines were asked and have answered, by their names.
+type Captures = BTreeMap<String, Arc<Vec<Exchange>>>;
 
 impl Scenario {
     /// Reads the scenarios of a file and holds them against a manifest. An error

@@ -440,4 +440,24 @@ mod tests {
         let error = Matcher::try_from(json!({"near": 1})).unwrap_err();
         assert!(error.starts_with("expected a value, or one of {near: 1.5, within: 0.1}"), "{error}");
     }
+
+    #[test]
+    fn a_budget_that_is_used_up_is_told() {
+        let expect: Expect = serde_json::from_value(json!({"budgets": {"memory": "2MiB", "cpu": "5ms"}})).unwrap();
+        let problems = |memory, cpu| {
+            let state = State {
+                phase: Phase::Running,
+                version: String::new(),
+                storage: Map::new(),
+                used: (memory, Duration::from_millis(cpu)),
+            };
+            expect.problems(&Window::default(), &Alerts::None, &state)
+        };
+        assert_eq!(problems(2 << 20, 5), Vec::<String>::new());
+        let expected = [
+            "budgets.memory: expected at most 2.0 MiB, found 3.0 MiB",
+            "budgets.cpu: expected at most 5ms in a call, found 6.0ms",
+        ];
+        assert_eq!(problems(3 << 20, 6), expected);
+    }
 }

@@ -13,13 +13,13 @@ use serde_json::{Map, Value as Json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
+use super::Captures;
 use super::expect::Pattern;
 use super::format::{Answer, Device, Http, Ordered, Tcp};
 use super::registers::hex;
 use super::story::Story;
 use super::tables::{Tables, describe, shortened};
 use crate::bus::{self, Units};
-use crate::capture::Exchange;
 use crate::gate::TapeField;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 
@@ -126,18 +126,15 @@ enum Model {
 }
 
 impl Simulated {
-    pub(super) fn new(devices: &Ordered<Device>, story: &Arc<Story>) -> Simulated {
+    /// Those that are given, and lines that answer as they were captured.
+    pub(super) fn new(devices: &Ordered<Device>, captures: &Captures, story: &Arc<Story>) -> Simulated {
         let simulated = Simulated { devices: Arc::default(), story: Arc::clone(story) };
         devices.0.iter().for_each(|(name, device)| simulated.change(name, device));
-        simulated
-    }
-
-    /// Lets lines answer as they were captured.
-    pub(super) fn add_captures(&self, captures: &BTreeMap<String, Arc<Vec<Exchange>>>) {
         for (name, exchanges) in captures {
             let model = Model::Tape(TapeField::captured(name, exchanges));
-            self.lock().insert(name.clone(), Simulation { model, faults: HashMap::new() });
+            simulated.lock().insert(name.clone(), Simulation { model, faults: HashMap::new() });
         }
+        simulated
     }
 
     /// Lets what is not given answer from a tape: these lines, and all addresses on it.
@@ -150,10 +147,9 @@ impl Simulated {
     }
 
     /// Lets these be all devices; what was wrong with those that stay is so still.
-    pub(super) fn reset(&self, devices: &Ordered<Device>, captures: &BTreeMap<String, Arc<Vec<Exchange>>>) {
+    pub(super) fn reset(&self, devices: &Ordered<Device>, captures: &Captures) {
         // Aside, so that nobody finds them missing.
-        let new = Simulated::new(devices, &self.story);
-        new.add_captures(captures);
+        let new = Simulated::new(devices, captures, &self.story);
         let mut new = std::mem::take(&mut *new.lock());
         let mut known = self.lock();
         for (name, simulation) in &mut new {
@@ -436,21 +432,27 @@ fn bytes_of(text: &str) -> Vec<u8> {
 }
 
 impl Simulated {
-    /// One connection of a device, until the other side closes it.
-    /// What a device on a TCP connection answers to the begin of what it has heard,
-    /// and how much of that it is.
-    fn reply(&self, name: &str, heard: &[u8]) -> Option<(usize, Vec<u8>)> {
-        let mut devices = self.lock();
-        let Model::Tcp { tcp, turns } = &mut devices.get_mut(name)?.model else { return None };
-        let known = tcp.answers.iter().map(|(asked, answers)| (bytes_of(asked).len(), asked, answers));
-        let heard = known.filter(|(_, asked, _)| heard.starts_with(&bytes_of(asked)));
-        let (length, asked, answers) = heard.max_by_key(|(length, ..)| *length)?;
-        let turn = turns.entry(asked.clone()).or_default();
-        let answer = answers.0.get(*turn).or(answers.0.last())?;
-        *turn += 1;
-        Some((length, bytes_of(answer)))
+    /// The longest text with an answer that what was heard begins with, and its length.
+    fn asked(&self, name: &str, heard: &[u8]) -> Option<(String, usize)> {
+        let devices = self.lock();
+        let Model::Tcp { tcp, .. } = &devices.get(name)?.model else { return None };
+        let known = tcp.answers.keys().map(|asked| (asked, bytes_of(asked)));
+        let begun = known.filter(|(_, bytes)| heard.starts_with(bytes));
+        begun.max_by_key(|(_, bytes)| bytes.len()).map(|(asked, bytes)| (asked.clone(), bytes.len()))
     }
 
+    /// What a device on a TCP connection says to that, in its turn.
+    fn reply(&self, name: &str, asked: &str) -> Option<Vec<u8>> {
+        let mut devices = self.lock();
+        let Model::Tcp { tcp, turns } = &mut devices.get_mut(name)?.model else { return None };
+        let answers = &tcp.answers.get(asked)?.0;
+        let turn = turns.entry(asked.to_owned()).or_default();
+        let answer = answers.get(*turn).or(answers.last())?;
+        *turn += 1;
+        Some(bytes_of(answer))
+    }
+
+    /// One connection of a device, until the other side closes it.
     async fn talk(&self, name: &str, greeting: Option<String>, mut connection: DuplexStream) -> io::Result<()> {
         if let Some(greeting) = greeting {
             connection.write_all(&bytes_of(&greeting)).await?;
@@ -460,7 +462,7 @@ impl Simulated {
             if connection.read_buf(&mut heard).await? == 0 {
                 return Ok(());
             }
-            while let Some((length, answer)) = self.reply(name, &heard) {
+            while let Some((asked, length)) = self.asked(name, &heard) {
                 let rest = heard.split_off(length);
                 self.story.request(format!("{name} {:?}", String::from_utf8_lossy(&heard)), false);
                 heard = rest;
@@ -470,9 +472,9 @@ impl Simulated {
                     Some(Fault::Garbage) => connection.write_all(b"\x00\xff?!\r\n").await?,
                     Some(Fault::Slow(time)) => {
                         tokio::time::sleep(time).await;
-                        connection.write_all(&answer).await?;
+                        connection.write_all(&self.reply(name, &asked).unwrap_or_default()).await?;
                     }
-                    _ => connection.write_all(&answer).await?,
+                    _ => connection.write_all(&self.reply(name, &asked).unwrap_or_default()).await?,
                 }
             }
             let is_begin = match self.lock().get(name).map(|simulation| &simulation.model) {
@@ -496,11 +498,24 @@ mod tests {
     async fn a_list_of_texts_answers_in_turn_and_its_last_one_stays() {
         let tcp = serde_json::json!({"answers": {"A": ["1", "2"], "AB": "hex ff"}});
         let devices = Ordered(vec![("host:1".to_owned(), Device::Tcp(serde_json::from_value(tcp).unwrap()))]);
-        let field = Simulated::new(&devices, &Arc::new(Story::new()));
+        let field = Simulated::new(&devices, &Captures::new(), &Arc::new(Story::new()));
         let mut connection = field.connect("host", 1).await.unwrap();
         let mut heard = vec![0; 4];
         connection.write_all(b"AAABA").await.unwrap();
         connection.read_exact(&mut heard).await.unwrap();
         assert_eq!(heard, b"12\xff2");
+        // What is not said because of a fault is said later.
+        field.change(
+            "host:1",
+            &Device::Tcp(serde_json::from_value(serde_json::json!({"answers": {"A": ["3", "4"]}})).unwrap()),
+        );
+        field.set_fault("host:1", Some(Fault::Garbage));
+        connection.write_all(b"A").await.unwrap();
+        let mut garbage = vec![0; 6];
+        connection.read_exact(&mut garbage).await.unwrap();
+        field.set_fault("host:1", None);
+        connection.write_all(b"A").await.unwrap();
+        connection.read_exact(&mut heard[..1]).await.unwrap();
+        assert_eq!(heard[0], b'3');
     }
 }

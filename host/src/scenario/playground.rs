@@ -1,16 +1,15 @@
 //! Devices to play with: simulated as scenarios give them, and changed by steps
 //! that people type while a gateway runs.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value as Json, json};
 
-use super::Scenario;
 use super::field::{Simulated, faults_of};
 use super::format::{self, Given, PlacedStep, Step, lay_over};
 use super::story::Story;
+use super::{Captures, Scenario};
 use crate::bus::Simulation;
 use crate::gate::TapeField;
 use crate::manifest::Manifest;
@@ -32,6 +31,15 @@ struct Inner {
     source: Option<(PathBuf, String)>,
     /// What was configured since.
     configured: Map<String, Json>,
+}
+
+impl Inner {
+    /// What is given, with what was configured since laid over it.
+    fn configuration(&self, configured: &Map<String, Json>) -> Map<String, Json> {
+        let mut whole = self.scenario.given.configuration.clone();
+        lay_over(&mut whole, configured.clone());
+        whole
+    }
 }
 
 /// Whose devices are wanted.
@@ -87,7 +95,7 @@ impl Playground {
     /// Nothing but the driver's own.
     pub fn empty(manifest: &Manifest) -> Playground {
         let (story, scenario) = (Arc::new(Story::new()), nothing_given());
-        let field = Simulated::new(&scenario.given.devices, &story);
+        let field = Simulated::new(&scenario.given.devices, &scenario.captures, &story);
         let inner = Inner { scenario, manifest: manifest.clone(), source: None, configured: Map::new() };
         Playground { story, field, inner: Mutex::new(inner) }
     }
@@ -101,25 +109,26 @@ impl Playground {
     pub fn give(&self, files: &[PathBuf], wanted: Wanted<'_>, manifest: &Manifest) -> Result<(), String> {
         let mut problem = None;
         for file in files {
-            let place = |problem: String| format!("{}:{problem}", file.display());
-            let found = std::fs::read_to_string(file).map_err(|error| place(format!(" {error}"))).and_then(|text| {
-                let given = given_in(&text, file, wanted, manifest).map_err(place)?;
-                Ok((text, given))
-            });
-            match found {
-                Ok((text, given)) => {
-                    let source = (file.clone(), text);
-                    if self.lock().source.as_ref() != Some(&source) {
-                        self.take(given, manifest);
-                        self.lock().source = Some(source);
-                    }
-                    return Ok(());
-                }
-                // It may stand in another file.
-                Err(text) => problem = problem.or(Some(text)),
+            // It may stand in another file.
+            match self.give_file(file, wanted, manifest) {
+                Ok(()) => return Ok(()),
+                Err(text) => problem = problem.or(Some(format!("{}:{text}", file.display()))),
             }
         }
         Err(problem.unwrap_or_else(|| "there are no scenarios".into()))
+    }
+
+    fn give_file(&self, file: &Path, wanted: Wanted<'_>, manifest: &Manifest) -> Result<(), String> {
+        let text = std::fs::read_to_string(file).map_err(|error| format!(" {error}"))?;
+        let source = Some((file.to_owned(), text));
+        if self.lock().source == source {
+            // What is recorded is not read again.
+            return self.lock().scenario.check_given(manifest);
+        }
+        let text = source.as_ref().map_or("", |(_, text)| text);
+        self.take(given_in(text, file, wanted, manifest)?, manifest);
+        self.lock().source = source;
+        Ok(())
     }
 
     /// Another version of the driver declares other things. What was configured and
@@ -127,9 +136,7 @@ impl Playground {
     pub fn know(&self, manifest: &Manifest) {
         let mut inner = self.lock();
         inner.manifest = manifest.clone();
-        let mut whole = inner.scenario.given.configuration.clone();
-        lay_over(&mut whole, inner.configured.clone());
-        if manifest.check_configuration(whole).is_err() {
+        if manifest.check_configuration(inner.configuration(&inner.configured)).is_err() {
             inner.configured.clear();
         }
     }
@@ -162,15 +169,13 @@ impl Playground {
         let devices = self.field.devices();
         let inner = self.lock();
         let given = &inner.scenario.given;
-        let mut configuration = given.configuration.clone();
-        lay_over(&mut configuration, inner.configured.clone());
+        let configuration = inner.configuration(&inner.configured);
         let of_kinds = |kinds: &[&str]| -> Vec<String> {
             let is_address = |name: &&String| name.contains(':');
             let names = devices.iter().filter(|(_, kind, _)| kinds.contains(kind)).map(|(name, ..)| name);
             names.filter(is_address).cloned().collect()
         };
         let requests = &inner.manifest.driver.requests;
-        // A name that is requested twice is granted once.
         let modbus: Map<String, Json> = requests.modbus.iter().map(|line| (line.clone(), json!(line))).collect();
         let mut grants = Map::new();
         if !modbus.is_empty() {
@@ -259,9 +264,7 @@ impl Playground {
                 }
                 Step::Configure(changes) => {
                     lay_over(&mut configured, changes.configuration.clone());
-                    let mut whole = inner.scenario.given.configuration.clone();
-                    lay_over(&mut whole, configured.clone());
-                    let checked = inner.manifest.check_configuration(whole);
+                    let checked = inner.manifest.check_configuration(inner.configuration(&configured));
                     checked.map_err(|problem| format!("configuration.{problem}"))?;
                 }
                 _ => {}
@@ -330,7 +333,7 @@ fn nothing_given() -> Scenario {
         given_line: 1,
         steps: Vec::new(),
         tape: None,
-        captures: BTreeMap::new(),
+        captures: Captures::new(),
     }
 }
 

@@ -130,8 +130,7 @@ impl<'a> Stage<'a> {
         let clock = SimulatedClock::begin(given.begin()?);
         fastrand::seed(seed);
         let story = Arc::new(Story::new());
-        let field = Simulated::new(&given.devices, &story);
-        field.add_captures(&scenario.captures);
+        let field = Simulated::new(&given.devices, &scenario.captures, &story);
         let id = DeviceId::new(DEVICE);
         let storage = Storage::open(folder).device(&id);
         let mut specification = specification(given, &field, &story, storage.clone(), seed);

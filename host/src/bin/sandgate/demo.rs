@@ -71,7 +71,7 @@ pub async fn run(options: Options) -> Result<()> {
     let gateway = launch::start(&path, config, tap.clone())?;
     let control = gateway.control.clone();
 
-    let hints = hints(&program, &options.folder, &plugins, &cloud);
+    let hints = hints(&program, &options.folder, &plugins, (options.cloud, &cloud));
     let end = async {
         match options.seconds {
             Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
@@ -120,7 +120,8 @@ fn plugins(given: Option<&Path>) -> Result<PathBuf> {
 fn configure(folder: &Path, plugins: &Path, cloud: &Standin, ports: &Ports) -> Result<PathBuf> {
     let Ports { field, relay } = ports;
     let session = cloud.session();
-    let endpoint = |device| cloud.endpoint(device);
+    let endpoint =
+        |device| cloud.token(device).map_or(String::new(), |token| format!("endpoints.local.token = \"{token}\"\n"));
     let driver = |name: &str| toml::Value::from(format!("{0}/{name}/{name}.wasm", plugins.display()));
     let (meter, inverter, tasmota) = (driver(DRIVERS[0]), driver(DRIVERS[1]), driver(DRIVERS[2]));
     let text = format!(
@@ -168,7 +169,7 @@ grants.http = ["127.0.0.1:{relay}"]
 }
 
 /// What to try in a second terminal.
-fn hints(program: &Path, folder: &Path, plugins: &Path, cloud: &Standin) -> Vec<String> {
+fn hints(program: &Path, folder: &Path, plugins: &Path, (kind, cloud): (Cloud, &Standin)) -> Vec<String> {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
     let program = shown(program);
@@ -183,5 +184,18 @@ fn hints(program: &Path, folder: &Path, plugins: &Path, cloud: &Standin) -> Vec<
         format!("{program} swaps"),
         format!("{program} logs -f"),
     ];
-    own.into_iter().chain(cloud.hints(&program, ("house_meter", "lamp", "turn_off"))).collect()
+    let known = |device: &str| cloud.token(device).unwrap_or_else(|| device.to_owned());
+    let (meter, lamp) = (known("house_meter"), known("lamp"));
+    let asked = match kind {
+        Cloud::Enapter => {
+            vec![format!("samples {meter} -f"), format!("send-command {lamp} turn_off"), "devices".into()]
+        }
+        Cloud::Kaa => vec![
+            format!("samples {meter} -f"),
+            format!("send-command {lamp} turn_off --await 5"),
+            format!(r#"put-config {lamp} '{{"connection": {{"poll_ms": 5000}}}}'"#),
+            "endpoints".into(),
+        ],
+    };
+    own.into_iter().chain(asked.iter().map(|what| cloud.ask(&program, what))).collect()
 }

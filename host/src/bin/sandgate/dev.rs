@@ -185,12 +185,10 @@ impl Bench {
         let bus = |line: String| (line, json!({"modbus_tcp": {"address": "simulated:502"}}));
         let buses: Map<String, Json> = self.playground.lines().into_iter().map(bus).collect();
         text.push_str(&format!("\n{}", toml_of(&json!({"buses": buses}))?));
-        let endpoint = self.cloud.endpoint(&self.device);
-        text.push_str(&toml_of(&json!({"devices": {self.device.as_str(): device}}))?);
-        if !endpoint.is_empty() {
-            text.push_str(&format!("\n[devices.{}.{}]\n", self.device, "endpoints.local"));
-            text.push_str(&endpoint.replace("endpoints.local.", ""));
+        if let Some(token) = self.cloud.token(&self.device) {
+            device.insert("endpoints".into(), json!({"local": {"token": token}}));
         }
+        text.push_str(&toml_of(&json!({"devices": {self.device.as_str(): device}}))?);
         if std::fs::read_to_string(&self.config).is_ok_and(|old| old == text) {
             return Ok(());
         }
@@ -242,9 +240,13 @@ impl Bench {
                 Some(told) = works.recv() => self.note(told),
                 ended = &mut worker => ended.context("a bug in the builder")??,
                 Some(text) = deeds.recv() => self.told.tell(&text),
-                line = log.recv() => if let Ok(line) = line {
-                    self.told.logged(line);
-                },
+                line = log.recv() => {
+                    if let Ok(line) = line {
+                        self.told.logged(line);
+                    }
+                    // There may be many: they are drawn with the next look at the gateway.
+                    continue;
+                }
                 () = &mut drops => {}
                 _ = terminate.recv() => break,
                 _ = hang_up.recv() => break,
@@ -282,8 +284,9 @@ impl Bench {
             }
         }
         self.told.tell(&format!("to ask the gateway in a second terminal: export SANDGATE_STATE={state}"));
-        let hints = self.cloud.hints("sandgate", (&self.device, &self.device, ""));
-        hints.first().into_iter().for_each(|hint| self.told.tell(&format!("to ask the cloud: {hint}")));
+        let known = self.cloud.token(&self.device).unwrap_or_else(|| self.device.clone());
+        let samples = self.cloud.ask("sandgate", &format!("samples {known} -f"));
+        self.told.tell(&format!("to ask the cloud: {samples}"));
         if self.told.plain {
             self.told.tell(
                 "steps are typed as in scenarios, such as `break: { DEVICE: timeout }`, `repair: DEVICE`, \

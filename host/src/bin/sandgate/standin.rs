@@ -73,39 +73,21 @@ impl Standin {
         }
     }
 
-    /// A device's part of the configuration.
-    pub(crate) fn endpoint(&self, device: &str) -> String {
+    /// What a device is known by, where that is not its id.
+    pub(crate) fn token(&self, device: &str) -> Option<String> {
         match self.running {
-            Running::Enapter(_) => String::new(),
-            Running::Kaa(_) => format!("endpoints.local.token = \"{}\"\n", token_of(device)),
+            Running::Enapter(_) => None,
+            Running::Kaa(_) => Some(token_of(device)),
         }
     }
 
-    /// What to try from the cloud's side, with a device that has values and one that takes a command.
-    pub(crate) fn hints(&self, program: &str, (sends, takes, command): (&str, &str, &str)) -> Vec<String> {
-        match &self.running {
-            Running::Enapter(running) => {
-                let ask = |what: String| {
-                    format!("{program} cloud enapter {what} --url http://127.0.0.1:{}", running.http.port())
-                };
-                vec![
-                    ask(format!("samples {sends} -f")),
-                    ask(format!("send-command {takes} {command}")),
-                    ask("devices".into()),
-                ]
-            }
-            Running::Kaa(running) => {
-                let ask =
-                    |what: String| format!("{program} cloud kaa {what} --url http://127.0.0.1:{}", running.http.port());
-                let (sends, takes) = (token_of(sends), token_of(takes));
-                vec![
-                    ask(format!("samples {sends} -f")),
-                    ask(format!("send-command {takes} {command} --await 5")),
-                    ask(format!(r#"put-config {takes} '{{"connection": {{"poll_ms": 5000}}}}'"#)),
-                    ask("endpoints".into()),
-                ]
-            }
-        }
+    /// A command line that asks it something.
+    pub(crate) fn ask(&self, program: &str, what: &str) -> String {
+        let (cloud, http) = match &self.running {
+            Running::Enapter(running) => ("enapter", running.http.port()),
+            Running::Kaa(running) => ("kaa", running.http.port()),
+        };
+        format!("{program} cloud {cloud} {what} --url http://127.0.0.1:{http}")
     }
 
     /// Logs what the cloud would drop without a word, for ever.

@@ -175,6 +175,15 @@ fn write_tapes(folder: &Path, reports: &[Report], component: &Path) -> Result<()
     Ok(())
 }
 
+/// Tells now and then how far exploring is.
+pub(super) fn tell_run(runs: u64) -> impl Fn(u64) {
+    move |run| {
+        if run.is_multiple_of((runs / 10).max(1)) && run < runs {
+            tell!("explored {run} of {runs} runs");
+        }
+    }
+}
+
 /// Explores, and tells what is found.
 fn explore(
     sandbox: &Sandbox,
@@ -184,12 +193,7 @@ fn explore(
     json: bool,
 ) -> Option<Box<Finding>> {
     let begin = Instant::now();
-    let told = |run| {
-        if run % (runs / 10).max(1) == 0 && run < runs {
-            tell!("explored {run} of {runs} runs");
-        }
-    };
-    let finding = scenario::explore(sandbox, driver, scenarios, (runs, seed), told).err();
+    let finding = scenario::explore(sandbox, driver, scenarios, (runs, seed), tell_run(runs)).err();
     match &finding {
         _ if json => {}
         None => say!("explored {runs} runs with seed {seed} without a finding in {}", in_words(begin.elapsed())),

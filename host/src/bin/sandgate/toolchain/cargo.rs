@@ -126,3 +126,47 @@ pub(super) fn dependencies(root: &Package, packages: &[Package], resolve: &Resol
     // 1: what macros need counts as needed for the build.
     VersionInfo { packages: entries.collect(), format: 1 }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_list_has_what_the_driver_needs_and_marks_what_only_its_build_does() {
+        let registry = "registry+somewhere";
+        let package = |id: &str, kind: &str, source: Option<&str>| {
+            json!({"name": id, "version": "1.0.0", "id": id, "license": null, "manifest_path": "/x", "source": source,
+                "targets": [{"kind": [kind]}], "dependencies": [{"source": registry, "registry": null}]})
+        };
+        let packages = [
+            package("driver", "cdylib", None),
+            package("used", "lib", Some(registry)),
+            package("macro", "proc-macro", Some(registry)),
+            package("of-macro", "lib", Some("git+somewhere")),
+            package("of-both", "lib", Some("registry+elsewhere")),
+            package("of-tests", "lib", Some(registry)),
+        ];
+        let packages: Vec<Package> = serde_json::from_value(json!(packages)).unwrap();
+        let needs = |id: &str, kind: Option<&str>| json!({"pkg": id, "dep_kinds": [{"kind": kind}]});
+        let resolve = serde_json::from_value(json!({"nodes": [
+            {"id": "driver", "deps": [needs("used", None), needs("macro", None), needs("of-tests", Some("dev"))]},
+            {"id": "used", "deps": [needs("of-both", None)]},
+            {"id": "macro", "deps": [needs("of-macro", None), needs("of-both", None)]},
+        ]}))
+        .unwrap();
+        let list = dependencies(&packages[0], &packages, &resolve);
+        let found: Vec<_> = list.packages.iter().map(|it| (it.name.as_str(), it.kind, &it.source, it.root)).collect();
+        let (runtime, build) = (DependencyKind::Runtime, DependencyKind::Build);
+        let expected = [
+            ("driver", runtime, &Source::Local, true),
+            ("macro", build, &Source::CratesIo, false),
+            ("of-both", runtime, &Source::Registry, false),
+            ("of-macro", build, &Source::Git, false),
+            ("used", runtime, &Source::CratesIo, false),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(list.packages[0].dependencies, [1, 4]);
+    }
+}

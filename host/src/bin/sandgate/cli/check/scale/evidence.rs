@@ -11,7 +11,7 @@ use sandgate::sandbox::{Compiler, Digest, Driver, Sandbox};
 use sandgate::scenario::{self, Finding, Report, Rule, Seen};
 
 use super::super::{Options, unused_requests_of};
-use crate::cli::test::{cache, scenarios};
+use crate::cli::test::{cache, scenarios, tell_run};
 use crate::say::tell;
 use crate::source::Source;
 use crate::toolchain;
@@ -47,48 +47,28 @@ impl Evidence {
         let driver = Arc::new(sandbox.load(&component).await?);
         let readme = std::fs::read_to_string(source.folder().join("README.md")).ok();
         let (runs, seed) = (options.runs, options.seed);
-        let work = move || -> Result<Evidence> {
-            let warnings = unused_requests_of(&driver);
-            let mut evidence = Evidence {
-                driver,
-                warnings,
-                provenance,
-                reports: Err(String::new()),
-                seen: Seen::default(),
-                explored: 0,
-                finding: None,
-                readme,
-                rebuilt: Err(String::new()),
+        let work = move || {
+            let scenarios = scenarios(&source.tests, &driver.manifest, &[]).map_err(|error| format!("{error:#}"));
+            let reports = scenarios.as_ref().map_err(String::clone).map(|scenarios| {
+                tell!("running {}", sandgate::text::count(scenarios.len(), "scenario"));
+                let run = |scenario| scenario::run(&sandbox, &driver, scenario, seed, false);
+                scenarios.iter().map(run).collect::<Vec<Report>>()
+            });
+            let has_passed = |reports: &Vec<Report>| reports.iter().all(|report| report.failure.is_none());
+            let (explored, finding) = match &scenarios {
+                Ok(scenarios) if reports.as_ref().is_ok_and(has_passed) => {
+                    let finding = scenario::explore(&sandbox, &driver, scenarios, (runs, seed), tell_run(runs)).err();
+                    (finding.as_ref().map_or(runs, |finding| finding.run + 1), finding)
+                }
+                _ => (0, None),
             };
-            evidence.test(&sandbox, &source, (runs, seed));
-            evidence.rebuilt = rebuild(&source, &component).map_err(|error| format!("{error:#}"));
-            Ok(evidence)
+            let mut seen = Seen::default();
+            reports.iter().flatten().for_each(|report| seen.add(report.seen.clone()));
+            let (warnings, rebuilt) = (unused_requests_of(&driver), rebuild(&source, &component));
+            let rebuilt = rebuilt.map_err(|error| format!("{error:#}"));
+            Evidence { driver, warnings, provenance, reports, seen, explored, finding, readme, rebuilt }
         };
-        tokio::task::spawn_blocking(work).await.context("a bug in the check")?
-    }
-
-    /// Runs the scenarios, and explores where they pass.
-    fn test(&mut self, sandbox: &Sandbox, source: &Source, (runs, seed): (u64, u64)) {
-        let scenarios = match scenarios(&source.tests, &self.driver.manifest, &[]) {
-            Ok(scenarios) => scenarios,
-            Err(error) => return self.reports = Err(format!("{error:#}")),
-        };
-        tell!("running {}", sandgate::text::count(scenarios.len(), "scenario"));
-        let run = |scenario| scenario::run(sandbox, &self.driver, scenario, seed, false);
-        let reports: Vec<Report> = scenarios.iter().map(run).collect();
-        reports.iter().for_each(|report| self.seen.add(report.seen.clone()));
-        let has_passed = reports.iter().all(|report| report.failure.is_none());
-        self.reports = Ok(reports);
-        if !has_passed {
-            return;
-        }
-        let told = |run: u64| {
-            if run.is_multiple_of((runs / 10).max(1)) {
-                tell!("explored {run} of {runs} runs");
-            }
-        };
-        self.finding = scenario::explore(sandbox, &self.driver, &scenarios, (runs, seed), told).err();
-        self.explored = self.finding.as_ref().map_or(runs, |finding| finding.run + 1);
+        tokio::task::spawn_blocking(work).await.context("a bug in the check")
     }
 
     /// Under which licence it is: by the component, or by its manifest.
