@@ -3,9 +3,11 @@
 //! Owns every default. Called by `cli` and by the supervisor at a reload.
 //! Loading touches only the file itself and the secret sources it names.
 
+mod bus;
 mod check;
 mod communication;
 mod diff;
+mod enapter;
 mod endpoint;
 mod kaa;
 mod modbus;
@@ -22,8 +24,10 @@ use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 pub use crate::units::{Delay, Rate, Secret, Share, Size, Source, Span};
+pub use bus::{Bus, ModbusRtu, ModbusTcp, Parity};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
+pub use enapter::{EnapterSession, PropertiesTopic, TlsFiles};
 pub use endpoint::Endpoint;
 pub use kaa::{Batch, KaaEndpoint, KaaSession, Timestamp};
 pub use modbus::{ConfiguredUnits, ModbusAccess, ModbusGrant, WriteKind};
@@ -102,71 +106,6 @@ pub enum Session {
     Kaa(Box<KaaSession>),
 }
 
-/// Settings of an Enapter session. Either `communication_config` or the
-/// single values are given.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EnapterSession {
-    /// The blob that the Enapter CLI generates: base64 of JSON, v3 or v1.
-    pub communication_config: Option<Source>,
-    /// Broker host name; with a blob: instead of the blob's.
-    pub host: Option<String>,
-    /// Broker port; with a blob: instead of the blob's.
-    pub port: Option<u16>,
-    /// The parent's hardware id.
-    pub hardware_id: Option<String>,
-    /// The parent's channel id; default "s".
-    pub channel_id: Option<String>,
-    /// User name for a broker that asks for one.
-    pub username: Option<String>,
-    /// Password for a broker that asks for one.
-    pub password: Option<Source>,
-    /// TLS; absent means plain MQTT (or what the blob says).
-    pub tls: Option<TlsFiles>,
-    /// Whether the server certificate must carry the host name. Enapter's own
-    /// do not, so the default is false; the chain is always verified.
-    #[serde(default)]
-    pub verify_host_name: bool,
-    /// MQTT client id; default `sandgate-` and the hardware id.
-    pub client_id: Option<String>,
-    /// The topic for properties: `properties` or the older `register`.
-    #[serde(default)]
-    pub properties_topic: PropertiesTopic,
-    /// MQTT quality of service, 0 or 1. With 0 "sent" is all that is known.
-    #[serde(default = "default_qos")]
-    pub qos: u8,
-    /// MQTT keep-alive.
-    #[serde(default = "default_keep_alive")]
-    pub keep_alive: Span,
-    /// Bounds of the queue between the devices and this session.
-    #[serde(default)]
-    pub outbox: Outbox,
-}
-
-/// The name of Enapter's properties topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PropertiesTopic {
-    /// `…/v1/properties`, as documented.
-    #[default]
-    Properties,
-    /// `…/v1/register`, as Enapter's SDK up to 0.24 uses.
-    Register,
-}
-
-/// PEM files for TLS. Relative to the configuration file.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table with `ca`")]
-pub struct TlsFiles {
-    /// Certificates that the server's chain must end in. Without it: those
-    /// that the system trusts, which is of use for a public cloud only.
-    pub ca: Option<PathBuf>,
-    /// The client's certificate chain, together with `key`.
-    pub certificate: Option<PathBuf>,
-    /// The client's private key.
-    pub key: Option<PathBuf>,
-}
-
 /// Bounds of an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -195,65 +134,6 @@ impl Default for Outbox {
             sync_every: Delay(Duration::from_millis(50)),
         }
     }
-}
-
-/// A field line that the host owns.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bus {
-    /// Modbus over TCP.
-    ModbusTcp(ModbusTcp),
-    /// Modbus RTU on a serial port.
-    ModbusRtu(ModbusRtu),
-}
-
-/// A Modbus TCP server or gateway.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModbusTcp {
-    /// `host:port`.
-    pub address: Target,
-    /// How long a unit may take to answer.
-    #[serde(default = "default_bus_timeout")]
-    pub timeout: Span,
-    /// Pause between the end of a transaction and the next; none by default.
-    pub gap: Option<Span>,
-}
-
-/// A serial line with Modbus RTU.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModbusRtu {
-    /// The serial port, such as `/dev/ttyUSB0`.
-    pub port: PathBuf,
-    /// Bits a second.
-    #[serde(default = "default_baud_rate")]
-    pub baud_rate: u32,
-    /// Parity bit.
-    #[serde(default)]
-    pub parity: Parity,
-    /// Stop bits, 1 or 2.
-    #[serde(default = "default_stop_bits")]
-    pub stop_bits: u8,
-    /// How long a unit may take to answer.
-    #[serde(default = "default_bus_timeout")]
-    pub timeout: Span,
-    /// Pause between the end of a transaction and the next; by default the
-    /// 3.5 characters that the Modbus specification asks for.
-    pub gap: Option<Span>,
-}
-
-/// The parity of a serial line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Parity {
-    /// No parity bit.
-    #[default]
-    None,
-    /// Even number of ones; the default of the Modbus specification.
-    Even,
-    /// Odd number of ones.
-    Odd,
 }
 
 /// One configured driver.
@@ -401,33 +281,6 @@ pub struct Limits {
 
 fn default_state() -> PathBuf {
     PathBuf::from("sandgate-state")
-}
-
-fn default_qos() -> u8 {
-    1
-}
-
-fn default_keep_alive() -> Span {
-    Span(Duration::from_secs(60))
-}
-
-/// What the protocol can say, in whole seconds.
-const KEEP_ALIVE: &str = "expected 1s to 65535s";
-
-fn keep_alive_fits(span: Span) -> bool {
-    (1..=u64::from(u16::MAX)).contains(&span.0.as_secs())
-}
-
-fn default_bus_timeout() -> Span {
-    Span(Duration::from_secs(1))
-}
-
-fn default_baud_rate() -> u32 {
-    9600
-}
-
-fn default_stop_bits() -> u8 {
-    1
 }
 
 fn default_tape() -> bool {

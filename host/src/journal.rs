@@ -11,10 +11,11 @@
 //! together. Nobody but those who must know waits for it.
 
 mod memory;
+mod writer;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -23,14 +24,10 @@ use crate::ledger::{Ledger, Safety};
 use crate::message::{CommandError, CommandRequest, CommandResult, DeviceId, SessionName, Uplink};
 use crate::router::Outlet;
 use memory::{Key, Known, Line, Memory, State};
+use writer::{Job, Shared};
 
 /// A disk that takes longer stalls: commands are refused meanwhile.
 const STALLED: Duration = Duration::from_secs(5);
-/// Lines that are written together.
-const TOGETHER: usize = 1000;
-/// How long a command that came waits for others, above all for its own start.
-const COMPANY: Duration = Duration::from_millis(2);
-
 /// See the module documentation.
 pub struct Journal {
     shared: Arc<Shared>,
@@ -39,24 +36,6 @@ pub struct Journal {
     /// The thread that writes; none without a file.
     writer: Option<mpsc::Sender<Job>>,
 }
-
-struct Shared {
-    memory: Mutex<Memory>,
-    /// Since when the thread writes what it writes now.
-    writing: Mutex<Option<Instant>>,
-}
-
-/// Something for the thread.
-struct Job {
-    line: Option<Line>,
-    safety: Safety,
-    /// Whether nobody waits for it but the broker.
-    can_wait: bool,
-    /// What is done when it is written as safely as asked, or cannot be.
-    done: Done,
-}
-
-type Done = Box<dyn FnOnce(Result<(), &str>) + Send>;
 
 /// What is known about a command that comes.
 #[derive(Debug, Clone, PartialEq)]
@@ -298,75 +277,6 @@ impl<F: FnOnce()> Once<F> {
     fn call(&self) {
         let call = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         call.into_iter().for_each(|call| call());
-    }
-}
-
-impl Shared {
-    fn new(memory: Memory) -> Arc<Shared> {
-        Arc::new(Shared { memory: Mutex::new(memory), writing: Mutex::new(None) })
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_stalled(&self) -> bool {
-        self.writing().is_some_and(|since| since.elapsed() > STALLED)
-    }
-
-    /// Writes what comes, until nobody is left who could send something.
-    fn write(&self, jobs: &mpsc::Receiver<Job>, mut ledger: Ledger) {
-        let mut is_told = false;
-        while let Ok(first) = jobs.recv() {
-            let jobs = together(first, jobs);
-            *self.writing() = Some(Instant::now());
-            let problem = self.write_together(jobs, &mut ledger).err();
-            *self.writing() = None;
-            if let (Some(problem), false) = (&problem, is_told) {
-                tracing::error!("writing the command journal: {problem}; commands are refused until it can be written");
-            }
-            is_told = problem.is_some();
-        }
-    }
-
-    fn write_together(&self, jobs: Vec<Job>, ledger: &mut Ledger) -> std::io::Result<()> {
-        let lines: Vec<Line> = jobs.iter().filter_map(|job| job.line.clone()).collect();
-        let all = || self.memory().lines().into_iter();
-        let written = ledger.record(&lines, Safety::Accepted, all);
-        let problem = written.as_ref().err().map(ToString::to_string);
-        let (durable, accepted): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.safety == Safety::Durable);
-        for job in accepted {
-            (job.done)(problem.as_deref().map_or(Ok(()), Err));
-        }
-        if durable.is_empty() {
-            return written;
-        }
-        let synced = written.and_then(|()| ledger.record(&[] as &[Line], Safety::Durable, all));
-        let problem = synced.as_ref().err().map(ToString::to_string);
-        for job in durable {
-            (job.done)(problem.as_deref().map_or(Ok(()), Err));
-        }
-        synced
-    }
-}
-
-/// What is written at once: all that is there, and where that is only what came,
-/// what comes within a moment.
-fn together(first: Job, inbox: &mpsc::Receiver<Job>) -> Vec<Job> {
-    let (mut jobs, end) = (vec![first], Instant::now() + COMPANY);
-    loop {
-        jobs.extend(inbox.try_iter().take(TOGETHER));
-        if jobs.len() >= TOGETHER || jobs.iter().any(|job| !job.can_wait) {
-            return jobs;
-        }
-        match inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(job) => jobs.push(job),
-            Err(_) => return jobs,
-        }
     }
 }
 

@@ -21,6 +21,7 @@ mod subscriptions;
 mod suspects;
 mod tls;
 mod window;
+mod wishes;
 mod writer;
 
 use std::pin::pin;
@@ -44,7 +45,7 @@ pub use tls::check as check_tls;
 use crate::journal::Journal;
 use crate::message::{SessionName, now};
 use crate::outbox::Outbox;
-use crate::question::{NoAnswer, Question};
+use crate::question::Question;
 use crate::statistics::Counter;
 use crate::text;
 use acknowledgements::Acknowledgements;
@@ -55,6 +56,7 @@ use dialogue::{Event as Meaning, Outgoing as Message, Proof};
 use reception::Reception;
 use subscriptions::Subscriptions;
 use suspects::Suspect;
+use wishes::{Wish, Wishes};
 use writer::Writer;
 
 const SHORTEST_DELAY: Duration = Duration::from_secs(1);
@@ -102,44 +104,6 @@ pub struct Links {
     pub status: watch::Sender<SessionStatus>,
     /// Counts messages from the cloud that could not be used.
     pub refused: Arc<Counter>,
-}
-
-/// What the gateway wants of the session.
-struct Wishes {
-    picture: watch::Receiver<Arc<Picture>>,
-    questions: mpsc::Receiver<Question>,
-}
-
-/// One of them.
-enum Wish {
-    /// To stop: the gateway is gone.
-    Stop,
-    /// To look at the new picture.
-    Look,
-    /// To ask the cloud.
-    Ask(Question),
-}
-
-impl Wishes {
-    /// Waits for the next one. Questions wait until the connection stands.
-    async fn next(&mut self, may_ask: bool) -> Wish {
-        tokio::select! {
-            changed = self.picture.changed() => changed.map_or(Wish::Stop, |()| Wish::Look),
-            Some(question) = self.questions.recv(), if may_ask => Wish::Ask(question),
-        }
-    }
-
-    /// Refuses all questions until the gateway stops.
-    async fn refuse(&mut self) {
-        loop {
-            match self.next(true).await {
-                Wish::Stop => return,
-                Wish::Look => {}
-                // Whoever asked may be gone.
-                Wish::Ask(question) => drop(question.reply.send(Err(NoAnswer::Unavailable))),
-            }
-        }
-    }
 }
 
 /// What ends with a connection.

@@ -14,8 +14,10 @@ mod held;
 mod memory;
 mod notices;
 mod offers;
+mod own;
 mod pace;
 mod picture;
+mod session;
 mod software;
 mod start;
 mod starts;
@@ -27,34 +29,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use crate::bus::{self, BusLine, Simulation};
 use crate::clock::Moment;
-use crate::cloud::Cloud;
 use crate::config::{self, Config};
 use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::{Journal, Leftover};
-use crate::message::{Alerts, CommandRequest, DeviceId, SessionName, Uplink, now};
+use crate::message::{Alerts, CommandRequest, DeviceId, SessionName};
 use crate::network::{Field, Lookups};
-use crate::outbox::{Outbox, OwnBounds};
-use crate::question::Question;
+use crate::outbox::OwnBounds;
 use crate::receipt::Receipts;
 use crate::registry::Registry;
-use crate::router::{GATEWAY, Outlet, Route};
+use crate::router::Outlet;
 use crate::sandbox::{BusGrant, Capabilities, Compiler, Digest, Sandbox, Surroundings};
 use crate::scribe::Scribe;
 use crate::secrets::Secrets;
-use crate::session::{Order, Picture, SessionStatus};
+use crate::session::Order;
 use crate::sockets::Sockets;
-use crate::statistics::{Counter, Statistics};
-use crate::status::{DeviceReport, SessionReport, Status, resident_memory};
+use crate::statistics::Statistics;
 use crate::storage::Storage;
 use crate::tape::{POST_MORTEMS, Room, Tapes};
-use crate::upload::BinaryData;
 use crate::watcher::Watcher;
 use control::Request;
 pub use control::{Arguments, Control, ControlError};
@@ -64,6 +61,7 @@ use memory::Memory;
 use notices::Notices;
 use offers::Offers;
 use pace::Pace;
+use session::{SessionEntry, keep_for_the_next_start};
 use software::Installations;
 use starts::Starts;
 
@@ -167,26 +165,6 @@ pub struct Supervisor {
     notices: Notices,
     manifest: crate::manifest::Manifest,
     started: Instant,
-}
-
-/// One cloud connection, seen from here.
-struct SessionEntry {
-    cloud: Arc<dyn Cloud>,
-    outbox: Arc<Outbox>,
-    address: String,
-    picture: watch::Sender<Arc<Picture>>,
-    status: watch::Receiver<SessionStatus>,
-    refused: Arc<Counter>,
-    /// Where questions to the cloud go, if it answers any.
-    questions: Option<mpsc::Sender<Question>>,
-    /// Where files go, if the cloud takes any.
-    binary_data: Option<Arc<BinaryData>>,
-    /// The largest software that is taken.
-    max_software: u64,
-    /// The session itself, until the first picture is complete.
-    waiting: Option<crate::session::Session>,
-    /// The session's task after that.
-    running: Option<JoinHandle<()>>,
 }
 
 impl Supervisor {
@@ -338,62 +316,6 @@ impl Supervisor {
                 }
             }
         }
-    }
-
-    /// The state of everything, as one value.
-    fn status(&self) -> Status {
-        let devices = self.devices.iter().map(|(id, entry)| match &entry.handle {
-            Some(handle) => DeviceReport::of(handle),
-            None => {
-                let stage = entry.work.stage();
-                DeviceReport::without_driver(&DeviceId::new(id), &entry.statistics, entry.problem.clone(), stage)
-            }
-        });
-        let sessions = self.sessions.iter().map(|(name, entry)| {
-            let status = entry.status.borrow().clone();
-            let report = SessionReport::new(status, entry.address.clone(), &entry.outbox, entry.refused.get());
-            (name.to_string(), report)
-        });
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: self.started.elapsed().as_secs(),
-            memory: resident_memory(),
-            sessions: sessions.collect(),
-            devices: devices.collect(),
-        }
-    }
-
-    fn send_telemetry(&mut self) {
-        let status = self.status();
-        self.was_well = self.is_well();
-        let (attributes, alerts) = gateway::telemetry(&status);
-        self.send_as_gateway(&Uplink::Telemetry {
-            time: now(),
-            is_own: true,
-            attributes: &attributes,
-            alerts: &alerts,
-            tells_alerts: self.told_alerts.as_ref() != Some(&alerts),
-        });
-        self.told_alerts = Some(alerts);
-    }
-
-    /// Whether no device has failed.
-    fn is_well(&self) -> bool {
-        self.devices.values().all(|entry| match &entry.handle {
-            Some(handle) => gateway::is_well_in(&handle.status.borrow().phase),
-            None => entry.work.is_start() || entry.problem.is_none(),
-        })
-    }
-
-    fn send_as_gateway(&self, uplink: &Uplink<'_>) {
-        for (name, entry) in &self.sessions {
-            self.gateway_outlet(name, entry).send(uplink);
-        }
-    }
-
-    fn gateway_outlet(&self, name: &SessionName, entry: &SessionEntry) -> Outlet {
-        let route = entry.cloud.gateway().map(|channel| entry.route(name, channel));
-        Outlet { device: DeviceId::new(GATEWAY), routes: route.into_iter().collect() }
     }
 
     /// Lets the sessions be told what has changed.
@@ -575,36 +497,6 @@ impl Supervisor {
             tracing::warn!("stopping though the disk is busy");
         }
     }
-}
-
-impl SessionEntry {
-    /// The way of one channel.
-    fn route(&self, name: &SessionName, channel: crate::cloud::Channel) -> Route {
-        Route {
-            session: name.clone(),
-            channel,
-            outbox: Arc::clone(&self.outbox),
-            questions: self.questions.clone(),
-            binary_data: self.binary_data.clone(),
-        }
-    }
-}
-
-/// Brings what a session has not delivered to the disk, and says what is left.
-/// False where that does not work.
-async fn keep_for_the_next_start(session: &SessionName, outbox: Arc<Outbox>) -> bool {
-    let waiting = outbox.stats().waiting;
-    let flushed = tokio::time::timeout(FLUSH, outbox.flush()).await;
-    let messages = crate::text::count(waiting, "message");
-    match &flushed {
-        _ if waiting == 0 => {}
-        Ok(Ok(())) => tracing::info!(%session, "{messages} wait in the outbox; the next start sends them"),
-        Ok(Err(problem)) => tracing::error!(%session, "{messages} may be lost: {problem}"),
-        Err(_) => {
-            tracing::warn!(%session, "{messages} wait in the outbox, and the disk is busy: a power cut now loses some")
-        }
-    }
-    matches!(flushed, Ok(Ok(())))
 }
 
 /// Waits for the end of what is under way; for ever when nothing is.

@@ -4,12 +4,13 @@
 //! Source of every rule: the public page "MQTT API" and, for logs, alerts and
 //! command payloads, the behaviour of Enapter's Python SDK 0.24.
 
-use std::borrow::Cow;
-use std::fmt;
+mod id;
+
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value as Json, json};
+
+use id::readable_id;
 
 use super::{Channel, Cloud, DecodeError, Encode, Greeting, kind_of, write_alerts};
 use crate::clock::{Stamp, TimeFormat};
@@ -251,44 +252,6 @@ fn describe(value: Option<&Json>) -> &'static str {
         None => "nothing",
         Some(Json::String(text)) if text.is_empty() => "an empty text",
         Some(value) => kind_of(value),
-    }
-}
-
-/// The id of a request that cannot be read as a whole: too long, too deep, or
-/// broken after it.
-fn readable_id(payload: &[u8]) -> Option<String> {
-    let mut id = None;
-    // What is wrong with the rest is told already.
-    let _ = IdOf(&mut id).deserialize(&mut serde_json::Deserializer::from_slice(payload));
-    id.filter(|id| !id.is_empty())
-}
-
-/// Looks for the key `id` and skips everything else, at any depth.
-struct IdOf<'a>(&'a mut Option<String>);
-
-impl<'de> DeserializeSeed<'de> for IdOf<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for IdOf<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
-            match &*key {
-                "id" => *self.0 = Some(map.next_value()?),
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(())
     }
 }
 

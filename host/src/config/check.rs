@@ -2,8 +2,9 @@
 //!
 //! Pure. Errors name line, column, key path and what was expected.
 
+use super::enapter::{KEEP_ALIVE, keep_alive_fits};
 use super::original::{line_and_column, offset_of};
-use super::{Bus, Config, Device, EnapterSession, Endpoint, KEEP_ALIVE, ModbusGrant, Session, Source, keep_alive_fits};
+use super::{Bus, Config, Device, EnapterSession, Endpoint, ModbusGrant, Session, Source};
 use crate::text;
 
 /// Checks a parsed configuration; `original` is what it was parsed from.

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Deserializer};
 
 use super::communication::{Broker, Login, broker};
-use super::{KEEP_ALIVE, Outbox, Size, Source, Span, TlsFiles, default_keep_alive, default_qos, keep_alive_fits};
+use super::enapter::{KEEP_ALIVE, default_keep_alive, default_qos, keep_alive_fits};
+use super::{Outbox, Size, Source, Span, TlsFiles};
 use crate::clock::TimeFormat;
 use crate::config::Secret;
 use crate::outbox::Batching;

@@ -1,0 +1,80 @@
+//! Field lines that the host owns.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Span;
+use crate::network::Target;
+
+/// A field line that the host owns.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bus {
+    /// Modbus over TCP.
+    ModbusTcp(ModbusTcp),
+    /// Modbus RTU on a serial port.
+    ModbusRtu(ModbusRtu),
+}
+
+/// A Modbus TCP server or gateway.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModbusTcp {
+    /// `host:port`.
+    pub address: Target,
+    /// How long a unit may take to answer.
+    #[serde(default = "default_bus_timeout")]
+    pub timeout: Span,
+    /// Pause between the end of a transaction and the next; none by default.
+    pub gap: Option<Span>,
+}
+
+/// A serial line with Modbus RTU.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModbusRtu {
+    /// The serial port, such as `/dev/ttyUSB0`.
+    pub port: PathBuf,
+    /// Bits a second.
+    #[serde(default = "default_baud_rate")]
+    pub baud_rate: u32,
+    /// Parity bit.
+    #[serde(default)]
+    pub parity: Parity,
+    /// Stop bits, 1 or 2.
+    #[serde(default = "default_stop_bits")]
+    pub stop_bits: u8,
+    /// How long a unit may take to answer.
+    #[serde(default = "default_bus_timeout")]
+    pub timeout: Span,
+    /// Pause between the end of a transaction and the next; by default the
+    /// 3.5 characters that the Modbus specification asks for.
+    pub gap: Option<Span>,
+}
+
+/// The parity of a serial line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parity {
+    /// No parity bit.
+    #[default]
+    None,
+    /// Even number of ones; the default of the Modbus specification.
+    Even,
+    /// Odd number of ones.
+    Odd,
+}
+
+fn default_bus_timeout() -> Span {
+    Span(Duration::from_secs(1))
+}
+
+fn default_baud_rate() -> u32 {
+    9600
+}
+
+fn default_stop_bits() -> u8 {
+    1
+}
