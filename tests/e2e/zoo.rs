@@ -4,8 +4,7 @@
 //! and descriptors stay where they were; nothing of others is reached.
 //!
 //! Here they come by the dozen. One by one, with the delays of the healthy ones
-//! measured, in about 15 minutes:
-//! `cargo test --release -p sandgate --test e2e -- --ignored --nocapture zoo::one_by_one`
+//! measured, they are among the benchmarks: `cargo bench -p sandgate -- zoo`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -450,9 +449,9 @@ async fn every_misdeed_is_refused_or_stopped_and_the_healthy_miss_nothing() {
     zoo.all_arrived();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes 15 minutes, for its numbers"]
-async fn one_by_one() {
+/// Each misdeed alone, with what it costs the others; in about 15 minutes.
+#[allow(dead_code)] // The benchmarks call it.
+pub async fn one_by_one() {
     let zoo = Zoo::open().await;
     let (begin, readings) = (Instant::now(), zoo.good_readings());
     std::thread::sleep(Duration::from_secs(10));

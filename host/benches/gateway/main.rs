@@ -17,6 +17,17 @@ mod through_broker;
 mod through_kaa;
 mod through_process;
 
+// The zoo of the end-to-end tests, and what it stands on.
+#[allow(unused)]
+#[path = "../../../tests/e2e/harness.rs"]
+mod harness;
+#[allow(unused)]
+#[path = "../../../tests/e2e/modbus.rs"]
+mod modbus;
+#[allow(unused)]
+#[path = "../../../tests/e2e/zoo.rs"]
+mod zoo;
+
 fn main() {
     // `cargo test --benches` only asks whether it builds and starts.
     if std::env::args().any(|argument| argument == "--test") {
@@ -61,6 +72,10 @@ fn main() {
         // An hour: only by its name.
         if std::env::args().any(|argument| argument == "soak") {
             through_process::soak().await;
+        }
+        // A quarter of an hour: the same.
+        if std::env::args().any(|argument| argument == "zoo") {
+            zoo::one_by_one().await;
         }
         if wanted("batching") {
             through_kaa::batching().await;

@@ -27,10 +27,17 @@ struct Inner {
     /// What is given; it has no steps.
     scenario: Scenario,
     manifest: Manifest,
-    /// The file that gives it, and its text.
-    source: Option<(PathBuf, String)>,
+    source: Option<Source>,
     /// What was configured since.
     configured: Map<String, Json>,
+}
+
+/// Where what is given is from.
+#[derive(PartialEq)]
+struct Source {
+    file: PathBuf,
+    text: String,
+    scenario: Option<String>,
 }
 
 impl Inner {
@@ -120,14 +127,17 @@ impl Playground {
 
     fn give_file(&self, file: &Path, wanted: Wanted<'_>, manifest: &Manifest) -> Result<(), String> {
         let text = std::fs::read_to_string(file).map_err(|error| format!(" {error}"))?;
-        let source = Some((file.to_owned(), text));
-        if self.lock().source == source {
+        let scenario = match wanted {
+            Wanted::First => None,
+            Wanted::Called(name) => Some(name.to_owned()),
+        };
+        let source = Source { file: file.to_owned(), text, scenario };
+        if self.lock().source.as_ref() == Some(&source) {
             // What is recorded is not read again.
             return self.lock().scenario.check_given(manifest);
         }
-        let text = source.as_ref().map_or("", |(_, text)| text);
-        self.take(given_in(text, file, wanted, manifest)?, manifest);
-        self.lock().source = source;
+        self.take(given_in(&source.text, file, wanted, manifest)?, manifest);
+        self.lock().source = Some(source);
         Ok(())
     }
 
