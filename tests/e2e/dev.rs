@@ -92,6 +92,11 @@ fn a_driver_at_work_is_broken_repaired_swapped_and_tested() {
     dev.hear("the device cannot be read");
     dev.play("repair: \"192.168.1.50:80\"");
     dev.hear("the device answers again");
+    // What it says to ask the cloud is an answer.
+    let said = dev.said.lock().unwrap().clone();
+    let hint = said.lines().find_map(|line| line.strip_prefix("to ask the cloud: sandgate ")).unwrap();
+    let samples = must(Command::new(SANDGATE).args(hint.split(' ').filter(|word| *word != "-f")));
+    assert!(samples.contains("status"), "{samples}");
     // What cannot be is said, and nothing is done.
     dev.play("break: { lamp: timeout }");
     dev.hear("error: no device \"lamp\" is given");

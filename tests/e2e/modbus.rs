@@ -222,7 +222,7 @@ fn demonstrate(cloud: &str) {
         .arg(root().join("plugins"))
         .current_dir(folder.path())
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(std::fs::File::create(folder.path().join("said")).unwrap())
         .stderr(Stdio::null());
     let mut demo = Ended(command.spawn().unwrap());
     let cli = |arguments: &[&str]| {
@@ -259,6 +259,19 @@ fn demonstrate(cloud: &str) {
     });
     assert!(device("inverter").unwrap()["telemetry"]["battery_soc"].is_number());
     assert_eq!(device("lamp").unwrap()["telemetry"]["status"], "on");
+
+    // What it says to try at the cloud works.
+    let said = std::fs::read_to_string(folder.path().join("said")).unwrap();
+    let hints: Vec<&str> = said.lines().filter_map(|line| line.split_once(" cloud ")?.1.into()).collect();
+    assert!(hints.len() >= 3 && hints.iter().all(|hint| hint.starts_with(cloud)), "{hints:?}");
+    for hint in hints {
+        let words = hint.split_once(" '").map_or(hint.split(' ').collect::<Vec<_>>(), |(before, rest)| {
+            let (quoted, after) = rest.split_once("' ").unwrap();
+            before.split(' ').chain([quoted]).chain(after.split(' ')).collect()
+        });
+        let words: Vec<&str> = words.into_iter().filter(|word| *word != "-f").collect();
+        must(Command::new(SANDGATE).arg("cloud").args(words));
+    }
 
     assert!(cli(&["command", "lamp", "turn_off"]).status.success());
     crate::harness::until("the lamp to go off", || (device("lamp")?["telemetry"]["status"] == "off").then_some(()));

@@ -184,8 +184,7 @@ fn hints(program: &Path, folder: &Path, plugins: &Path, (kind, cloud): (Cloud, &
         format!("{program} swaps"),
         format!("{program} logs -f"),
     ];
-    let known = |device: &str| cloud.token(device).unwrap_or_else(|| device.to_owned());
-    let (meter, lamp) = (known("house_meter"), known("lamp"));
+    let (meter, lamp) = (cloud.name_of("house_meter"), cloud.name_of("lamp"));
     let asked = match kind {
         Cloud::Enapter => {
             vec![format!("samples {meter} -f"), format!("send-command {lamp} turn_off"), "devices".into()]

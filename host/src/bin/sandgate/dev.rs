@@ -284,8 +284,7 @@ impl Bench {
             }
         }
         self.told.tell(&format!("to ask the gateway in a second terminal: export SANDGATE_STATE={state}"));
-        let known = self.cloud.token(&self.device).unwrap_or_else(|| self.device.clone());
-        let samples = self.cloud.ask("sandgate", &format!("samples {known} -f"));
+        let samples = self.cloud.ask("sandgate", &format!("samples {} -f", self.cloud.name_of(&self.device)));
         self.told.tell(&format!("to ask the cloud: {samples}"));
         if self.told.plain {
             self.told.tell(

@@ -73,11 +73,19 @@ impl Standin {
         }
     }
 
-    /// What a device is known by, where that is not its id.
+    /// A device's part of a gateway's configuration, if it needs one.
     pub(crate) fn token(&self, device: &str) -> Option<String> {
         match self.running {
             Running::Enapter(_) => None,
             Running::Kaa(_) => Some(token_of(device)),
+        }
+    }
+
+    /// What this cloud calls a device.
+    pub(crate) fn name_of(&self, device: &str) -> String {
+        match self.running {
+            Running::Enapter(_) => format!("s--{device}"),
+            Running::Kaa(_) => token_of(device),
         }
     }
 
