@@ -9,8 +9,9 @@ mod schedule;
 mod simulated;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -149,6 +150,31 @@ pub fn open(name: &str, bus: &config::Bus) -> BusLine {
     let (line, inbox) = mpsc::channel(QUEUE);
     tokio::spawn(bus.run(inbox));
     BusLine(Way::Task(line))
+}
+
+/// Modbus TCP by address: a line for each, shared by whoever opens it. It ends
+/// with its last handle. Clones are the same.
+#[derive(Clone, Default)]
+pub struct TcpLines(Arc<std::sync::Mutex<HashMap<SocketAddr, mpsc::WeakSender<Transaction>>>>);
+
+impl TcpLines {
+    /// How long units may take when nobody says otherwise.
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    /// The line to an address; who asks has been allowed to reach it.
+    pub fn open(&self, address: SocketAddr) -> BusLine {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.get(&address).and_then(mpsc::WeakSender::upgrade) {
+            return BusLine(Way::Task(line));
+        }
+        lines.retain(|_, line| line.strong_count() > 0);
+        let line = Line::Tcp(address.ip().to_string(), address.port());
+        let bus = Bus::new(&format!("tcp://{address}"), line, TcpLines::TIMEOUT, Duration::ZERO);
+        let (line, inbox) = mpsc::channel(QUEUE);
+        tokio::spawn(bus.run(inbox));
+        lines.insert(address, line.downgrade());
+        BusLine(Way::Task(line))
+    }
 }
 
 /// The same for a line of one device with simulated units.

@@ -184,9 +184,9 @@ impl Device {
     /// Holds what stands here against what a driver's manifest says. The error
     /// names the place.
     pub fn check(&self, manifest: &Manifest) -> Result<(), String> {
-        let requested = &manifest.driver.requests.modbus;
-        if let Some(bus) = requested.iter().find(|bus| !self.grants.modbus.contains_key(*bus)) {
-            let like = self.grants.modbus.keys().find(|name| !requested.contains(name));
+        let requests = &manifest.driver.requests;
+        if let Some(bus) = requests.needed_lines().find(|bus| !self.grants.modbus.contains_key(*bus)) {
+            let like = self.grants.modbus.keys().find(|name| !requests.covers_line(name));
             let found = like.map_or(String::new(), |name| format!(", found grants.modbus.{name}"));
             let text = format!("the driver requests the Modbus line {bus:?}; expected `grants.modbus.{bus}`{found}");
             return Err(self.wrong(&["grants", "modbus"], &text));

@@ -42,6 +42,8 @@ pub mod storage;
 
 pub mod tape;
 
+pub mod blueprint;
+
 pub mod sandbox;
 
 pub mod journal;

@@ -134,14 +134,14 @@ impl Registry {
             return Ok(driver);
         }
         let cell = self.cell(digest);
-        if !self.sandbox.is_compiled(&digest) {
-            progress.tell(Stage::Compiling);
-        }
         let driver = cell.get_or_try_init(|| async {
             let bytes = match file.bytes {
                 Some(bytes) => bytes,
                 None => self.read_anew(&path).await?,
             };
+            if !self.sandbox.is_compiled(&bytes).await {
+                progress.tell(Stage::Compiling);
+            }
             let driver = self.sandbox.prepare(bytes.clone()).await?;
             ensure!(driver.digest == digest, "the file changed while it was read");
             self.keep_copy(digest, bytes).await;

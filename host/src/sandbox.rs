@@ -28,10 +28,10 @@ mod timers;
 mod trap;
 mod wasi_sockets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -46,11 +46,15 @@ pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
 pub use modbus::BusGrant;
 use sandgate_manifest::component::CONTRACT;
-pub use sandgate_manifest::component::{Inspection, embed_manifest, inspect};
+pub use sandgate_manifest::component::{Inspection, embed_files, embed_manifest, inspect};
 pub use surroundings::Surroundings;
 
+use crate::blueprint::Blueprint;
+use crate::bus::TcpLines;
 use crate::files;
-use crate::manifest::Manifest;
+use crate::manifest::files::Files;
+use crate::manifest::{Manifest, component};
+use crate::message::DeviceId;
 use crate::network::{Lookups, Target};
 use crate::router::Outlet;
 use crate::sockets::Sockets;
@@ -103,6 +107,8 @@ pub struct Sandbox {
     small: Runner,
     large: Runner,
     compilations: Compilations,
+    /// Code in use, by its digest.
+    code: Arc<Mutex<HashMap<Digest, Weak<Code>>>>,
     shares: Shares,
 }
 
@@ -138,9 +144,15 @@ pub struct Driver {
     pub inspection: Inspection,
     /// How long the compiler took; zero when the cache had it.
     pub compile_time: Duration,
+    files: Arc<Files>,
+    code: Arc<Code>,
+    shares: Shares,
+}
+
+/// What runs: the same for all drivers of one runtime.
+struct Code {
     pre: InstancePre<State>,
     indices: DriverIndices,
-    shares: Shares,
 }
 
 impl fmt::Debug for Driver {
@@ -167,10 +179,31 @@ pub struct Capabilities {
     pub sockets: Sockets,
     /// Look-ups of names, with all others.
     pub lookups: Lookups,
+    /// Modbus TCP by address, with all others.
+    pub tcp_lines: TcpLines,
     /// Its tapes, if it may have any.
     pub tapes: Option<Tapes>,
     /// What is simulated around it; nothing by default.
     pub surroundings: Surroundings,
+}
+
+impl Capabilities {
+    /// Those of a device that may do nothing.
+    fn nothing(device: &str) -> Capabilities {
+        Capabilities {
+            outlet: Arc::new(Outlet { device: DeviceId::new(device), routes: Vec::new() }),
+            statistics: Arc::default(),
+            storage: None,
+            tcp: Vec::new(),
+            http: Vec::new(),
+            buses: BTreeMap::new(),
+            sockets: Sockets::new(0),
+            lookups: Lookups::new(),
+            tcp_lines: TcpLines::default(),
+            tapes: None,
+            surroundings: Surroundings::default(),
+        }
+    }
 }
 
 impl Sandbox {
@@ -178,7 +211,8 @@ impl Sandbox {
     pub fn new(compiler: Compiler, cache: Option<&Path>) -> Result<Sandbox> {
         let (small, large) = (Runner::new(Kind::Small, cache)?, Runner::new(Kind::Large, cache)?);
         engine::start_ticker(&[small.engine.clone(), large.engine.clone()])?;
-        Ok(Sandbox { small, large, compilations: Compilations::new(compiler), shares: Shares::new() })
+        let compilations = Compilations::new(compiler);
+        Ok(Sandbox { small, large, compilations, code: Arc::default(), shares: Shares::new() })
     }
 
     fn runner(&self, kind: Kind) -> &Runner {
@@ -195,32 +229,60 @@ impl Sandbox {
     }
 
     /// Whether a component can be prepared without compiling it.
-    pub fn is_compiled(&self, digest: &Digest) -> bool {
-        [&self.small, &self.large].iter().any(|runner| runner.cache.as_ref().is_some_and(|cache| cache.holds(digest)))
+    pub async fn is_compiled(&self, bytes: &Bytes) -> bool {
+        let (bytes, runners) = (bytes.clone(), [self.small.cache.clone(), self.large.cache.clone()]);
+        let look = move || {
+            let digest = Digest::of(&component::code(&bytes));
+            runners.iter().flatten().any(|cache| cache.holds(&digest))
+        };
+        blocking(look).await.unwrap_or(false)
     }
 
     /// Checks, compiles and links a component.
     pub async fn prepare(&self, bytes: Bytes) -> Result<Driver> {
-        let looked_at = bytes.clone();
         let look = move || {
-            let inspection = inspect(&looked_at)?;
+            let mut inspection = inspect(&bytes)?;
             let manifest = inspection.manifest()?;
-            Ok::<_, anyhow::Error>((inspection, manifest, Digest::of(&looked_at), Kind::of(&looked_at)))
+            let files = std::mem::take(&mut inspection.files);
+            Ok::<_, anyhow::Error>((
+                inspection,
+                manifest,
+                files,
+                Digest::of(&bytes),
+                Bytes::from(component::code(&bytes)),
+            ))
         };
-        let (inspection, manifest, digest, kind) = blocking(look).await??;
-        let runner = self.runner(kind);
+        let (inspection, manifest, files, digest, code) = blocking(look).await??;
+        let (code, compile_time) = self.code(code).await?;
+        let (manifest, files, shares) = (Arc::new(manifest), Arc::new(files), self.shares.clone());
+        Ok(Driver { manifest, digest, inspection, compile_time, files, code, shares })
+    }
+
+    /// The linked code of a component, shared with others that run it.
+    async fn code(&self, bytes: Bytes) -> Result<(Arc<Code>, Duration)> {
+        let digest = Digest::of(&bytes);
+        let known = || lock(&self.code).get(&digest).and_then(Weak::upgrade);
+        if let Some(code) = known() {
+            return Ok((code, Duration::ZERO));
+        }
+        let runner = self.runner(Kind::of(&bytes));
         let (component, compile_time) = self.compile(runner, bytes, digest).await?;
         let linker = Arc::clone(&runner.linker);
         let (pre, indices) = blocking(move || link(&linker, &component)).await??;
-        let shares = self.shares.clone();
-        Ok(Driver { manifest: Arc::new(manifest), digest, inspection, compile_time, pre, indices, shares })
+        // Somebody else may have linked it meanwhile.
+        let code = known().unwrap_or_else(|| Arc::new(Code { pre, indices }));
+        let mut all = lock(&self.code);
+        all.retain(|_, code| code.strong_count() > 0);
+        all.insert(digest, Arc::downgrade(&code));
+        Ok((code, compile_time))
     }
 
     /// Whether a gateway takes a component. Compiles it here and now.
     pub fn try_component(&self, bytes: &[u8]) -> Result<()> {
         inspect(bytes)?.manifest()?;
-        let runner = self.runner(Kind::of(bytes));
-        let component = cache::load_code(&runner.engine, &compiler::compile_here(bytes)?)?;
+        let code = component::code(bytes);
+        let runner = self.runner(Kind::of(&code));
+        let component = cache::load_code(&runner.engine, &compiler::compile_here(&code)?)?;
         link(&runner.linker, &component).map(drop)
     }
 
@@ -261,6 +323,10 @@ fn link(linker: &Linker<State>, component: &Component) -> Result<(InstancePre<St
 /// Longer errors of the engine are cut: they may list what a component holds.
 const MAX_REASON: usize = 1000;
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Does what computes or waits for the disk on a thread of its own.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.context("a bug in the gateway, or in its compiler")
@@ -290,6 +356,15 @@ impl Driver {
         }
     }
 
+    /// What is wrong with the scripts of a driver, without running them: file, line
+    /// and reason of each. Nothing where the runtime does not say.
+    pub async fn script_problems(&self) -> Result<Vec<String>, CallError> {
+        let capabilities = Capabilities::nothing("scripts");
+        let log = DeviceLog::silent(&capabilities, self.manifest.label());
+        let mut instance = self.instantiate(&capabilities, Arc::new(log), Limits::default()).await?;
+        instance.script_problems().await
+    }
+
     /// Makes an instance for a device.
     pub async fn instantiate(
         &self,
@@ -309,20 +384,23 @@ impl Driver {
         limits: Limits,
         deck: Deck,
     ) -> Result<Instance, CallError> {
-        let state = State::new(&self.manifest, capabilities, log, &limits, self.inspection.max_instances, deck);
+        let state = State::new(self, capabilities, log, &limits, deck);
         // Whoever waits for others lets a clock that jumps go on.
         let is_alone = capabilities.surroundings.seed.is_some();
         let shares = if is_alone { Shares::new() } else { self.shares.clone() };
         let share = shares.share(std::time::Instant::now());
-        Instance::new(&self.pre, &self.indices, state, limits, share).await
+        Instance::new(&self.code.pre, &self.code.indices, state, limits, share).await
     }
 }
 
-/// Reads a component file of sensible size.
+/// Reads a component file of sensible size, or makes one of a blueprint's folder.
 pub async fn read_component(path: &Path) -> Result<Bytes> {
     let path = path.to_owned();
-    let bytes = blocking(move || files::read(&path, MAX_COMPONENT)).await??;
-    Ok(bytes.ok_or_else(|| anyhow!("there is no such file"))?.into())
+    let read = move || match path.is_dir() {
+        true => Blueprint::of_folder(&path)?.component().map(Some),
+        false => Ok(files::read(&path, MAX_COMPONENT)?),
+    };
+    Ok(blocking(read).await??.ok_or_else(|| anyhow!("there is no such file"))?.into())
 }
 
 /// What helps when an import is of a later version of the contract.

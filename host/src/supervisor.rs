@@ -32,14 +32,14 @@ use anyhow::{Context, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
-use crate::bus::{self, BusLine, Simulation};
+use crate::bus::{self, BusLine, Simulation, TcpLines};
 use crate::clock::Moment;
 use crate::config::{self, Config};
 use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::{Journal, Leftover};
 use crate::message::{Alerts, CommandRequest, DeviceId, SessionName};
-use crate::network::{Field, Lookups};
+use crate::network::Lookups;
 use crate::outbox::OwnBounds;
 use crate::receipt::Receipts;
 use crate::registry::Registry;
@@ -134,6 +134,8 @@ pub struct Supervisor {
     secrets: Secrets,
     sockets: Sockets,
     lookups: Lookups,
+    /// Modbus TCP by address.
+    tcp_lines: TcpLines,
     /// Who may try a new version now.
     gatekeeper: Option<Gatekeeper>,
     /// Memory for tapes, and the folder for those of dead drivers.
@@ -213,6 +215,7 @@ impl Supervisor {
             secrets,
             sockets: Sockets::of_this_process(),
             lookups: Lookups::new(),
+            tcp_lines: TcpLines::default(),
             gatekeeper,
             tapes: (Room::new(config.tapes.memory.bytes(), config.tapes.age.0), state.join(POST_MORTEMS)),
             starts: Starts::new(),
@@ -360,7 +363,7 @@ impl Supervisor {
             Some((name.clone(), BusGrant { bus, access: grant.access.clone() }))
         });
         let buses = buses.collect();
-        let field = self.simulation.clone().map(|simulation| simulation as Arc<dyn Field>);
+        let field = self.simulation.clone();
         Specification {
             capabilities: Capabilities {
                 outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
@@ -371,6 +374,7 @@ impl Supervisor {
                 buses,
                 sockets: self.sockets.clone(),
                 lookups: self.lookups.clone(),
+                tcp_lines: self.tcp_lines.clone(),
                 tapes: Some(self.tapes(id, device)),
                 surroundings: Surroundings { field, seed: None },
             },

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandgate::bus::TcpLines;
 use sandgate::config::{Config, Limits, LogLevel};
 use sandgate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
 use sandgate::journal::Journal;
@@ -40,6 +41,7 @@ async fn device_with(driver: &str, configuration: serde_json::Value, receipts: R
             buses: BTreeMap::new(),
             sockets: Sockets::new(10),
             lookups: Lookups::new(),
+            tcp_lines: TcpLines::default(),
             tapes: None,
             surroundings: Surroundings::default(),
         },

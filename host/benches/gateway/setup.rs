@@ -130,6 +130,7 @@ fn bench_specification(outlet: Outlet, tapes: Option<Tapes>) -> Arc<Specificatio
             buses: BTreeMap::new(),
             sockets: sandgate::sockets::Sockets::new(1000),
             lookups: sandgate::network::Lookups::new(),
+            tcp_lines: sandgate::bus::TcpLines::default(),
             tapes,
             surroundings: Surroundings::default(),
         },

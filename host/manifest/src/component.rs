@@ -1,14 +1,18 @@
-//! Looks into a component without compiling it: manifest, imports, exports,
-//! and whether it would cost the host more than a driver may.
+//! Looks into a component without compiling it: manifest, files, imports,
+//! exports, and whether it would cost the host more than a driver may.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use wasmparser::{Encoding, Parser, Payload};
+use wasmparser::{BinaryReader, Encoding, Parser, Payload};
 
 use crate::Manifest;
+use crate::files::{FILES_SECTION, Files};
 use crate::text;
 
 /// The custom section that holds `manifest.yml`.
 pub const MANIFEST_SECTION: &str = "sandgate:manifest";
+
+/// How the custom sections begin that are no part of the code.
+const OWN_SECTIONS: &str = "sandgate:";
 
 /// The version of the contract `sandgate:driver` that this gateway speaks. It
 /// takes drivers of all versions with the same major and minor number.
@@ -44,6 +48,8 @@ const FUNCTION: u64 = 32;
 pub struct Inspection {
     /// The text of the embedded manifest.
     pub manifest: Option<String>,
+    /// What travels in it beside the code.
+    pub files: Files,
     /// Names of imported interfaces, with versions.
     pub imports: Vec<String>,
     /// Names of exported interfaces, with versions.
@@ -75,7 +81,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
     if !bytes.starts_with(b"\0asm") {
         bail!("expected a WebAssembly component, found something else (no \\0asm at its start)");
     }
-    let mut manifest = None;
+    let (mut manifest, mut files) = (None, Files::default());
     let (mut imports, mut exports) = (Vec::new(), Vec::new());
     let mut cost = Cost::default();
     let mut depth = 0_u32;
@@ -92,6 +98,9 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
             Payload::CustomSection(section) if section.name() == MANIFEST_SECTION => {
                 let text = std::str::from_utf8(section.data()).context("manifest.yml: expected UTF-8")?;
                 manifest = Some(text);
+            }
+            Payload::CustomSection(section) if depth == 0 && section.name() == FILES_SECTION => {
+                files = Files::read(section.data())?;
             }
             Payload::ComponentImportSection(section) if depth == 0 => {
                 for import in section {
@@ -116,6 +125,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection> {
     }
     Ok(Inspection {
         manifest: manifest.map(str::to_owned),
+        files,
         wit_version: version.to_owned(),
         imports,
         exports,
@@ -201,14 +211,51 @@ impl Cost {
 
 /// Appends or replaces the manifest section on the outermost level.
 pub fn embed_manifest(component: &[u8], manifest: &str) -> Result<Vec<u8>> {
+    Ok(with_section(component, MANIFEST_SECTION, manifest.as_bytes()))
+}
+
+/// Appends or replaces the files of a driver.
+pub fn embed_files(component: &[u8], files: &Files) -> Vec<u8> {
+    with_section(component, FILES_SECTION, &files.section())
+}
+
+fn with_section(component: &[u8], name: &str, data: &[u8]) -> Vec<u8> {
     use wasm_encoder::{CustomSection, Section};
-    let mut result = Vec::with_capacity(component.len() + manifest.len() + 32);
+    let mut result = Vec::with_capacity(component.len() + data.len() + 32);
     result.extend_from_slice(component);
-    let section = CustomSection { name: MANIFEST_SECTION.into(), data: manifest.as_bytes().into() };
+    let section = CustomSection { name: name.into(), data: data.into() };
     // A custom section may stand at the end of a component; the last one counts.
     result.push(section.id());
     wasm_encoder::Encode::encode(&section, &mut result);
-    Ok(result)
+    result
+}
+
+/// A component without the manifest and the files that were added to it: what
+/// drivers of one runtime have in common. Damaged bytes stay what they are.
+pub fn code(component: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 8;
+    let mut code = component.get(..HEADER).unwrap_or(component).to_vec();
+    let mut reader = BinaryReader::new(component.get(HEADER..).unwrap_or_default(), HEADER);
+    while !reader.eof() {
+        let begin = reader.original_position();
+        let is_kept = section_is_kept(&mut reader);
+        let end = if is_kept.is_ok() { reader.original_position() } else { component.len() };
+        if is_kept.unwrap_or(true) {
+            code.extend_from_slice(component.get(begin..end).unwrap_or_default());
+        }
+        if end == component.len() {
+            break;
+        }
+    }
+    code
+}
+
+/// Reads one section; says whether it is one of the code.
+fn section_is_kept(reader: &mut BinaryReader<'_>) -> Result<bool> {
+    const CUSTOM: u8 = 0;
+    let (id, length) = (reader.read_u8()?, usize::try_from(reader.read_var_u32()?)?);
+    let content = reader.read_bytes(length)?;
+    Ok(id != CUSTOM || !BinaryReader::new(content, 0).read_string()?.starts_with(OWN_SECTIONS))
 }
 
 #[cfg(test)]
@@ -283,5 +330,19 @@ mod tests {
             })
             .collect();
         assert_eq!(sections, [(MANIFEST_SECTION.to_owned(), b"display_name: x".to_vec())]);
+    }
+
+    #[test]
+    fn drivers_of_one_runtime_have_the_same_code() {
+        let runtime = with_section(EMPTY_COMPONENT, "name", b"kept");
+        let mut files = Files::default();
+        files.insert("main.lua".into(), b"return 1".to_vec()).unwrap();
+        let driver = embed_files(&embed_manifest(&runtime, "display_name: x").unwrap(), &files);
+        assert_eq!(code(&driver), runtime);
+        // What is damaged is told by whoever reads all of it.
+        for end in 0..driver.len() {
+            assert!(code(&driver[..end]).len() <= end);
+        }
+        assert_eq!(code(&driver[..runtime.len() + 3]), driver[..runtime.len() + 3]);
     }
 }

@@ -1,6 +1,6 @@
 //! The section `driver:`: what this gateway needs to know beside the blueprint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -42,13 +42,29 @@ pub struct CommandTerms {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Requests {
-    /// Names of Modbus lines; the operator's grant says which bus each is.
+    /// Names of Modbus lines; the operator's grant says which bus each is. `*`
+    /// stands for every line that is granted, by the name that it is granted by.
     pub modbus: Vec<String>,
     /// `host:port` patterns for `net` and WASI sockets.
     pub tcp: Vec<Target>,
     /// `host:port` patterns for `http`.
     pub http: Vec<Target>,
+    /// What a device may do without: a line or an address, whichever it has.
+    pub optional: BTreeSet<RequestKind>,
 }
+
+/// A kind of request, by its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // the names say it all
+pub enum RequestKind {
+    Modbus,
+    Tcp,
+    Http,
+}
+
+/// In place of a line's name: whichever are granted.
+const ANY_LINE: &str = "*";
 
 /// One kind of request, of all that there are.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,8 +95,24 @@ impl Requests {
     }
 
     /// The kinds that are patterns of addresses.
-    pub fn targets(&self) -> [(&'static str, &[Target]); 2] {
-        [("tcp", &self.tcp), ("http", &self.http)]
+    pub fn targets(&self) -> [(RequestKind, &'static str, &[Target]); 2] {
+        [(RequestKind::Tcp, "tcp", &self.tcp), (RequestKind::Http, "http", &self.http)]
+    }
+
+    /// Whether a line of this name may be used where it is granted.
+    pub fn covers_line(&self, name: &str) -> bool {
+        self.modbus.iter().any(|own| own == name || own == ANY_LINE)
+    }
+
+    /// The lines that have a name here.
+    pub fn lines(&self) -> impl Iterator<Item = &String> {
+        self.modbus.iter().filter(|name| *name != ANY_LINE)
+    }
+
+    /// The lines without which a device cannot run.
+    pub fn needed_lines(&self) -> impl Iterator<Item = &String> {
+        let is_needed = !self.optional.contains(&RequestKind::Modbus);
+        self.lines().filter(move |_| is_needed)
     }
 }
 

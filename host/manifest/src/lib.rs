@@ -3,7 +3,7 @@
 //!
 //! This module owns the types and the strict parsing. `check` holds values
 //! against a manifest, `blueprint` writes what the cloud wants to see,
-//! `component` finds it in a driver's file, `provenance` what that is made of.
+//! `component` finds it in a driver's file with the `files`, `provenance` what that is made of.
 //! Field rules: the public schema of `device/3.0`, in short in the README.
 
 mod blueprint;
@@ -12,6 +12,7 @@ pub mod component;
 #[doc(hidden)]
 pub mod contract;
 mod driver;
+pub mod files;
 mod parse;
 pub mod provenance;
 pub mod target;
@@ -28,7 +29,7 @@ use serde_json::Value as Json;
 pub use blueprint::GATEWAY_BLUEPRINT;
 pub use blueprint::{clean_blueprint, parent_blueprint};
 pub use check::{ArgumentError, WrongConfiguration, WrongValue};
-pub use driver::{CommandTerms, DriverSection, Requested, RequestedLimits, Requests};
+pub use driver::{CommandTerms, DriverSection, RequestKind, Requested, RequestedLimits, Requests};
 pub use parse::is_driver_name;
 
 /// Maps that keep the order of the names irrelevant and the output stable.

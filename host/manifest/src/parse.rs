@@ -228,7 +228,7 @@ fn check(manifest: &Manifest) -> Result<(), Problem> {
         let text = format!("there is no such command; {}", text::instead(name, blueprint.commands.keys()));
         return Err((place(&["driver", "commands", name]), text));
     }
-    for bus in &driver.requests.modbus {
+    for bus in driver.requests.lines() {
         if check_name(bus).is_err() {
             let text = format!("expected names of letters, digits and _, found {bus:?}");
             return Err((place(&["driver", "requests", "modbus"]), text));

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
-use crate::bus::Units;
+use crate::bus::{Simulation, Units};
 use crate::capture;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 use crate::sandbox::contract::sandgate::driver::http::{self, HttpError};
@@ -169,11 +169,6 @@ impl TapeField {
     /// What was asked that the tape has no answer to.
     pub(crate) fn unknown(&self) -> Vec<String> {
         self.lock().unknown.iter().cloned().collect()
-    }
-
-    /// The units of a line.
-    pub(super) fn line(&self, name: &str) -> Arc<dyn Units> {
-        Arc::new(Line { field: self.clone(), name: name.to_owned() })
     }
 
     /// The peers and web servers on the tape, as `host:port`.
@@ -367,6 +362,12 @@ impl TapeField {
 
 fn number_of<T>(values: &[T]) -> u16 {
     u16::try_from(values.len()).unwrap_or(u16::MAX)
+}
+
+impl Simulation for TapeField {
+    fn line(&self, name: &str) -> Arc<dyn Units> {
+        Arc::new(Line { field: self.clone(), name: name.to_owned() })
+    }
 }
 
 impl Field for TapeField {

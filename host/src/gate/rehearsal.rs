@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::deeds::{Deeds, shown};
 use super::field::TapeField;
-use crate::bus;
+use crate::bus::{self, Simulation as _, TcpLines};
 use crate::clock::SimulatedClock;
 use crate::config::{Limits, LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Specification, prepare};
@@ -180,6 +180,7 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
             buses: buses.collect(),
             sockets: Sockets::new(64),
             lookups: Lookups::new(),
+            tcp_lines: TcpLines::default(),
             tapes: Some(Tapes::new(Room::new(RECORDED, Duration::MAX), true, None)),
             surroundings: Surroundings { field: Some(Arc::new(field.clone())), seed: Some(SEED) },
         },

@@ -27,6 +27,7 @@ use crate::message::{Attribute, Rejection};
 use crate::tape::Ended;
 use wit::alerts::Alert;
 use wit::blobs::BlobError;
+use wit::budget::Remaining;
 use wit::http::{Header, HttpError, Request, Response};
 use wit::logging::Level;
 use wit::metadata::MetadataError;
@@ -115,6 +116,8 @@ exports! {
     11 FirmwareWrite "firmware.write" (Vec<u8>) -> (Result<(), String>,);
     /// `firmware.finish`.
     12 FirmwareFinish "firmware.finish" (()) -> (Result<(), String>,);
+    /// `check.problems` of the Lua runtime.
+    13 ScriptProblems "check.problems" (()) -> (Vec<String>,);
 }
 
 /// An import that goes over the tape: asked there first, and told there.
@@ -210,6 +213,7 @@ imports! {
     }
     impl wit::logging::Host as "logging" {
         [6 fn] log(level: Level, text: Text) -> () = write_log;
+        [38 fn] log_persistent(level: Level, text: Text) -> () = write_persistent_log;
     }
     impl wit::command_log::Host as "command-log" {
         [7 fn] write(text: Text) -> () = write_command_log;
@@ -320,6 +324,21 @@ imports! {
     }
     impl wit::blobs::Host as "blobs" {
         [37 async fn] upload(name: Text, content_type: Text, bytes: Bytes) -> Result<Text, BlobError> = upload;
+    }
+    impl wit::budget::Host as "budget" {
+        [39 fn] left() -> Remaining = budget_left;
+    }
+    // What is in the driver itself is on no tape.
+    impl wit::files::Host as "files" {
+        own {
+            fn names(&mut self) -> wasmtime::Result<Vec<Text>> {
+                Ok(self.files.names().map(str::to_owned).collect())
+            }
+
+            fn read(&mut self, name: Text) -> wasmtime::Result<Option<Bytes>> {
+                Ok(self.files.get(&name).map(<[u8]>::to_vec))
+            }
+        }
     }
     impl wall_clock::Host as "wasi.wall-clock" {
         [40 own] now() -> (u64, u32);

@@ -45,6 +45,10 @@ pub(super) fn engine(kind: Kind) -> Result<Engine> {
     // The same inputs give the same outputs on every machine, so that a recorded run can be replayed.
     config.cranelift_nan_canonicalization(true);
     config.relaxed_simd_deterministic(true);
+    // The errors of C programs, such as the Lua runtime's; the collector that comes with them stays closed to guests.
+    config.wasm_exceptions(true);
+    config.wasm_gc(false);
+    config.wasm_function_references(false);
     // Traps name files and lines where the component has names for them.
     config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
     // Deep recursion ends in a trap before the fiber's stack does.

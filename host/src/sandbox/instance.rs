@@ -109,6 +109,8 @@ struct Migration {
 const HOSTCALL_FUEL: usize = 33 << 20;
 /// Longer texts of a guest are cut before they go anywhere.
 const MAX_TEXT: usize = 4 << 10;
+/// What a runtime of scripts exports besides a driver's interfaces; see `plugins/lua/wit`.
+const CHECK_OF_SCRIPTS: &str = "sandgate:lua/check@0.1.0";
 /// More state than this belongs into storage.
 const MAX_SNAPSHOT: usize = 1 << 20;
 
@@ -276,6 +278,19 @@ impl Instance {
         self.exports.get_typed_func(&mut self.store, function).ok()
     }
 
+    /// What the runtime of scripts finds wrong with them, if it looks.
+    pub(super) async fn script_problems(&mut self) -> Result<Vec<String>, CallError> {
+        let store = &mut self.store;
+        let problems = self.exports.get_export_index(&mut *store, None, CHECK_OF_SCRIPTS).and_then(|interface| {
+            let function = self.exports.get_export_index(&mut *store, Some(&interface), "problems")?;
+            self.exports.get_typed_func::<(), (Vec<String>,)>(&mut *store, function).ok()
+        });
+        let Some(problems) = problems else { return Ok(Vec::new()) };
+        let (found,) =
+            self.call(Export::ScriptProblems, &(), async |_, store| problems.call_async(store, ()).await).await?;
+        Ok(found)
+    }
+
     /// What it has done, if that is recorded.
     pub fn tape(&mut self, mut header: Header) -> Option<Tape> {
         header.limits = tape::Limits {
@@ -351,6 +366,7 @@ impl Instance {
         call: impl AsyncFnOnce(&Bindings, &mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
         let meter = self.store.data_mut().cpu.begin();
+        self.store.data_mut().call_ends = Instant::now() + self.limits.call;
         self.store.data().last_words.begin();
         self.store.data_mut().deck.call(export as u8, arguments);
         self.store.set_epoch_deadline(1);

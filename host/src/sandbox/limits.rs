@@ -206,8 +206,13 @@ impl CpuBudget {
 
     /// Whether the guest, which runs now, may go on.
     pub fn is_left(&self) -> bool {
+        !self.left().is_zero()
+    }
+
+    /// How much of the budget is left to the call that runs.
+    pub fn left(&self) -> Duration {
         let running = self.meter.now().saturating_sub(self.meter.began.load(Relaxed));
-        Duration::from_nanos(self.meter.used.load(Relaxed) + running) < self.limit
+        self.limit.saturating_sub(Duration::from_nanos(self.meter.used.load(Relaxed) + running))
     }
 }
 

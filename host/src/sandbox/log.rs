@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use super::Capabilities;
 use super::contract::sandgate::driver::logging;
 use super::limits::RateLimiter;
 use super::state::State;
@@ -22,6 +23,9 @@ use crate::statistics::Statistics;
 const BACKTRACE: &str = "note: run with `RUST_BACKTRACE=1`";
 /// Longer lines are cut.
 const MAX_LINE: usize = 4 << 10;
+
+/// For who is not held to a rate.
+const ENDLESS: Rate = Rate { per_second: 1e9, burst: 1e9 };
 
 /// The log of one device: to the host's log, and to the cloud by level.
 pub struct DeviceLog {
@@ -39,12 +43,25 @@ impl DeviceLog {
         DeviceLog { outlet, driver, cloud, limiter, statistics }
     }
 
+    /// A log that reaches no cloud.
+    pub(super) fn silent(capabilities: &Capabilities, driver: String) -> Self {
+        let (outlet, statistics) = (Arc::clone(&capabilities.outlet), Arc::clone(&capabilities.statistics));
+        DeviceLog::new(outlet, driver, LogLevel::Off, ENDLESS, statistics)
+    }
+
     /// Writes a line of the driver; over the rate it is dropped and counted.
     pub fn write(&self, severity: Severity, text: &str) {
         if !self.allow() {
             return;
         }
         self.write_unlimited(severity, text, false);
+    }
+
+    /// The same for a line that the cloud should keep.
+    fn write_persistent(&self, severity: Severity, text: &str) {
+        if self.allow() {
+            self.write_unlimited(severity, text, true);
+        }
     }
 
     /// Writes a line of the host about the device. The cloud keeps it.
@@ -84,6 +101,15 @@ impl DeviceLog {
     }
 }
 
+fn severity(level: logging::Level) -> Severity {
+    match level {
+        logging::Level::Debug => Severity::Debug,
+        logging::Level::Info => Severity::Info,
+        logging::Level::Warning => Severity::Warning,
+        logging::Level::Error => Severity::Error,
+    }
+}
+
 /// A text without control characters: they would forge lines and move cursors
 /// on the terminal of whoever reads the log.
 fn plain(text: &str) -> Cow<'_, str> {
@@ -101,13 +127,11 @@ fn cut(text: &str) -> &str {
 
 impl State {
     pub(super) fn write_log(&mut self, level: logging::Level, text: String) {
-        let severity = match level {
-            logging::Level::Debug => Severity::Debug,
-            logging::Level::Info => Severity::Info,
-            logging::Level::Warning => Severity::Warning,
-            logging::Level::Error => Severity::Error,
-        };
-        self.log.write(severity, &text);
+        self.log.write(severity(level), &text);
+    }
+
+    pub(super) fn write_persistent_log(&mut self, level: logging::Level, text: String) {
+        self.log.write_persistent(severity(level), &text);
     }
 
     pub(super) fn write_command_log(&mut self, text: String) {

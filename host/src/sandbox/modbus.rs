@@ -9,8 +9,11 @@ use wasmtime::component::Resource;
 use super::contract::sandgate::driver::modbus::ModbusError;
 use super::net::timeout;
 use super::state::State;
-use crate::bus::{BusError, BusHandle, Manner};
+use crate::bus::{self, BusError, BusHandle, Manner};
 use crate::config::{ModbusAccess, WriteKind};
+use crate::network::{AccessError, Target};
+use crate::sockets::Socket;
+use crate::text;
 
 /// A granted line: what a device may do there, and how.
 #[derive(Debug, Clone)]
@@ -21,14 +24,33 @@ pub struct BusGrant {
     pub access: ModbusAccess,
 }
 
-/// A unit on a granted bus, as one driver sees it.
+/// A unit on a line, as one driver sees it.
 pub struct Unit {
-    grant: BusGrant,
+    line: UnitLine,
     unit: u8,
     timeout: Option<Duration>,
     pause: Duration,
     last: Option<Instant>,
 }
+
+/// How a unit is reached.
+enum UnitLine {
+    /// By a line that the operator has granted.
+    Granted(BusGrant),
+    /// By a line to an address that the operator has granted.
+    Address {
+        host: String,
+        port: u16,
+        /// The line, once the name is resolved.
+        found: Option<BusHandle>,
+        _socket: Socket,
+    },
+}
+
+/// How Modbus TCP by address is written.
+const TCP: &str = "tcp://";
+/// How long a simulated unit may take.
+const SIMULATED_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Outcome<T> = wasmtime::Result<Result<T, ModbusError>>;
 
@@ -63,14 +85,56 @@ fn unexpected(response: &Response) -> ModbusError {
 impl State {
     async fn transact(&mut self, handle: &Resource<Unit>, request: Request<'static>) -> Outcome<Response> {
         let is_urgent = self.command.is_some();
+        let bus = match self.line_of(handle).await? {
+            Ok(bus) => bus,
+            Err(error) => return Ok(Err(error)),
+        };
         let unit = self.table.get_mut(handle)?;
         if let Some(last) = unit.last.filter(|_| !unit.pause.is_zero()) {
             tokio::time::sleep_until(last + unit.pause).await;
         }
         let manner = Manner { timeout: unit.timeout, is_urgent };
-        let result = unit.grant.bus.transact(unit.unit, request, manner).await;
+        let result = bus.transact(unit.unit, request, manner).await;
         unit.last = Some(Instant::now());
+        if let (UnitLine::Address { found, .. }, Err(BusError::Unavailable(_))) = (&mut unit.line, &result) {
+            // The name may stand for another address by now.
+            *found = None;
+        }
         Ok(result.map_err(ModbusError::from))
+    }
+
+    /// The line of a unit; an address is looked up and held against the grants.
+    async fn line_of(&mut self, handle: &Resource<Unit>) -> Outcome<BusHandle> {
+        let (host, port) = match &self.table.get(handle)?.line {
+            UnitLine::Granted(grant) => return Ok(Ok(grant.bus.clone())),
+            UnitLine::Address { found: Some(found), .. } => return Ok(Ok(found.clone())),
+            UnitLine::Address { host, port, .. } => (host.clone(), *port),
+        };
+        let line = match &self.field {
+            Some(field) => match self.tcp.check_simulated(&host, port) {
+                Ok(()) => {
+                    let name = format!("{TCP}{host}:{port}");
+                    Ok(bus::open_simulated(&name, field.line(&name), SIMULATED_TIMEOUT))
+                }
+                Err(error) => Err(error),
+            },
+            None => self.tcp.resolve(&host, port, &self.lookups).await.and_then(|addresses| {
+                let first = addresses.first().ok_or_else(|| AccessError::Unresolved(host.clone()))?;
+                Ok(self.tcp_lines.open(*first))
+            }),
+        };
+        let line = match line {
+            Ok(line) => line.of(&self.outlet.device),
+            Err(AccessError::NotGranted(text)) => {
+                self.complain(&text, &text);
+                return Ok(Err(ModbusError::NotGranted(text)));
+            }
+            Err(error) => return Ok(Err(ModbusError::Unavailable(error.to_string()))),
+        };
+        if let UnitLine::Address { found, .. } = &mut self.table.get_mut(handle)?.line {
+            *found = Some(line.clone());
+        }
+        Ok(Ok(line))
     }
 
     async fn read_words(&mut self, handle: Resource<Unit>, count: u16, request: Request<'static>) -> Outcome<Vec<u16>> {
@@ -110,7 +174,9 @@ impl State {
         request: Request<'static>,
     ) -> Outcome<()> {
         let unit = self.table.get(&handle)?;
-        if let Err(text) = unit.grant.access.check_write(unit.unit, kind, address, count, &self.units) {
+        if let UnitLine::Granted(grant) = &unit.line
+            && let Err(text) = grant.access.check_write(unit.unit, kind, address, count, &self.units)
+        {
             self.complain(&text, &text);
             return Ok(Err(ModbusError::NotGranted(text)));
         }
@@ -120,8 +186,11 @@ impl State {
 
 impl State {
     pub(super) fn open_unit(&mut self, bus: String, unit: u8) -> Outcome<Resource<Unit>> {
+        if let Some(address) = bus.strip_prefix(TCP) {
+            return self.open_unit_at(address, unit);
+        }
         let Some(handle) = self.buses.get(&bus).cloned() else {
-            let requested = self.manifest.driver.requests.modbus.contains(&bus);
+            let requested = self.manifest.driver.requests.covers_line(&bus);
             let why =
                 if requested { "is not granted to this device" } else { "is not requested by the driver's manifest" };
             let text = format!("Modbus line {bus:?} {why}");
@@ -132,8 +201,28 @@ impl State {
             self.complain(&text, &text);
             return Ok(Err(ModbusError::NotGranted(text)));
         }
-        let unit = Unit { grant: handle, unit, timeout: None, pause: Duration::ZERO, last: None };
-        Ok(Ok(self.table.push(unit)?))
+        let line = UnitLine::Granted(handle);
+        Ok(Ok(self.table.push(Unit { line, unit, timeout: None, pause: Duration::ZERO, last: None })?))
+    }
+
+    /// Opens a unit by the address of its line, under the grants for TCP.
+    fn open_unit_at(&mut self, address: &str, unit: u8) -> Outcome<Resource<Unit>> {
+        let target = address.parse::<Target>().ok().and_then(|target| target.host_and_port());
+        let Some((host, port)) = target else {
+            let text = format!("expected {TCP}HOST:PORT, found {TCP}{}", text::shortened(address, 100));
+            return Ok(Err(ModbusError::InvalidArgument(text)));
+        };
+        if let Err(error) = self.tcp.check_name(&host, port) {
+            let text = error.to_string();
+            self.complain(&text, &text);
+            return Ok(Err(ModbusError::NotGranted(text)));
+        }
+        let socket = match self.sockets.take() {
+            Ok(socket) => socket,
+            Err(text) => return Ok(Err(ModbusError::Unavailable(text))),
+        };
+        let line = UnitLine::Address { host, port, found: None, _socket: socket };
+        Ok(Ok(self.table.push(Unit { line, unit, timeout: None, pause: Duration::ZERO, last: None })?))
     }
 
     pub(super) async fn read_coils(&mut self, unit: Resource<Unit>, address: u16, count: u16) -> Outcome<Vec<bool>> {

@@ -1,19 +1,14 @@
 //! Runs a driver again on a tape: each call and each answer comes from there,
 //! and all that it does has to be what is there, bit for bit.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
 use super::boundary::{self, Export};
-use super::{CallError, Capabilities, DeviceLog, Driver, FirmwareStep, Instance, Limits, Surroundings};
-use crate::config::{LogLevel, Rate};
-use crate::message::DeviceId;
-use crate::network::Lookups;
-use crate::router::Outlet;
-use crate::sockets::Sockets;
+use super::{CallError, Capabilities, DeviceLog, Driver, FirmwareStep, Instance, Limits};
+use crate::config::Rate;
 use crate::tape::{Deck, Difference, Event, Kind, Player, Side, Tape};
 
 /// A tape may say anything.
@@ -51,15 +46,10 @@ pub async fn replay(driver: &Driver, tape: &Tape, until: Option<Duration>) -> Re
         ));
     }
     let began = Instant::now();
-    let capabilities = nothing(&tape.header.device);
+    // All answers are on the tape.
+    let capabilities = Capabilities::nothing(&tape.header.device);
     let limits = limits(tape);
-    let log = DeviceLog::new(
-        Arc::clone(&capabilities.outlet),
-        driver.manifest.label(),
-        LogLevel::Off,
-        limits.logs,
-        Arc::clone(&capabilities.statistics),
-    );
+    let log = DeviceLog::silent(&capabilities, driver.manifest.label());
     let deck = Deck::Playing(Box::new(Player::new(tape.chunks.clone())));
     let instance = driver.instantiate_with(&capabilities, Arc::new(log), limits, deck).await;
     let mut replay = Replay {
@@ -136,6 +126,7 @@ async fn call(instance: &mut Instance, export: Export, arguments: &[u8]) -> Resu
             instance.update_firmware(FirmwareStep::Write(read(export, arguments)?)).await.map(drop)
         }
         Export::FirmwareFinish => instance.update_firmware(FirmwareStep::Finish).await.map(drop),
+        Export::ScriptProblems => instance.script_problems().await.map(drop),
     })
 }
 
@@ -150,22 +141,6 @@ fn limits(tape: &Tape) -> Limits {
         telemetry: endless,
         logs: endless,
         storage: 0,
-    }
-}
-
-/// A device that may do nothing: all answers are on the tape.
-fn nothing(device: &str) -> Capabilities {
-    Capabilities {
-        outlet: Arc::new(Outlet { device: DeviceId::new(device), routes: Vec::new() }),
-        statistics: Arc::default(),
-        storage: None,
-        tcp: Vec::new(),
-        http: Vec::new(),
-        buses: BTreeMap::new(),
-        sockets: Sockets::new(0),
-        lookups: Lookups::new(),
-        tapes: None,
-        surroundings: Surroundings::default(),
     }
 }
 

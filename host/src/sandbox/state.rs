@@ -10,6 +10,7 @@ use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::alerts::AlertState;
+use super::contract::sandgate::driver::budget::Remaining;
 use super::limits::{CpuBudget, Limits, MemoryLimit};
 use super::log::{DeviceLog, Output};
 use super::modbus::BusGrant;
@@ -17,11 +18,13 @@ use super::storage::Stored;
 use super::telemetry::Telemetry;
 use super::timers::Timers;
 use super::trap::LastWords;
-use super::{Capabilities, http, wasi_sockets};
+use super::{Capabilities, Driver, http, wasi_sockets};
+use crate::bus::{Simulation, TcpLines};
 use crate::config::ConfiguredUnits;
 use crate::manifest::Manifest;
+use crate::manifest::files::Files;
 use crate::message::{SessionName, Severity};
-use crate::network::{Access, Field, Lookups};
+use crate::network::{Access, Lookups};
 use crate::router::Outlet;
 use crate::sockets::{Socket, Sockets};
 use crate::tape::{Deck, hidden};
@@ -35,6 +38,10 @@ pub struct State {
     pub(super) table: ResourceTable,
     pub(super) memory: MemoryLimit,
     pub(super) cpu: CpuBudget,
+    /// When the call that runs is cut off.
+    pub(super) call_ends: Instant,
+    /// What travels in the driver.
+    pub(super) files: Arc<Files>,
     pub(super) manifest: Arc<Manifest>,
     pub(super) outlet: Arc<Outlet>,
     pub(super) telemetry: Telemetry,
@@ -49,8 +56,10 @@ pub struct State {
     /// Connections of all devices.
     pub(super) sockets: Sockets,
     pub(super) lookups: Lookups,
+    /// Modbus TCP by address.
+    pub(super) tcp_lines: TcpLines,
     /// Simulated devices.
-    pub(super) field: Option<Arc<dyn Field>>,
+    pub(super) field: Option<Arc<dyn Simulation>>,
     /// Those of this one by WASI sockets.
     pub(super) wasi_sockets: Vec<Socket>,
     pub(super) http: http::Client,
@@ -63,18 +72,12 @@ pub struct State {
 
 impl State {
     /// The state of a fresh instance.
-    pub fn new(
-        manifest: &Arc<Manifest>,
-        capabilities: &Capabilities,
-        log: Arc<DeviceLog>,
-        limits: &Limits,
-        instances: usize,
-        deck: Deck,
-    ) -> Self {
+    pub fn new(driver: &Driver, capabilities: &Capabilities, log: Arc<DeviceLog>, limits: &Limits, deck: Deck) -> Self {
+        let (manifest, instances) = (&driver.manifest, driver.inspection.max_instances);
         let requests = &manifest.driver.requests;
         let tcp = Arc::new(Access { requested: requests.tcp.clone(), granted: capabilities.tcp.clone() });
         let http = Access { requested: requests.http.clone(), granted: capabilities.http.clone() };
-        let buses = capabilities.buses.iter().filter(|(name, _)| requests.modbus.contains(name));
+        let buses = capabilities.buses.iter().filter(|(name, _)| requests.covers_line(name));
         let last_words = LastWords::default();
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(Output::new(Arc::clone(&log), Severity::Info, None))
@@ -100,6 +103,8 @@ impl State {
             table,
             memory: MemoryLimit::new(limits.memory, instances),
             cpu: CpuBudget::new(limits.cpu),
+            call_ends: Instant::now() + limits.call,
+            files: Arc::clone(&driver.files),
             manifest: Arc::clone(manifest),
             outlet: Arc::clone(&capabilities.outlet),
             telemetry: Telemetry::new(limits.telemetry, Instant::now(), Arc::clone(&capabilities.statistics)),
@@ -112,6 +117,7 @@ impl State {
             tcp,
             sockets: capabilities.sockets.clone(),
             lookups: capabilities.lookups.of_one(),
+            tcp_lines: capabilities.tcp_lines.clone(),
             field: capabilities.surroundings.field.clone(),
             wasi_sockets: Vec::new(),
             http: http::Client::new(http, capabilities.sockets.clone()),
@@ -131,6 +137,12 @@ impl State {
             return (ConfiguredUnits::default(), shown);
         }
         (std::mem::replace(&mut self.units, ConfiguredUnits::of(&self.manifest, configuration)), shown)
+    }
+
+    pub(super) fn budget_left(&mut self) -> Remaining {
+        let call = self.call_ends.saturating_duration_since(Instant::now());
+        let [call, cpu] = [call, self.cpu.left()].map(|left| left.as_secs_f64() * 1000.0);
+        Remaining { call, cpu }
     }
 
     /// Tells the tape of a configuration; gives what may be on it.

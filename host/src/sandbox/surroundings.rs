@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wasmtime_wasi::{Deterministic, HostMonotonicClock, HostWallClock, WasiCtxBuilder};
 
+use crate::bus::Simulation;
 use crate::clock;
-use crate::network::Field;
 
 /// Random bytes come again after so many.
 const CYCLE: usize = 64 << 10;
@@ -16,7 +16,7 @@ const CYCLE: usize = 64 << 10;
 #[derive(Clone, Default)]
 pub struct Surroundings {
     /// Where connections lead.
-    pub field: Option<Arc<dyn Field>>,
+    pub field: Option<Arc<dyn Simulation>>,
     /// Where chance begins; with it the clocks follow the runtime's time.
     pub seed: Option<u64>,
 }

@@ -17,7 +17,9 @@ impl Scenario {
         for (name, device) in &self.given.devices.0 {
             self.check_device(name, device, lines).map_err(at_begin)?;
         }
-        if let Some(line) = lines.iter().find(|line| self.kind_of(line).is_none() && self.tape.is_none()) {
+        if let Some(line) =
+            manifest.driver.requests.needed_lines().find(|line| self.kind_of(line).is_none() && self.tape.is_none())
+        {
             let text = format!("devices: expected a device for the driver's Modbus line {line:?}");
             return Err(at_begin(text));
         }
@@ -61,7 +63,8 @@ impl Scenario {
             return Err(format!("devices.{name}: is given as {kind}, found {}", device.kind()));
         }
         match device {
-            Device::Modbus(_) | Device::Capture(_) if !lines.iter().any(|line| line == name) => {
+            Device::Modbus(_) if name.parse::<Target>().is_ok_and(|target| target.is_single()) => {}
+            Device::Modbus(_) | Device::Capture(_) if !lines.iter().any(|line| line == name || line == "*") => {
                 let expected = text::instead(name, lines);
                 return Err(format!("devices.{name}: the driver requests no Modbus line of this name; {expected}"));
             }

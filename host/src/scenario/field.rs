@@ -313,6 +313,8 @@ impl Units for Line {
 
 impl bus::Simulation for Simulated {
     fn line(&self, name: &str) -> Arc<dyn Units> {
+        // Modbus TCP by address.
+        let name = name.strip_prefix("tcp://").unwrap_or(name);
         Arc::new(Line { field: self.clone(), name: name.to_owned() })
     }
 }

@@ -15,7 +15,7 @@ use super::field::Simulated;
 use super::format::{CommandStep, ConfigureStep, Device, Given, Lost, PlacedStep, Step, SwapStep, lay_over};
 use super::story::Story;
 use super::{Failure, Report, Scenario, Seen};
-use crate::bus::{self, Simulation as _};
+use crate::bus::{self, Simulation as _, TcpLines};
 use crate::clock::SimulatedClock;
 use crate::cloud::Channel;
 use crate::config::{LogLevel, ModbusAccess};
@@ -477,6 +477,7 @@ fn specification(
             buses,
             sockets: Sockets::new(64),
             lookups: Lookups::new(),
+            tcp_lines: TcpLines::default(),
             tapes: None,
             surroundings: Surroundings { field: Some(Arc::new(field.clone())), seed: Some(seed) },
         },

@@ -35,11 +35,33 @@ pub mod blobs {
     }
 }
 
+pub mod budget {
+    use super::contract;
+    pub use contract::budget::Remaining;
+
+    /// A call that has just begun, under the gateway's own limits.
+    pub fn left() -> Remaining {
+        Remaining { call: 10_000.0, cpu: 500.0 }
+    }
+}
+
 pub mod command_log {
     use super::with;
 
     pub fn write(text: &str) {
         with(|state| state.command_log.push(text.to_owned()));
+    }
+}
+
+pub mod files {
+    use super::with;
+
+    pub fn names() -> Vec<String> {
+        with(|state| state.files.keys().cloned().collect())
+    }
+
+    pub fn read(name: &str) -> Option<Vec<u8>> {
+        with(|state| state.files.get(name).cloned())
     }
 }
 
@@ -67,6 +89,10 @@ pub mod logging {
 
     pub fn log(level: Level, text: &str) {
         with(|state| state.log.push((level, text.to_owned())));
+    }
+
+    pub fn log_persistent(level: Level, text: &str) {
+        log(level, text);
     }
 }
 

@@ -127,9 +127,19 @@ pub mod blobs {
     pub use crate::host::blobs::{BlobError, upload};
 }
 
-#[doc(hidden)]
+/// Files that travel in the driver.
+pub mod files {
+    pub use crate::host::files::{names, read};
+}
+
+/// What is left of the limits of the call that runs.
+pub mod budget {
+    pub use crate::host::budget::{Remaining, left};
+}
+
+/// Lines of the device's log, beside the macros `info!` and its like.
 pub mod logging {
-    pub use crate::host::logging::{Level, log};
+    pub use crate::host::logging::{Level, log, log_persistent};
 }
 
 #[doc(hidden)]

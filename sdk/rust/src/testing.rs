@@ -60,6 +60,7 @@ pub(crate) struct State {
     pub(crate) stored: BTreeMap<String, Vec<u8>>,
     pub(crate) metadata: Option<BTreeMap<String, Value>>,
     pub(crate) uploads: Vec<(String, Vec<u8>)>,
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
     pub(crate) units: BTreeMap<(String, u8), UnitState>,
     pub(crate) http: Option<HttpServer>,
     pub(crate) peers: BTreeMap<(String, u16), Peer>,
@@ -156,6 +157,11 @@ impl FakeHost {
     /// The files that were uploaded, by name.
     pub fn uploads(&self) -> Vec<(String, Vec<u8>)> {
         with(|state| state.uploads.clone())
+    }
+
+    /// Puts a file into the driver.
+    pub fn file(&self, name: &str, content: &[u8]) {
+        with(|state| state.files.insert(name.to_owned(), content.to_owned()));
     }
 
     /// A unit on a Modbus line, which is granted from now on.

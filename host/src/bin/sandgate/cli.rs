@@ -217,7 +217,7 @@ impl Cli {
             Command::Demo(options) => crate::demo::run(options).await.map(|()| Outcome::Done),
             Command::Dev(options) => crate::dev::run(options).await.map(|()| Outcome::Done),
             Command::New { path, lang: Language::Rust } => new::rust(&path, json),
-            Command::Build(options) => build::run(&options, json),
+            Command::Build(options) => build::run(&options, json).await,
             Command::Check(options) => check::run(&options, json).await,
             Command::Test(options) => test::run(options, json).await,
             Command::Replay(options) => replay::run(options, json).await,

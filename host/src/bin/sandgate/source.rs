@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use sandgate::blueprint::is_blueprint;
 use sandgate::text;
 
 use crate::toolchain;
@@ -34,7 +35,7 @@ impl Source {
 
     /// Whether there is something to build.
     pub(crate) fn is_built(&self) -> bool {
-        self.path.join("Cargo.toml").exists()
+        self.path.join("Cargo.toml").exists() || is_blueprint(&self.path)
     }
 
     /// The files that the driver and its scenarios are made of.
@@ -43,8 +44,9 @@ impl Source {
         let is_source = |file: &Path| {
             let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let is_component = !is_built && name.ends_with(".wasm");
-            let ends = [".rs", ".test.yml"];
-            is_component || name == "manifest.yml" || name == "Cargo.toml" || ends.iter().any(|end| name.ends_with(end))
+            let ends = [".rs", ".lua", ".test.yml"];
+            let names = ["manifest.yml", "sandgate.yml", "Cargo.toml"];
+            is_component || names.contains(&name.as_str()) || ends.iter().any(|end| name.ends_with(end))
         };
         let (mut files, mut folders) = (Vec::new(), vec![self.tests.clone()]);
         match self.path.is_dir() {

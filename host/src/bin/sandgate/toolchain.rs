@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::say::tell;
+use sandgate::blueprint::{Blueprint, Sources, is_blueprint};
 use sandgate::files;
 use sandgate::manifest::Manifest;
 use sandgate::manifest::provenance::Provenance;
@@ -56,6 +57,28 @@ pub fn rust_into(folder: &Path, target: Option<&Path>) -> Result<Built> {
         std::fs::read(&package.artifact).with_context(|| format!("reading {}", package.artifact.display()))?;
     package.provenance.embed(&mut bytes)?;
     finish(bytes, &manifest, &package.artifact)
+}
+
+/// Reads a blueprint of Enapter, a folder or a zip.
+pub fn blueprint(path: &Path) -> Result<Blueprint> {
+    if path.is_dir() {
+        return Blueprint::of_folder(path);
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Blueprint::read(&name, &Sources::of_zip(&bytes)?)
+}
+
+/// Makes a driver of a blueprint, if its scripts are Lua.
+pub async fn scripts(blueprint: &Blueprint) -> Result<Built> {
+    let bytes = blueprint.component()?;
+    let driver = Sandbox::new(Compiler::InProcess, None)?.prepare(bytes.clone().into()).await?;
+    let problems = driver.script_problems().await.context("looking at the scripts")?;
+    if !problems.is_empty() {
+        bail!("scripts that are no Lua:\n{}", problems.join("\n"));
+    }
+    let of = &driver.manifest.driver;
+    Ok(Built { name: of.name.clone(), version: of.version.clone(), bytes })
 }
 
 /// Embeds the manifest of a folder in a component of another toolchain.
@@ -207,9 +230,13 @@ pub fn workspace(folder: &Path) -> Result<PathBuf> {
     root.canonicalize().with_context(|| format!("finding {}", root.display()))
 }
 
-/// Builds a driver into its own folder, as `sandgate build FOLDER` does, and gives its name.
+/// Builds a driver into its own folder, as `sandgate build FOLDER` does, and gives
+/// its name. On a thread that may wait.
 pub fn in_place(folder: &Path) -> Result<String> {
-    let built = rust(folder)?;
+    let built = match is_blueprint(folder) {
+        true => tokio::runtime::Handle::current().block_on(scripts(&blueprint(folder)?))?,
+        false => rust(folder)?,
+    };
     write(&folder.join(format!("{}.wasm", built.name)), &built.bytes)?;
     Ok(built.name)
 }

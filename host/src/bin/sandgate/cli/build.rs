@@ -1,4 +1,4 @@
-//! `sandgate build`: from a driver's source to one `.wasm` file.
+//! `sandgate build`: from a driver's source, or a blueprint of scripts, to one `.wasm` file.
 
 use std::path::PathBuf;
 
@@ -7,13 +7,15 @@ use clap::Args;
 use serde_json::json;
 
 use super::Outcome;
-use crate::say::say;
+use crate::say::{say, tell};
 use crate::toolchain;
+use sandgate::blueprint::is_blueprint;
 
 /// What to build.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The driver's folder, with a Cargo.toml and a manifest.yml.
+    /// The driver's folder, with a Cargo.toml and a manifest.yml; or a blueprint of
+    /// Enapter with Lua scripts, as a folder or a zip.
     #[arg(default_value = ".")]
     path: PathBuf,
     /// Where to write the component; default: NAME.wasm in the driver's folder.
@@ -26,12 +28,20 @@ pub(super) struct Options {
 }
 
 /// Builds, embeds the manifest, checks and writes the component.
-pub(super) fn run(options: &Options, json: bool) -> Result<Outcome> {
+pub(super) async fn run(options: &Options, json: bool) -> Result<Outcome> {
+    let path = &options.path;
     let built = match &options.component {
-        Some(component) => toolchain::embed(&options.path, component)?,
-        None => toolchain::rust(&options.path)?,
+        Some(component) => toolchain::embed(path, component)?,
+        None if path.is_file() || is_blueprint(path) => {
+            let blueprint = toolchain::blueprint(path)?;
+            blueprint.changes.iter().for_each(|change| tell!("changed in the manifest: {change}"));
+            blueprint.missing.iter().for_each(|missing| tell!("missing: {missing}"));
+            toolchain::scripts(&blueprint).await?
+        }
+        None => toolchain::rust(path)?,
     };
-    let output = options.output.clone().unwrap_or_else(|| options.path.join(format!("{}.wasm", built.name)));
+    let folder = if path.is_file() { path.parent().unwrap_or(path) } else { path };
+    let output = options.output.clone().unwrap_or_else(|| folder.join(format!("{}.wasm", built.name)));
     toolchain::write(&output, &built.bytes)?;
     let size = built.bytes.len();
     if json {

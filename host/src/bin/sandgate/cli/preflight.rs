@@ -177,17 +177,17 @@ fn check_device(config: &Config, device: &Device, manifest: &Manifest, findings:
     let key = format!("devices.{}", device.id);
     let requests = &manifest.driver.requests;
     if let Err(problem) = device.check(manifest) {
-        let missing = requests.modbus.iter().find(|bus| !device.grants.modbus.contains_key(*bus));
+        let missing = requests.needed_lines().find(|bus| !device.grants.modbus.contains_key(*bus));
         let bus = config.buses.keys().next().map_or("<bus>", String::as_str);
         let add = missing.map(|name| format!("grants.modbus.{name} = \"{bus}\""));
         findings.tell(&key, Level::Problem, problem, add);
     }
-    for (kind, requested) in requests.targets() {
+    for (own, kind, requested) in requests.targets() {
         let granted = device.grants.targets(kind);
         let targets = granted.unwrap_or_default();
         for target in requested.iter().filter(|target| !targets.iter().any(|granted| granted.overlaps(target))) {
             // An empty list says that it is meant.
-            if granted.is_some_and(<[_]>::is_empty) {
+            if granted.is_some_and(<[_]>::is_empty) || requests.optional.contains(&own) {
                 continue;
             }
             let text = format!(
@@ -204,7 +204,7 @@ fn check_device(config: &Config, device: &Device, manifest: &Manifest, findings:
             findings.tell(&key, Level::Warning, device.wrong(&["grants", kind], &text), None);
         }
     }
-    for name in device.grants.modbus.keys().filter(|name| !requests.modbus.contains(name)) {
+    for name in device.grants.modbus.keys().filter(|name| !requests.covers_line(name)) {
         let text = format!("the driver requests no such line; {}", sandgate::text::instead(name, &requests.modbus));
         findings.tell(&key, Level::Warning, device.wrong(&["grants", "modbus", name], &text), None);
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use sandgate::blueprint::{Blueprint, is_blueprint};
 use sandgate::manifest::provenance::Provenance;
 use sandgate::sandbox::{Compiler, Digest, Driver, Sandbox};
 use sandgate::scenario::{self, Finding, Report, Rule, Seen};
@@ -86,6 +87,9 @@ impl Evidence {
 fn rebuild(source: &Source, component: &Path) -> Result<Digest> {
     if !source.is_built() {
         bail!("there is no source here that `sandgate build` builds");
+    }
+    if is_blueprint(source.folder()) {
+        return Ok(Digest::of(&Blueprint::of_folder(source.folder())?.component()?));
     }
     tell!("building again, in another place");
     let place = tempfile::tempdir().context("making a folder for the second build")?;
