@@ -20,7 +20,7 @@ use crate::manifest::component::{embed_files, embed_manifest};
 use crate::manifest::files::Files;
 use crate::manifest::{Manifest, Type, yaml};
 use scan::Scan;
-pub use sources::Sources;
+pub use sources::{Sources, files, folders, is_part};
 
 /// The runtime; `plugins/lua/build` makes it.
 const RUNTIME: &[u8] = include_bytes!("../../plugins/lua/lua-runtime.wasm");

@@ -431,3 +431,32 @@ fn explain_import(error: wasmtime::Error) -> anyhow::Error {
         _ => anyhow!("linking: {text}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blueprint::Sources;
+
+    const MANIFEST: &str =
+        "{blueprint_spec: device/3.0, display_name: X, runtime: {type: lua, options: {file: a.lua}}}";
+
+    #[tokio::test]
+    async fn drivers_of_one_runtime_share_its_code_and_nothing_else() {
+        let sandbox = Sandbox::new(Compiler::InProcess, None).unwrap();
+        let driver = async |script: &str| {
+            let files = [("manifest.yml", MANIFEST), ("a.lua", script)];
+            let sources: Sources =
+                files.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect();
+            let component = Blueprint::read("x", &sources).unwrap().component().unwrap();
+            sandbox.prepare(component.into()).await.unwrap()
+        };
+        let (one, other) = (driver("return 1").await, driver("return = 2").await);
+        assert!(Arc::ptr_eq(&one.code, &other.code) && one.digest != other.digest);
+        assert!(!one.compile_time.is_zero() && other.compile_time.is_zero());
+        assert_eq!(one.script_problems().await.unwrap(), Vec::<String>::new());
+        assert!(other.script_problems().await.unwrap()[0].starts_with("a.lua:1: "));
+        // Nobody keeps it for ever.
+        drop((one, other));
+        assert!(!driver("return 1").await.compile_time.is_zero());
+    }
+}

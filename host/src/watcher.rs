@@ -1,4 +1,5 @@
-//! Watches files and says which ones changed, once they have come to rest.
+//! Watches files and says which ones changed, once they have come to rest. A
+//! folder changes with the scripts in it.
 //!
 //! Watches the folders, not the files: an atomic rename replaces the file, and
 //! a file may not exist yet. What the system's events miss (a link in the path
@@ -6,6 +7,7 @@
 //! files every few seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +18,8 @@ use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout_at};
+
+use crate::blueprint;
 
 /// A plain overwrite comes in many small writes.
 const REST: Duration = Duration::from_millis(250);
@@ -60,9 +64,8 @@ impl Watcher {
                 _ => false,
             };
             for path in event.paths {
-                let path = normal(&path);
                 // A log beside the drivers is written all the time.
-                if lock(&filter).contains_key(&path) {
+                if let Some(path) = wanted_by(&lock(&filter), &normal(&path)) {
                     // When the channel is full, the burst is seen by what is in it.
                     let _ = raw.try_send(Event { path, is_whole });
                 }
@@ -76,7 +79,9 @@ impl Watcher {
     /// Watches exactly these files.
     pub fn watch<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
         let files: BTreeSet<PathBuf> = files.map(normal).collect();
-        let folders: BTreeSet<PathBuf> = files.iter().filter_map(|file| Some(file.parent()?.to_owned())).collect();
+        let parents = files.iter().filter_map(|file| Some(file.parent()?.to_owned()));
+        let own = files.iter().filter(|file| file.is_dir()).flat_map(|folder| blueprint::folders(folder));
+        let folders: BTreeSet<PathBuf> = parents.chain(own).collect();
         {
             let mut wanted = lock(&self.wanted);
             let known = std::mem::take(&mut *wanted);
@@ -108,8 +113,29 @@ fn lock(wanted: &Wanted) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Option<F
 }
 
 fn fingerprint(path: &Path) -> Option<Fingerprint> {
-    let data = std::fs::metadata(path).ok()?;
-    Some((data.dev(), data.ino(), data.mtime(), data.mtime_nsec(), data.size()))
+    let of = |path: &Path| {
+        let data = std::fs::metadata(path).ok()?;
+        Some((data.dev(), data.ino(), data.mtime(), data.mtime_nsec(), data.size()))
+    };
+    let own = of(path)?;
+    if !path.is_dir() {
+        return Some(own);
+    }
+    let mut all = DefaultHasher::new();
+    let files = blueprint::files(path);
+    files.iter().for_each(|file| (file, of(file)).hash(&mut all));
+    Some((own.0, own.1, 0, 0, all.finish()))
+}
+
+/// What is wanted of a file that has changed: itself, or a folder with scripts that it is in.
+fn wanted_by(wanted: &BTreeMap<PathBuf, Option<Fingerprint>>, path: &Path) -> Option<PathBuf> {
+    if wanted.contains_key(path) {
+        // That a file was added to a folder says nothing of its scripts.
+        return (!path.is_dir()).then(|| path.to_owned());
+    }
+    let is_script = path.file_name().and_then(|name| name.to_str()).is_some_and(blueprint::is_part);
+    let folder = path.ancestors().skip(1).find(|folder| wanted.contains_key(*folder));
+    folder.filter(|_| is_script).map(Path::to_owned)
 }
 
 /// Compares all wanted files with the last look.
@@ -223,6 +249,24 @@ mod tests {
         let (time, _) = reported(&mut changes).await;
         assert!((LONGEST..LONGEST + REST).contains(&time), "{time:?}");
         writer.abort();
+    }
+
+    #[test]
+    fn a_folder_is_wanted_for_its_scripts() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(own.join("lib")).unwrap();
+        let script = own.join("lib/a.lua");
+        std::fs::write(&script, "return 1").unwrap();
+        let before = fingerprint(&own);
+        let wanted = BTreeMap::from([(own.clone(), before)]);
+        assert_eq!(wanted_by(&wanted, &script), Some(own.clone()));
+        assert_eq!(wanted_by(&wanted, &own.join("driver.wasm")), None);
+        assert_eq!(wanted_by(&wanted, &own), None);
+        std::fs::write(own.join("driver.wasm"), "x").unwrap();
+        assert_eq!(fingerprint(&own), before);
+        std::fs::write(&script, "return 12").unwrap();
+        assert_ne!(fingerprint(&own), before);
     }
 
     #[tokio::test(start_paused = true)]

@@ -219,7 +219,7 @@ const MANIFESTS: &[(&str, &str)] = &[
     ("+  nonsense: 1\n",
         "6:3: driver.nonsense: unknown field `nonsense`, expected one of `name`, `version`, `requests`, `limits`, `commands`"),
     ("+  requests:\n    usb: [x]\n",
-        "7:5: driver.requests.usb: unknown field `usb`, expected one of `modbus`, `tcp`, `http`"),
+        "7:5: driver.requests.usb: unknown field `usb`, expected one of `modbus`, `tcp`, `http`, `optional`"),
     ("+  requests:\n    modbus: line\n",
         "7:5: driver.requests.modbus: invalid type: string \"line\", expected a sequence"),
     ("+  requests:\n    modbus: [my line]\n",

@@ -1,5 +1,6 @@
 //! Drivers in other languages: the contract must not be shaped by Rust.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
@@ -63,4 +64,38 @@ async fn a_driver_in_python_sends_telemetry_and_answers_a_command() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_in_javascript_sends_telemetry_and_answers_a_command() {
     check("hello-js", "javascript").await;
+}
+
+/// Runs the program with tools that stay from one run to the next.
+fn sandgate(arguments: &[&str], folder: &Path) -> String {
+    let tools = std::env::var_os("SANDGATE_TOOLS").map_or_else(|| root().join("target/tools"), Into::into);
+    must(Command::new(SANDGATE).args(arguments).current_dir(folder).env("XDG_CACHE_HOME", tools))
+}
+
+#[needs("python3")]
+#[test]
+fn a_new_driver_in_python_builds_and_passes_its_scenarios_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    sandgate(&["new", "my-sensor", "--lang", "python"], folder.path());
+    let own = folder.path().join("my-sensor");
+    let said = sandgate(&["test"], &own);
+    assert!(said.contains("3 scenarios passed"), "{said}");
+    // What is wrong is told with its place, and nothing is written.
+    std::fs::remove_file(own.join("my-sensor.wasm")).unwrap();
+    let mut script = std::fs::read_to_string(own.join("driver.py")).unwrap();
+    script.push_str("\nnonsense(\n");
+    std::fs::write(own.join("driver.py"), script).unwrap();
+    let output = Command::new(SANDGATE).arg("build").current_dir(&own).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("driver.py") && said.contains("SyntaxError"), "{said}");
+    assert!(!own.join("my-sensor.wasm").exists());
+}
+
+#[needs("python3")]
+#[test]
+fn a_driver_in_python_has_values_errors_state_and_devices_of_every_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    must(Command::new("cp").arg("-r").arg(root().join("tests/fixtures").join("meter-python")).arg(folder.path()));
+    let said = sandgate(&["test", "meter-python"], folder.path());
+    assert!(said.contains("4 scenarios passed"), "{said}");
 }

@@ -9,6 +9,7 @@
 mod harness;
 
 mod again;
+mod blueprints;
 mod broken;
 mod brokers;
 mod commands;

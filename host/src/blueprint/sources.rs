@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::files;
 
 /// Enough for every blueprint; a folder with more is another one.
 const MAX_FILES: usize = 2000;
 const MAX_BYTES: u64 = 8 << 20;
-const MAX_DEPTH: usize = 8;
+const MAX_FOLDERS: usize = 200;
 
 /// Folders that hold tests and tools.
 const LEFT_OUT: [&str; 4] = ["spec", "test", "tests", "node_modules"];
@@ -28,23 +30,11 @@ impl Sources {
     /// Reads a folder; links are not followed.
     pub fn of_folder(folder: &Path) -> Result<Sources> {
         let mut sources = Sources::default();
-        let mut waiting = vec![(folder.to_owned(), String::new(), 0)];
-        while let Some((folder, prefix, depth)) = waiting.pop() {
-            let reading = || format!("reading {}", folder.display());
-            for entry in std::fs::read_dir(&folder).with_context(reading)? {
-                let entry = entry.with_context(reading)?;
-                let Ok(name) = entry.file_name().into_string() else { continue };
-                let kind = entry.file_type().with_context(reading)?;
-                let path = format!("{prefix}{name}");
-                if kind.is_dir() && depth < MAX_DEPTH && is_searched(&name) {
-                    waiting.push((entry.path(), format!("{path}/"), depth + 1));
-                } else if kind.is_file() && is_kept(&name) {
-                    let size = entry.metadata().with_context(reading)?.len();
-                    ensure!(size <= MAX_BYTES, "{path}: expected at most {} MiB, found more", MAX_BYTES >> 20);
-                    let bytes = std::fs::read(entry.path()).with_context(|| format!("reading {path}"))?;
-                    sources.add(path, bytes)?;
-                }
-            }
+        let (files, _) = search(folder).with_context(|| format!("reading {}", folder.display()))?;
+        for file in files {
+            let Some(path) = file.strip_prefix(folder).ok().and_then(Path::to_str) else { continue };
+            let bytes = files::read(&file, MAX_BYTES).with_context(|| format!("reading {path}"))?;
+            sources.add(path.to_owned(), bytes.unwrap_or_default())?;
         }
         Ok(sources)
     }
@@ -60,7 +50,7 @@ impl Sources {
                 bail!("the zip has a file outside of itself: {:?}", file.name());
             };
             let mut parts = path.rsplit('/');
-            let is_wanted = parts.next().is_some_and(is_kept) && parts.all(is_searched);
+            let is_wanted = parts.next().is_some_and(is_part) && parts.all(is_searched);
             if file.is_dir() || !is_wanted {
                 continue;
             }
@@ -119,8 +109,39 @@ impl Sources {
     }
 }
 
-/// Scripts, and what is said of them.
-fn is_kept(name: &str) -> bool {
+/// The files that belong to a blueprint's folder, and all folders that they may be in.
+fn search(folder: &Path) -> std::io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    let mut next = 0;
+    while let Some(folder) = folders.get(next).cloned() {
+        next += 1;
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let kind = entry.file_type()?;
+            if kind.is_dir() && folders.len() < MAX_FOLDERS && is_searched(&name) {
+                folders.push(entry.path());
+            } else if kind.is_file() && files.len() < MAX_FILES && is_part(&name) {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort_unstable();
+    Ok((files, folders))
+}
+
+/// The files of a blueprint's folder, as far as it can be read.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    search(folder).unwrap_or_default().0
+}
+
+/// A blueprint's folder and the folders in it that may hold scripts.
+pub fn folders(folder: &Path) -> Vec<PathBuf> {
+    search(folder).unwrap_or_default().1
+}
+
+/// Whether a file is a script, or says something of scripts.
+pub fn is_part(name: &str) -> bool {
     name == super::MANIFEST || name == super::OVERRIDES || (name.ends_with(".lua") && !name.starts_with('.'))
 }
 

@@ -105,4 +105,17 @@ mod tests {
         assert!(super::super::cache::load_code(&engine(Kind::Small).unwrap(), &code).is_ok());
         assert!(super::super::cache::load_code(&engine(Kind::Large).unwrap(), &code).is_err());
     }
+
+    #[test]
+    fn the_collector_that_exceptions_need_is_closed_to_guests() {
+        use wasm_encoder::{Encode, FieldType, StorageType, TypeSection, ValType};
+        let mut types = TypeSection::new();
+        types.ty().struct_([FieldType { element_type: StorageType::Val(ValType::I32), mutable: true }]);
+        let mut module = Module::new();
+        module.section(&types);
+        let mut component = b"\0asm\x0d\0\x01\0\x01".to_vec();
+        module.as_slice().encode(&mut component);
+        let error = format!("{:#}", engine(Kind::Small).unwrap().precompile_component(&component).unwrap_err());
+        assert!(error.contains("without the gc feature"), "{error}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Devices to play with: simulated as scenarios give them, and changed by steps
 //! that people type while a gateway runs.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +12,7 @@ use super::format::{self, Given, PlacedStep, Step, lay_over};
 use super::story::Story;
 use super::{Captures, Scenario};
 use crate::bus::Simulation;
+use crate::config::ConfiguredUnits;
 use crate::gate::TapeField;
 use crate::manifest::Manifest;
 use crate::tape::Tape;
@@ -176,7 +178,7 @@ impl Playground {
     /// The device's table in the gateway's configuration, without its driver: the
     /// configuration, and grants for all that is given. A line is a bus of its name.
     pub fn settings(&self) -> Map<String, Json> {
-        let devices = self.field.devices();
+        let (devices, lines) = (self.field.devices(), self.lines());
         let inner = self.lock();
         let given = &inner.scenario.given;
         let configuration = inner.configuration(&inner.configured);
@@ -186,14 +188,21 @@ impl Playground {
             names.filter(is_address).cloned().collect()
         };
         let requests = &inner.manifest.driver.requests;
-        let modbus: Map<String, Json> = requests.modbus.iter().map(|line| (line.clone(), json!(line))).collect();
+        // A driver that knows its units by itself gets all.
+        let knows_units = !ConfiguredUnits::of(&inner.manifest, "").is_declared;
+        let grant = |line: &String| match knows_units {
+            true => json!({ "bus": line, "units": ["0-255"] }),
+            false => json!(line),
+        };
+        let modbus: Map<String, Json> = lines.iter().map(|line| (line.clone(), grant(line))).collect();
         let mut grants = Map::new();
         if !modbus.is_empty() {
             grants.insert("modbus".into(), modbus.into());
         }
         let more = |targets: &[crate::network::Target]| targets.iter().map(ToString::to_string).collect::<Vec<_>>();
         if !requests.tcp.is_empty() {
-            grants.insert("tcp".into(), json!([of_kinds(&["tcp", "tape"]), more(&given.grants.tcp)].concat()));
+            grants
+                .insert("tcp".into(), json!([of_kinds(&["tcp", "tape", "modbus"]), more(&given.grants.tcp)].concat()));
         }
         if !requests.http.is_empty() {
             grants.insert("http".into(), json!([of_kinds(&["http", "tape"]), more(&given.grants.http)].concat()));
@@ -209,7 +218,13 @@ impl Playground {
 
     /// The names of the Modbus lines that the driver asks for.
     pub fn lines(&self) -> Vec<String> {
-        self.lock().manifest.driver.requests.modbus.clone()
+        let devices = self.field.devices();
+        let inner = self.lock();
+        let requests = &inner.manifest.driver.requests;
+        let given = devices.into_iter().filter(|(name, kind, _)| *kind == "modbus" && !name.contains(':'));
+        let given = given.map(|(name, ..)| name).filter(|name| requests.covers_line(name));
+        let lines: BTreeSet<String> = requests.lines().cloned().chain(given).collect();
+        lines.into_iter().collect()
     }
 
     /// The devices.

@@ -18,7 +18,7 @@ use super::{Failure, Report, Scenario, Seen};
 use crate::bus::{self, Simulation as _, TcpLines};
 use crate::clock::SimulatedClock;
 use crate::cloud::Channel;
-use crate::config::{LogLevel, ModbusAccess};
+use crate::config::{ConfiguredUnits, LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
 use crate::gate::TapeField;
 use crate::journal::Journal;
@@ -133,7 +133,7 @@ impl<'a> Stage<'a> {
         let field = Simulated::new(&given.devices, &scenario.captures, &story);
         let id = DeviceId::new(DEVICE);
         let storage = Storage::open(folder).device(&id);
-        let mut specification = specification(given, &field, &story, storage.clone(), seed);
+        let mut specification = specification(given, &driver.manifest, &field, &story, storage.clone(), seed);
         let tape = scenario.tape.as_ref().map(|tape| TapeField::new(tape, tape.extent().1));
         if let Some(tape) = &tape {
             play(tape, &mut specification.capabilities, &field, &driver.manifest.driver.requests.modbus);
@@ -441,19 +441,24 @@ fn play(tape: &TapeField, capabilities: &mut Capabilities, field: &Simulated, li
 /// A device whose way up ends in the story, with grants for what is given.
 fn specification(
     given: &Given,
+    manifest: &Manifest,
     field: &Simulated,
     story: &Arc<Story>,
     storage: DeviceStorage,
     seed: u64,
 ) -> Specification {
+    // A driver that knows its units by itself gets those that are given.
+    let knows_units = !ConfiguredUnits::of(manifest, "").is_declared;
     let id = DeviceId::new(DEVICE);
     let (mut buses, mut tcp, mut http) = (BTreeMap::new(), given.grants.tcp.clone(), given.grants.http.clone());
     for (name, device) in &given.devices.0 {
         let target = name.parse::<Target>();
         match device {
+            Device::Modbus(_) if target.is_ok() => tcp.extend(target),
             Device::Modbus(_) | Device::Capture(_) => {
                 let line = bus::open_simulated(name, field.line(name), LINE_TIMEOUT);
-                buses.insert(name.clone(), BusGrant { bus: line.of(&id), access: ModbusAccess::default() });
+                let access = ModbusAccess::of_units(knows_units.then(|| (0..=u8::MAX).collect()));
+                buses.insert(name.clone(), BusGrant { bus: line.of(&id), access });
             }
             Device::Http(_) => http.extend(target),
             Device::Tcp(_) => tcp.extend(target),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Instant;
 
 use mlua::chunk::{Chunk, ChunkMode};
 use mlua::{Function, Lua, LuaOptions, MultiValue, StdLib, Table, Value as LuaValue};
@@ -101,6 +102,10 @@ impl Script {
                 library.set(*name, LuaValue::Nil)?;
             }
         }
+        // The target has no clock of the processor.
+        let begin = Instant::now();
+        let clock = lua.create_function(move |_, ()| Ok(begin.elapsed().as_secs_f64()))?;
+        lua.globals().get::<Table>("os")?.set("clock", clock)?;
         for name in ["dofile", "loadfile"] {
             lua.globals().set(name, LuaValue::Nil)?;
         }

@@ -19,7 +19,7 @@ mod test;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Runs device drivers in sandboxes and connects them to IoT clouds.
 #[derive(Debug, Parser)]
@@ -53,8 +53,8 @@ enum Command {
         /// The folder to create; its name becomes the driver's.
         path: PathBuf,
         /// The language.
-        #[arg(long, value_enum, default_value_t = Language::Rust)]
-        lang: Language,
+        #[arg(long, value_enum, default_value_t = new::Language::Rust)]
+        lang: new::Language,
     },
     /// Build a driver and embed its manifest.
     Build(build::Options),
@@ -181,12 +181,6 @@ struct Gateway {
     state: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Language {
-    /// Rust, with the SDK in `vendor/`.
-    Rust,
-}
-
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -216,7 +210,7 @@ impl Cli {
             Command::Run { config, check } => run::run(&config, check, json).await,
             Command::Demo(options) => crate::demo::run(options).await.map(|()| Outcome::Done),
             Command::Dev(options) => crate::dev::run(options).await.map(|()| Outcome::Done),
-            Command::New { path, lang: Language::Rust } => new::rust(&path, json),
+            Command::New { path, lang } => new::run(&path, lang, json),
             Command::Build(options) => build::run(&options, json).await,
             Command::Check(options) => check::run(&options, json).await,
             Command::Test(options) => test::run(options, json).await,

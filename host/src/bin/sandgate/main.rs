@@ -5,6 +5,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
+mod contract;
 mod demo;
 mod dev;
 mod draw;

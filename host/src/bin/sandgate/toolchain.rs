@@ -2,11 +2,12 @@
 //! manifest and provenance, the check that a gateway takes it.
 
 mod cargo;
+pub mod python;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::say::tell;
@@ -109,7 +110,15 @@ fn finish(bytes: Vec<u8>, manifest: &Manifest, origin: &Path) -> Result<Built> {
 fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join("manifest.yml");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading manifest {}", path.display()))?;
-    Manifest::parse(&text).map_err(|error| anyhow::anyhow!("{}:{error}", path.display()))
+    Manifest::parse(&text).map_err(|error| anyhow!("{}:{error}", path.display()))
+}
+
+/// Where compiled code and tools are kept from one run to the next.
+pub fn cache() -> Option<PathBuf> {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("sandgate");
+    // Without it each run compiles.
+    std::fs::create_dir_all(&folder).ok().map(|()| folder)
 }
 
 /// Replaces the file in one step, so that a watching gateway never sees half.
@@ -230,12 +239,22 @@ pub fn workspace(folder: &Path) -> Result<PathBuf> {
     root.canonicalize().with_context(|| format!("finding {}", root.display()))
 }
 
-/// Builds a driver into its own folder, as `sandgate build FOLDER` does, and gives
-/// its name. On a thread that may wait.
+/// Builds the driver of a folder, whichever language it is in.
+pub fn of_folder(folder: &Path) -> Result<Built> {
+    if python::is_driver(folder) { python::build(folder) } else { rust(folder) }
+}
+
+/// Builds a driver into its own folder, as `sandgate build FOLDER` does, and gives its name.
 pub fn in_place(folder: &Path) -> Result<String> {
     let built = match is_blueprint(folder) {
-        true => tokio::runtime::Handle::current().block_on(scripts(&blueprint(folder)?))?,
-        false => rust(folder)?,
+        true => {
+            let blueprint = blueprint(folder)?;
+            // Whoever waits here may be a runtime itself.
+            let build = || tokio::runtime::Runtime::new().context("starting")?.block_on(scripts(&blueprint));
+            let built = std::thread::scope(|scope| scope.spawn(build).join());
+            built.map_err(|_| anyhow!("a bug in the gateway: the build of the scripts panicked"))??
+        }
+        false => of_folder(folder)?,
     };
     write(&folder.join(format!("{}.wasm", built.name)), &built.bytes)?;
     Ok(built.name)

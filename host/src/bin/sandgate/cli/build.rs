@@ -14,7 +14,7 @@ use sandgate::blueprint::is_blueprint;
 /// What to build.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The driver's folder, with a Cargo.toml and a manifest.yml; or a blueprint of
+    /// The driver's folder, with a manifest.yml and a Cargo.toml or a driver.py; or a blueprint of
     /// Enapter with Lua scripts, as a folder or a zip.
     #[arg(default_value = ".")]
     path: PathBuf,
@@ -38,7 +38,7 @@ pub(super) async fn run(options: &Options, json: bool) -> Result<Outcome> {
             blueprint.missing.iter().for_each(|missing| tell!("missing: {missing}"));
             toolchain::scripts(&blueprint).await?
         }
-        None => toolchain::rust(path)?,
+        None => toolchain::of_folder(path)?,
     };
     let folder = if path.is_file() { path.parent().unwrap_or(path) } else { path };
     let output = options.output.clone().unwrap_or_else(|| folder.join(format!("{}.wasm", built.name)));

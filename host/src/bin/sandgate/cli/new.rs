@@ -1,24 +1,42 @@
 //! `sandgate new`: the skeleton of a driver that builds without a network
-//! address of ours: the SDK and the contract come along.
+//! address of ours: the SDK comes along, and what it is made of.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 
 use sandgate::manifest::is_driver_name;
 
 use super::Outcome;
+use crate::contract;
 use crate::say::say;
+use crate::toolchain::python;
 
-/// The files of a Rust driver, relative to its folder.
-const FILES: &[(&str, &str)] = &[
-    ("Cargo.toml", include_str!("template/Cargo.toml.txt")),
+/// Files by their paths in a driver's folder.
+type Files = &'static [(&'static str, &'static str)];
+
+/// A driver's files in any language.
+const COMMON: Files = &[
     ("manifest.yml", include_str!("template/manifest.yml")),
-    ("src/lib.rs", include_str!("template/lib.rs.txt")),
-    ("README.md", include_str!("template/README.md")),
     ("tests/begin.test.yml", include_str!("template/tests/begin.test.yml")),
+];
+
+/// Those of one in Python.
+const PYTHON: Files = &[
+    ("driver.py", include_str!("template/python/driver.py")),
+    ("README.md", include_str!("template/python/README.md")),
+    ("sandgate.py", python::SDK),
+    (".gitignore", "__pycache__/\n*.wasm\n.sandgate-dev/\n"),
+];
+
+/// Those of one in Rust; the contract stands beside the SDK, which reads it.
+const RUST: Files = &[
+    ("Cargo.toml", include_str!("template/rust/Cargo.toml.txt")),
+    ("src/lib.rs", include_str!("template/rust/lib.rs.txt")),
+    ("README.md", include_str!("template/rust/README.md")),
     (".gitignore", "target/\n"),
-    ("vendor/sandgate-driver/Cargo.toml", include_str!("template/vendor.toml.txt")),
+    ("vendor/sandgate-driver/Cargo.toml", include_str!("template/rust/vendor.toml.txt")),
     ("vendor/sandgate-driver/README.md", include_str!("../../../../../sdk/rust/README.md")),
     ("vendor/sandgate-driver/src/lib.rs", include_str!("../../../../../sdk/rust/src/lib.rs")),
     ("vendor/sandgate-driver/src/driver.rs", include_str!("../../../../../sdk/rust/src/driver.rs")),
@@ -30,27 +48,19 @@ const FILES: &[(&str, &str)] = &[
     ("vendor/sandgate-driver/src/poller.rs", include_str!("../../../../../sdk/rust/src/poller.rs")),
     ("vendor/sandgate-driver/src/registers.rs", include_str!("../../../../../sdk/rust/src/registers.rs")),
     ("vendor/sandgate-driver/src/sample.rs", include_str!("../../../../../sdk/rust/src/sample.rs")),
-    ("wit/alerts.wit", include_str!("../../../../../wit/alerts.wit")),
-    ("wit/blobs.wit", include_str!("../../../../../wit/blobs.wit")),
-    ("wit/firmware.wit", include_str!("../../../../../wit/firmware.wit")),
-    ("wit/command-log.wit", include_str!("../../../../../wit/command-log.wit")),
-    ("wit/device-driver.wit", include_str!("../../../../../wit/device-driver.wit")),
-    ("wit/http.wit", include_str!("../../../../../wit/http.wit")),
-    ("wit/logging.wit", include_str!("../../../../../wit/logging.wit")),
-    ("wit/metadata.wit", include_str!("../../../../../wit/metadata.wit")),
-    ("wit/migration.wit", include_str!("../../../../../wit/migration.wit")),
-    ("wit/modbus.wit", include_str!("../../../../../wit/modbus.wit")),
-    ("wit/net.wit", include_str!("../../../../../wit/net.wit")),
-    ("wit/properties.wit", include_str!("../../../../../wit/properties.wit")),
-    ("wit/storage.wit", include_str!("../../../../../wit/storage.wit")),
-    ("wit/telemetry.wit", include_str!("../../../../../wit/telemetry.wit")),
-    ("wit/timers.wit", include_str!("../../../../../wit/timers.wit")),
-    ("wit/types.wit", include_str!("../../../../../wit/types.wit")),
-    ("wit/world.wit", include_str!("../../../../../wit/world.wit")),
 ];
 
-/// Writes a Rust driver into a new folder.
-pub(super) fn rust(path: &Path, json: bool) -> Result<Outcome> {
+/// A language in which drivers are written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Language {
+    /// With the SDK in `vendor/`; needs Rust, by rustup.
+    Rust,
+    /// With the SDK in `sandgate.py`; needs Python 3.9 or later with pip.
+    Python,
+}
+
+/// Writes a driver into a new folder.
+pub(super) fn run(path: &Path, language: Language, json: bool) -> Result<Outcome> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if !is_driver_name(&name) {
         bail!("expected a name of lower-case words joined by - such as power-meter, found {name:?}");
@@ -58,7 +68,16 @@ pub(super) fn rust(path: &Path, json: bool) -> Result<Outcome> {
     if path.exists() {
         bail!("{} exists already", path.display());
     }
-    for (file, text) in FILES {
+    let contract: Vec<(String, &str)> = match language {
+        Language::Rust => contract::FILES.iter().map(|(name, text)| (format!("wit/{name}"), *text)).collect(),
+        Language::Python => Vec::new(),
+    };
+    let own = match language {
+        Language::Rust => RUST,
+        Language::Python => PYTHON,
+    };
+    let own = COMMON.iter().chain(own).map(|(name, text)| ((*name).to_owned(), *text));
+    for (file, text) in own.chain(contract) {
         let file = path.join(file);
         let write = || -> std::io::Result<()> {
             std::fs::create_dir_all(file.parent().unwrap_or(path))?;
@@ -79,18 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_skeleton_has_every_file_of_the_sdk_and_the_contract() {
+    fn the_skeleton_has_every_file_of_the_sdk() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let folders = [("sdk/rust/src", "vendor/sandgate-driver/src", ".rs"), ("wit", "wit", ".wit")];
-        for (folder, target, ending) in folders {
-            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
-                let name = entry.unwrap().file_name().into_string().unwrap();
-                if !name.ends_with(ending) {
-                    continue;
-                }
-                let wanted = format!("{target}/{name}");
-                assert!(FILES.iter().any(|(file, _)| *file == wanted), "{wanted} is missing");
-            }
+        for entry in std::fs::read_dir(root.join("sdk/rust/src")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let wanted = format!("vendor/sandgate-driver/src/{name}");
+            assert!(!name.ends_with(".rs") || RUST.iter().any(|(file, _)| *file == wanted), "{wanted} is missing");
         }
     }
 }

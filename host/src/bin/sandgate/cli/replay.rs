@@ -15,8 +15,8 @@ use sandgate::text;
 use serde_json::{Value as Json, json};
 
 use super::Outcome;
-use super::test::cache;
 use crate::say::{say, tell};
+use crate::toolchain;
 
 /// What to replay.
 #[derive(Debug, Args)]
@@ -56,7 +56,7 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
         (None, Some(component)) => component.clone(),
         (None, None) => return Err(anyhow!("the driver is not on the tape; name its file with --driver")),
     };
-    let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
+    let sandbox = Sandbox::new(Compiler::InProcess, toolchain::cache().as_deref())?;
     let driver = sandbox.prepare(component.into()).await.context("the driver of the tape")?;
     if let Some(path) = &options.with {
         let new = sandbox.load(path).await?;

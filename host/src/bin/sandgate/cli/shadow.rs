@@ -10,9 +10,9 @@ use sandgate::sandbox::{Compiler, Sandbox};
 use sandgate::tape::Tape;
 
 use super::replay::{compare, driver_of};
-use super::test::cache;
 use super::{Gateway, Outcome, remote};
 use crate::say::tell;
+use crate::toolchain;
 
 /// What to try, and on whom.
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ fn read(bytes: &[u8]) -> Result<Tape> {
 /// do not notice the new one.
 pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
     let Options { device, driver, time, gateway } = options;
-    let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
+    let sandbox = Sandbox::new(Compiler::InProcess, toolchain::cache().as_deref())?;
     // What is no driver is told before the time has passed.
     let new = sandbox.load(&driver).await?;
     let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::Outcome;
 use crate::say::{say, tell};
 use crate::source::{self, Source, scenario_files};
+use crate::toolchain;
 
 /// What to test.
 #[derive(Debug, Args)]
@@ -78,7 +79,7 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
 /// Runs the scenarios; fails when one does.
 async fn once(options: &Options, source: &Source, json: bool) -> Result<Outcome> {
     let component = source.component()?;
-    let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
+    let sandbox = Sandbox::new(Compiler::InProcess, toolchain::cache().as_deref())?;
     let driver = Arc::new(sandbox.load(&component).await?);
     let scenarios = scenarios(&source.tests, &driver.manifest, &options.names)?;
     let begin = Instant::now();
@@ -115,14 +116,6 @@ async fn once(options: &Options, source: &Source, json: bool) -> Result<Outcome>
         }
     }
     Ok(if failed == 0 && finding.is_none() { Outcome::Done } else { Outcome::Failed })
-}
-
-/// Where compiled code is kept from one run to the next.
-pub(super) fn cache() -> Option<PathBuf> {
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
-    let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("sandgate");
-    // Without it each run compiles.
-    std::fs::create_dir_all(&folder).ok().map(|()| folder)
 }
 
 /// All scenarios of a folder whose name or file has one of these texts in it.

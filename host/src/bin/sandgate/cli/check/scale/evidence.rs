@@ -12,7 +12,7 @@ use sandgate::sandbox::{Compiler, Digest, Driver, Sandbox};
 use sandgate::scenario::{self, Finding, Report, Rule, Seen};
 
 use super::super::{Options, unused_requests_of};
-use crate::cli::test::{cache, scenarios, tell_run};
+use crate::cli::test::{scenarios, tell_run};
 use crate::say::tell;
 use crate::source::Source;
 use crate::toolchain;
@@ -44,7 +44,7 @@ impl Evidence {
         let component = component.canonicalize().with_context(|| component.display().to_string())?;
         let bytes = std::fs::read(&component).with_context(|| format!("reading {}", component.display()))?;
         let provenance = Provenance::read(&bytes)?;
-        let sandbox = Sandbox::new(Compiler::InProcess, cache().as_deref())?;
+        let sandbox = Sandbox::new(Compiler::InProcess, toolchain::cache().as_deref())?;
         let driver = Arc::new(sandbox.load(&component).await?);
         let readme = std::fs::read_to_string(source.folder().join("README.md")).ok();
         let (runs, seed) = (options.runs, options.seed);
@@ -93,13 +93,18 @@ fn rebuild(source: &Source, component: &Path) -> Result<Digest> {
     }
     tell!("building again, in another place");
     let place = tempfile::tempdir().context("making a folder for the second build")?;
-    let root = toolchain::workspace(source.folder())?;
+    let is_python = toolchain::python::is_driver(source.folder());
+    let root = if is_python { source.folder().to_owned() } else { toolchain::workspace(source.folder())? };
+    let root = root.canonicalize().with_context(|| format!("finding {}", root.display()))?;
     let folder = source.folder().canonicalize().with_context(|| format!("finding {}", source.folder().display()))?;
     let within = folder.strip_prefix(&root).context("expected the driver within its workspace")?;
     let copy = place.path().join("copy");
     // Without what tools have made.
     copy_source(&root, &copy, &[root.join("target"), root.join(".git"), component.to_owned()])?;
-    let built = toolchain::rust_into(&copy.join(within), Some(&copy.join("target")))?;
+    let built = match is_python {
+        true => toolchain::python::build(&copy)?,
+        false => toolchain::rust_into(&copy.join(within), Some(&copy.join("target")))?,
+    };
     Ok(Digest::of(&built.bytes))
 }
 
