@@ -1,6 +1,6 @@
 //! Drivers in other languages: the contract must not be shaped by Rust.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
@@ -68,34 +68,84 @@ async fn a_driver_in_javascript_sends_telemetry_and_answers_a_command() {
 
 /// Runs the program with tools that stay from one run to the next.
 fn sandgate(arguments: &[&str], folder: &Path) -> String {
-    let tools = std::env::var_os("SANDGATE_TOOLS").map_or_else(|| root().join("target/tools"), Into::into);
-    must(Command::new(SANDGATE).args(arguments).current_dir(folder).env("XDG_CACHE_HOME", tools))
+    must(Command::new(SANDGATE).args(arguments).current_dir(folder).env("XDG_CACHE_HOME", tools()))
+}
+
+fn tools() -> PathBuf {
+    std::env::var_os("SANDGATE_TOOLS").map_or_else(|| root().join("target/tools"), PathBuf::from)
+}
+
+/// What `sandgate new` writes builds and passes as it is; what is wrong is told with
+/// its place, and nothing is written.
+fn a_new_driver(language: &str, file: &str, complaint: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    sandgate(&["new", "my-sensor", "--lang", language], folder.path());
+    let own = folder.path().join("my-sensor");
+    let said = sandgate(&["test"], &own);
+    assert!(said.contains("3 scenarios passed"), "{said}");
+    std::fs::remove_file(own.join("my-sensor.wasm")).unwrap();
+    let mut script = std::fs::read_to_string(own.join(file)).unwrap();
+    script.push_str("\nnonsense(\n");
+    std::fs::write(own.join(file), script).unwrap();
+    let mut build = Command::new(SANDGATE);
+    let output = build.arg("build").current_dir(&own).env("XDG_CACHE_HOME", tools()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains(file) && said.contains(complaint), "{said}");
+    assert!(!own.join("my-sensor.wasm").exists());
+}
+
+/// The same scenarios for the same driver in each language: values, errors, state
+/// and devices of every kind.
+fn conforms(fixture: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let fixtures = root().join("tests/fixtures");
+    must(Command::new("cp").arg("-r").arg(fixtures.join(fixture)).arg(folder.path()));
+    let scenarios = fixtures.join("meter-python").join("tests");
+    let said = sandgate(&["test", fixture, "--tests", scenarios.to_str().unwrap()], folder.path());
+    assert!(said.contains("4 scenarios passed"), "{said}");
 }
 
 #[needs("python3")]
 #[test]
 fn a_new_driver_in_python_builds_and_passes_its_scenarios_as_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    sandgate(&["new", "my-sensor", "--lang", "python"], folder.path());
-    let own = folder.path().join("my-sensor");
-    let said = sandgate(&["test"], &own);
-    assert!(said.contains("3 scenarios passed"), "{said}");
-    // What is wrong is told with its place, and nothing is written.
-    std::fs::remove_file(own.join("my-sensor.wasm")).unwrap();
-    let mut script = std::fs::read_to_string(own.join("driver.py")).unwrap();
-    script.push_str("\nnonsense(\n");
-    std::fs::write(own.join("driver.py"), script).unwrap();
-    let output = Command::new(SANDGATE).arg("build").current_dir(&own).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("driver.py") && said.contains("SyntaxError"), "{said}");
-    assert!(!own.join("my-sensor.wasm").exists());
+    a_new_driver("python", "driver.py", "SyntaxError");
+}
+
+#[needs("npm")]
+#[test]
+fn a_new_driver_in_javascript_builds_and_passes_its_scenarios_as_it_is() {
+    a_new_driver("javascript", "driver.js", "Unexpected end of file");
+}
+
+#[needs("npm")]
+#[test]
+fn a_new_driver_in_typescript_builds_and_passes_its_scenarios_as_it_is() {
+    a_new_driver("typescript", "driver.ts", "Unexpected end of file");
 }
 
 #[needs("python3")]
 #[test]
 fn a_driver_in_python_has_values_errors_state_and_devices_of_every_kind() {
+    conforms("meter-python");
+}
+
+#[needs("npm")]
+#[test]
+fn a_driver_in_typescript_has_values_errors_state_and_devices_of_every_kind() {
+    conforms("meter-typescript");
+}
+
+#[needs("npm")]
+#[test]
+fn an_async_driver_is_told_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    must(Command::new("cp").arg("-r").arg(root().join("tests/fixtures").join("meter-python")).arg(folder.path()));
-    let said = sandgate(&["test", "meter-python"], folder.path());
-    assert!(said.contains("4 scenarios passed"), "{said}");
+    sandgate(&["new", "my-sensor", "--lang", "javascript"], folder.path());
+    let own = folder.path().join("my-sensor");
+    let script = std::fs::read_to_string(own.join("driver.js")).unwrap();
+    std::fs::write(own.join("driver.js"), script.replace("identify: (", "identify: async (")).unwrap();
+    let scenario =
+        "scenarios:\n  it is told:\n    - command: { name: identify, error: \"failed: *leave out async and await\" }\n";
+    std::fs::write(own.join("tests/begin.test.yml"), scenario).unwrap();
+    let said = sandgate(&["test"], &own);
+    assert!(said.contains("1 scenario passed"), "{said}");
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 mod durable;
 mod in_process;
+mod languages;
 mod scenarios;
 mod setup;
 mod through_broker;
@@ -68,6 +69,9 @@ fn main() {
         }
         if through_broker::mosquitto_is_here() && wanted("scale") {
             through_process::scale().await;
+        }
+        if through_broker::mosquitto_is_here() && wanted("languages") {
+            languages::languages().await;
         }
         // An hour: only by its name.
         if std::env::args().any(|argument| argument == "soak") {

@@ -147,7 +147,7 @@ struct Site {
 }
 
 /// A gateway that runs.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -182,11 +182,7 @@ impl Site {
     }
 
     fn run(&self) -> Process {
-        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
-        command.args(["run", "gateway.toml"]).current_dir(self.folder.path()).process_group(0);
-        command.env("SANDGATE_LOG", "warn").stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Process(command.spawn().unwrap())
+        run(self.folder.path())
     }
 
     async fn measured(self) -> Measured {
@@ -220,14 +216,23 @@ impl Site {
     }
 }
 
-struct Usage {
-    memory: u64,
+/// Runs the gateway of a folder.
+pub fn run(folder: &Path) -> Process {
+    let log = std::fs::File::create(folder.join("log")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
+    command.args(["run", "gateway.toml"]).current_dir(folder).process_group(0);
+    command.env("SANDGATE_LOG", "warn").stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    Process(command.spawn().unwrap())
+}
+
+pub struct Usage {
+    pub memory: u64,
     maps: usize,
     processor: Duration,
 }
 
 impl Usage {
-    fn of(process: &Child) -> Usage {
+    pub fn of(process: &Child) -> Usage {
         let folder = Path::new("/proc").join(process.id().to_string());
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
         let status = read("status");
@@ -241,13 +246,13 @@ impl Usage {
     }
 }
 
-fn stop(process: &mut Process) {
+pub fn stop(process: &mut Process) {
     let status = Command::new("kill").arg(process.0.id().to_string()).status().unwrap();
     assert!(status.success());
     assert!(process.0.wait().unwrap().success());
 }
 
-async fn observer(port: u16) -> EventLoop {
+pub async fn observer(port: u16) -> EventLoop {
     let (client, mut events) = AsyncClient::new(options("observer", port), 16);
     client.subscribe("v1/from/S01/+/v1/telemetry", QoS::AtMostOnce).await.unwrap();
     while !matches!(events.poll().await.unwrap(), Event::Incoming(Packet::SubAck(_))) {}
@@ -257,7 +262,7 @@ async fn observer(port: u16) -> EventLoop {
 }
 
 /// The device of the next sample, and the sample.
-async fn sample(observer: &mut EventLoop) -> (String, Vec<u8>) {
+pub async fn sample(observer: &mut EventLoop) -> (String, Vec<u8>) {
     loop {
         if let Event::Incoming(Packet::Publish(publish)) = observer.poll().await.unwrap()
             && let Some((_, device)) = publish.topic.trim_end_matches("/v1/telemetry").rsplit_once("--")
@@ -267,14 +272,14 @@ async fn sample(observer: &mut EventLoop) -> (String, Vec<u8>) {
     }
 }
 
-async fn first_samples(observer: &mut EventLoop, devices: usize) {
+pub async fn first_samples(observer: &mut EventLoop, devices: usize) {
     let mut seen = HashSet::new();
     while seen.len() < devices {
         seen.insert(sample(observer).await.0);
     }
 }
 
-async fn samples_for(observer: &mut EventLoop, time: Duration) {
+pub async fn samples_for(observer: &mut EventLoop, time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
         sample(observer).await;

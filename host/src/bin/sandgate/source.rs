@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use sandgate::blueprint::is_blueprint;
 use sandgate::text;
 
-use crate::toolchain::{self, python};
+use crate::toolchain;
 
 /// How often it is looked for new files.
 pub(crate) const LOOK: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ impl Source {
 
     /// Whether there is something to build.
     pub(crate) fn is_built(&self) -> bool {
-        self.path.join("Cargo.toml").exists() || python::is_driver(&self.path) || is_blueprint(&self.path)
+        self.path.join("Cargo.toml").exists() || toolchain::is_of_files(&self.path) || is_blueprint(&self.path)
     }
 
     /// The files that the driver and its scenarios are made of.
@@ -44,7 +44,7 @@ impl Source {
         let is_source = |file: &Path| {
             let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let is_component = !is_built && name.ends_with(".wasm");
-            let ends = [".rs", ".py", ".lua", ".test.yml"];
+            let ends = [".rs", ".py", ".js", ".ts", ".lua", ".test.yml"];
             let names = ["manifest.yml", "sandgate.yml", "Cargo.toml"];
             is_component || names.contains(&name.as_str()) || ends.iter().any(|end| name.ends_with(end))
         };
@@ -56,7 +56,7 @@ impl Source {
         while let Some(folder) = folders.pop() {
             for path in std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
                 let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-                let is_output = name == "target" || name == "vendor" || name.starts_with('.');
+                let is_output = ["target", "vendor", "node_modules"].contains(&name.as_str()) || name.starts_with('.');
                 match path.is_dir() {
                     true if !is_output => folders.push(path),
                     false if is_source(&path) => files.push(path),

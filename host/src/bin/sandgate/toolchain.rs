@@ -2,6 +2,7 @@
 //! manifest and provenance, the check that a gateway takes it.
 
 mod cargo;
+pub mod javascript;
 pub mod python;
 
 use std::path::{Path, PathBuf};
@@ -111,6 +112,30 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
     let path = folder.join("manifest.yml");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading manifest {}", path.display()))?;
     Manifest::parse(&text).map_err(|error| anyhow!("{}:{error}", path.display()))
+}
+
+/// Folders that belong to other tools, or to tests.
+const LEFT_OUT: [&str; 7] = ["tests", "test", "venv", "target", "dist", "node_modules", "__pycache__"];
+const MAX_DEPTH: usize = 8;
+
+/// Copies the files with these endings of a driver's folder and the folders in it.
+fn copy(from: &Path, to: &Path, endings: &[&str]) -> Result<()> {
+    let mut waiting = vec![(from.to_owned(), to.to_owned(), 0)];
+    while let Some((from, to, depth)) = waiting.pop() {
+        std::fs::create_dir_all(&to).with_context(|| format!("making {}", to.display()))?;
+        let reading = || format!("reading {}", from.display());
+        for entry in std::fs::read_dir(&from).with_context(reading)? {
+            let entry = entry.with_context(reading)?;
+            let (path, Ok(name)) = (entry.path(), entry.file_name().into_string()) else { continue };
+            let is_own = depth < MAX_DEPTH && !name.starts_with('.') && !LEFT_OUT.contains(&name.as_str());
+            if path.is_dir() && is_own {
+                waiting.push((path, to.join(name), depth + 1));
+            } else if path.is_file() && endings.iter().any(|ending| name.ends_with(ending)) {
+                std::fs::copy(&path, to.join(&name)).with_context(|| format!("copying {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where compiled code and tools are kept from one run to the next.
@@ -239,9 +264,18 @@ pub fn workspace(folder: &Path) -> Result<PathBuf> {
     root.canonicalize().with_context(|| format!("finding {}", root.display()))
 }
 
+/// Whether a folder holds a driver of files that are copied to be built, and not a package of cargo.
+pub fn is_of_files(folder: &Path) -> bool {
+    python::is_driver(folder) || javascript::is_driver(folder)
+}
+
 /// Builds the driver of a folder, whichever language it is in.
 pub fn of_folder(folder: &Path) -> Result<Built> {
-    if python::is_driver(folder) { python::build(folder) } else { rust(folder) }
+    match folder {
+        folder if python::is_driver(folder) => python::build(folder),
+        folder if javascript::is_driver(folder) => javascript::build(folder),
+        folder => rust(folder),
+    }
 }
 
 /// Builds a driver into its own folder, as `sandgate build FOLDER` does, and gives its name.

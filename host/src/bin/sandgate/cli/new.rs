@@ -11,7 +11,7 @@ use sandgate::manifest::is_driver_name;
 use super::Outcome;
 use crate::contract;
 use crate::say::say;
-use crate::toolchain::python;
+use crate::toolchain::{javascript, python};
 
 /// Files by their paths in a driver's folder.
 type Files = &'static [(&'static str, &'static str)];
@@ -28,6 +28,22 @@ const PYTHON: Files = &[
     ("README.md", include_str!("template/python/README.md")),
     ("sandgate.py", python::SDK),
     (".gitignore", "__pycache__/\n*.wasm\n.sandgate-dev/\n"),
+];
+
+/// Those of one in JavaScript.
+const JAVASCRIPT: Files = &[
+    ("driver.js", include_str!("template/javascript/driver.js")),
+    ("README.md", include_str!("template/javascript/README.md")),
+    ("sandgate.ts", javascript::SDK),
+    (".gitignore", "node_modules/\n*.wasm\n.sandgate-dev/\n"),
+];
+
+/// Those of one in TypeScript.
+const TYPESCRIPT: Files = &[
+    ("driver.ts", include_str!("template/javascript/driver.ts")),
+    ("README.md", include_str!("template/javascript/README.md")),
+    ("sandgate.ts", javascript::SDK),
+    (".gitignore", "node_modules/\n*.wasm\n.sandgate-dev/\n"),
 ];
 
 /// Those of one in Rust; the contract stands beside the SDK, which reads it.
@@ -57,6 +73,24 @@ pub(super) enum Language {
     Rust,
     /// With the SDK in `sandgate.py`; needs Python 3.9 or later with pip.
     Python,
+    /// With the SDK in `sandgate.ts`; needs Node.js 20 or later with npm.
+    #[value(name = "javascript")]
+    JavaScript,
+    /// The same, with types.
+    #[value(name = "typescript")]
+    TypeScript,
+}
+
+impl Language {
+    /// As people write it.
+    fn name(self) -> &'static str {
+        match self {
+            Language::Rust => "Rust",
+            Language::Python => "Python",
+            Language::JavaScript => "JavaScript",
+            Language::TypeScript => "TypeScript",
+        }
+    }
 }
 
 /// Writes a driver into a new folder.
@@ -70,18 +104,20 @@ pub(super) fn run(path: &Path, language: Language, json: bool) -> Result<Outcome
     }
     let contract: Vec<(String, &str)> = match language {
         Language::Rust => contract::FILES.iter().map(|(name, text)| (format!("wit/{name}"), *text)).collect(),
-        Language::Python => Vec::new(),
+        Language::Python | Language::JavaScript | Language::TypeScript => Vec::new(),
     };
     let own = match language {
         Language::Rust => RUST,
         Language::Python => PYTHON,
+        Language::JavaScript => JAVASCRIPT,
+        Language::TypeScript => TYPESCRIPT,
     };
     let own = COMMON.iter().chain(own).map(|(name, text)| ((*name).to_owned(), *text));
     for (file, text) in own.chain(contract) {
         let file = path.join(file);
         let write = || -> std::io::Result<()> {
             std::fs::create_dir_all(file.parent().unwrap_or(path))?;
-            std::fs::write(&file, text.replace("DRIVER-NAME", &name))
+            std::fs::write(&file, text.replace("DRIVER-NAME", &name).replace("LANGUAGE", language.name()))
         };
         write().with_context(|| format!("writing {}", file.display()))?;
     }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Built, finish, read_manifest};
+use super::{Built, copy, finish, read_manifest};
 use crate::contract;
 use crate::say::tell;
 
@@ -32,10 +32,6 @@ componentize-py==0.25.1 \\
 /// The tool's command without the script that an environment would have.
 const RUN: &str = "import sys; sys.argv[0] = 'componentize-py'; from componentize_py import script; sys.exit(script())";
 
-/// What belongs to other tools, or to tests.
-const LEFT_OUT: [&str; 6] = ["tests", "test", "venv", "target", "node_modules", "__pycache__"];
-const MAX_DEPTH: usize = 8;
-
 /// Whether a folder holds a driver in Python.
 pub fn is_driver(folder: &Path) -> bool {
     folder.join(DRIVER).is_file()
@@ -47,7 +43,7 @@ pub fn build(folder: &Path) -> Result<Built> {
     let tool = install()?;
     let work = tempfile::tempdir().context("making a folder for the build")?;
     let (app, wit, raw) = (work.path().join("app"), work.path().join("wit"), work.path().join("raw.wasm"));
-    copy(folder, &app, 0)?;
+    copy(folder, &app, &[".py"])?;
     std::fs::write(app.join("app.py"), APP).context("writing the component's module")?;
     if !app.join(SDK_FILE).exists() {
         std::fs::write(app.join(SDK_FILE), SDK).context("writing the SDK")?;
@@ -97,19 +93,4 @@ fn install() -> Result<PathBuf> {
         Err(error) if !tool.is_dir() => Err(error).with_context(|| format!("moving {}", tool.display())),
         _ => Ok(tool),
     }
-}
-
-/// Copies the Python files of a folder and its folders.
-fn copy(from: &Path, to: &Path, depth: usize) -> Result<()> {
-    std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
-    for entry in std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
-        let entry = entry.with_context(|| format!("reading {}", from.display()))?;
-        let (path, Ok(name)) = (entry.path(), entry.file_name().into_string()) else { continue };
-        if path.is_dir() && depth < MAX_DEPTH && !name.starts_with('.') && !LEFT_OUT.contains(&name.as_str()) {
-            copy(&path, &to.join(&name), depth + 1)?;
-        } else if path.is_file() && name.ends_with(".py") {
-            std::fs::copy(&path, to.join(&name)).with_context(|| format!("copying {}", path.display()))?;
-        }
-    }
-    Ok(())
 }

@@ -93,16 +93,16 @@ fn rebuild(source: &Source, component: &Path) -> Result<Digest> {
     }
     tell!("building again, in another place");
     let place = tempfile::tempdir().context("making a folder for the second build")?;
-    let is_python = toolchain::python::is_driver(source.folder());
-    let root = if is_python { source.folder().to_owned() } else { toolchain::workspace(source.folder())? };
+    let is_of_files = toolchain::is_of_files(source.folder());
+    let root = if is_of_files { source.folder().to_owned() } else { toolchain::workspace(source.folder())? };
     let root = root.canonicalize().with_context(|| format!("finding {}", root.display()))?;
     let folder = source.folder().canonicalize().with_context(|| format!("finding {}", source.folder().display()))?;
     let within = folder.strip_prefix(&root).context("expected the driver within its workspace")?;
     let copy = place.path().join("copy");
     // Without what tools have made.
     copy_source(&root, &copy, &[root.join("target"), root.join(".git"), component.to_owned()])?;
-    let built = match is_python {
-        true => toolchain::python::build(&copy)?,
+    let built = match is_of_files {
+        true => toolchain::of_folder(&copy)?,
         false => toolchain::rust_into(&copy.join(within), Some(&copy.join("target")))?,
     };
     Ok(Digest::of(&built.bytes))
