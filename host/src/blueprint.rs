@@ -153,7 +153,7 @@ scheduler.add(1000, function() enapter.send_telemetry({ temperature = parser(mod
         let about: Json = serde_json::from_slice(inspection.files.get("blueprint.json").unwrap()).unwrap();
         assert_eq!(about["api"], "v1");
         assert_eq!(about["types"], json!({ "names": "texts" }));
-        assert_eq!(crate::manifest::component::code(&component), RUNTIME);
+        assert_eq!(*crate::manifest::component::code(&component), *RUNTIME);
     }
 
     #[test]

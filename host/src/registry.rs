@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::Metadata;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,6 +18,7 @@ use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::blueprint;
 use crate::files;
 use crate::manifest::Manifest;
 use crate::sandbox::{Digest, Driver, MAX_COMPONENT, Sandbox, inspect, read_component};
@@ -88,16 +91,33 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// That of a file, if it has not changed just now.
+    /// That of a file, or of a folder with scripts, if it has not changed just now.
     fn of(path: &Path) -> Option<Fingerprint> {
-        let data = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
-        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(data.ctime()).ok()?);
-        let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age > SETTLED);
-        is_settled.then(|| Fingerprint {
+        let data = path.metadata().ok()?;
+        if data.is_dir() {
+            return Fingerprint::of_folder(path, &data);
+        }
+        (data.is_file() && is_settled(&data)).then(|| Fingerprint {
             file: (data.dev(), data.ino(), data.size()),
             times: [(data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec())],
         })
     }
+
+    fn of_folder(folder: &Path, data: &Metadata) -> Option<Fingerprint> {
+        let mut all = DefaultHasher::new();
+        for file in blueprint::files(folder) {
+            let data = file.metadata().ok().filter(is_settled)?;
+            let times = [(data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec())];
+            (file, data.dev(), data.ino(), data.size(), times).hash(&mut all);
+        }
+        Some(Fingerprint { file: (data.dev(), data.ino(), all.finish()), times: [(0, 0); 2] })
+    }
+}
+
+/// Whether a file has not changed just now.
+fn is_settled(data: &Metadata) -> bool {
+    let changed = u64::try_from(data.ctime()).map(|time| SystemTime::UNIX_EPOCH + Duration::from_secs(time));
+    changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|age| age > SETTLED))
 }
 
 impl Registry {
@@ -139,10 +159,8 @@ impl Registry {
                 Some(bytes) => bytes,
                 None => self.read_anew(&path).await?,
             };
-            if !self.sandbox.is_compiled(&bytes).await {
-                progress.tell(Stage::Compiling);
-            }
-            let driver = self.sandbox.prepare(bytes.clone()).await?;
+            let compiles = || progress.tell(Stage::Compiling);
+            let driver = self.sandbox.prepare_telling(bytes.clone(), compiles).await?;
             ensure!(driver.digest == digest, "the file changed while it was read");
             self.keep_copy(digest, bytes).await;
             Ok::<_, anyhow::Error>(Arc::new(driver))

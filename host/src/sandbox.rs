@@ -28,6 +28,7 @@ mod timers;
 mod trap;
 mod wasi_sockets;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
@@ -228,44 +229,39 @@ impl Sandbox {
         self.prepare(bytes).await.with_context(|| format!("loading driver {}", path.display()))
     }
 
-    /// Whether a component can be prepared without compiling it.
-    pub async fn is_compiled(&self, bytes: &Bytes) -> bool {
-        let (bytes, runners) = (bytes.clone(), [self.small.cache.clone(), self.large.cache.clone()]);
-        let look = move || {
-            let digest = Digest::of(&component::code(&bytes));
-            runners.iter().flatten().any(|cache| cache.holds(&digest))
-        };
-        blocking(look).await.unwrap_or(false)
-    }
-
     /// Checks, compiles and links a component.
     pub async fn prepare(&self, bytes: Bytes) -> Result<Driver> {
+        self.prepare_telling(bytes, || {}).await
+    }
+
+    /// The same; tells when it has to compile.
+    pub async fn prepare_telling(&self, bytes: Bytes, compiles: impl FnOnce()) -> Result<Driver> {
         let look = move || {
             let mut inspection = inspect(&bytes)?;
             let manifest = inspection.manifest()?;
             let files = std::mem::take(&mut inspection.files);
-            Ok::<_, anyhow::Error>((
-                inspection,
-                manifest,
-                files,
-                Digest::of(&bytes),
-                Bytes::from(component::code(&bytes)),
-            ))
+            let code = match component::code(&bytes) {
+                Cow::Borrowed(code) => bytes.slice_ref(code),
+                Cow::Owned(code) => code.into(),
+            };
+            Ok::<_, anyhow::Error>((inspection, manifest, files, Digest::of(&bytes), Digest::of(&code), code))
         };
-        let (inspection, manifest, files, digest, code) = blocking(look).await??;
-        let (code, compile_time) = self.code(code).await?;
+        let (inspection, manifest, files, digest, code_digest, code) = blocking(look).await??;
+        let (code, compile_time) = self.code(code, code_digest, compiles).await?;
         let (manifest, files, shares) = (Arc::new(manifest), Arc::new(files), self.shares.clone());
         Ok(Driver { manifest, digest, inspection, compile_time, files, code, shares })
     }
 
     /// The linked code of a component, shared with others that run it.
-    async fn code(&self, bytes: Bytes) -> Result<(Arc<Code>, Duration)> {
-        let digest = Digest::of(&bytes);
+    async fn code(&self, bytes: Bytes, digest: Digest, compiles: impl FnOnce()) -> Result<(Arc<Code>, Duration)> {
         let known = || lock(&self.code).get(&digest).and_then(Weak::upgrade);
         if let Some(code) = known() {
             return Ok((code, Duration::ZERO));
         }
         let runner = self.runner(Kind::of(&bytes));
+        if !runner.cache.as_ref().is_some_and(|cache| cache.holds(&digest)) {
+            compiles();
+        }
         let (component, compile_time) = self.compile(runner, bytes, digest).await?;
         let linker = Arc::clone(&runner.linker);
         let (pre, indices) = blocking(move || link(&linker, &component)).await??;

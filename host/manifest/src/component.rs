@@ -1,6 +1,9 @@
 //! Looks into a component without compiling it: manifest, files, imports,
 //! exports, and whether it would cost the host more than a driver may.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use wasmparser::{BinaryReader, Encoding, Parser, Payload};
 
@@ -232,22 +235,33 @@ fn with_section(component: &[u8], name: &str, data: &[u8]) -> Vec<u8> {
 
 /// A component without the manifest and the files that were added to it: what
 /// drivers of one runtime have in common. Damaged bytes stay what they are.
-pub fn code(component: &[u8]) -> Vec<u8> {
+pub fn code(component: &[u8]) -> Cow<'_, [u8]> {
     const HEADER: usize = 8;
-    let mut code = component.get(..HEADER).unwrap_or(component).to_vec();
     let mut reader = BinaryReader::new(component.get(HEADER..).unwrap_or_default(), HEADER);
+    // What is kept: mostly one piece, as they were added at the end.
+    let mut kept: Vec<Range<usize>> = std::iter::once(0..HEADER.min(component.len())).collect();
     while !reader.eof() {
         let begin = reader.original_position();
         let is_kept = section_is_kept(&mut reader);
         let end = if is_kept.is_ok() { reader.original_position() } else { component.len() };
         if is_kept.unwrap_or(true) {
-            code.extend_from_slice(component.get(begin..end).unwrap_or_default());
+            match kept.last_mut() {
+                Some(last) if last.end == begin => last.end = end,
+                _ => kept.push(begin..end),
+            }
         }
         if end == component.len() {
             break;
         }
     }
-    code
+    let mut pieces = kept.into_iter().map(|piece| component.get(piece).unwrap_or_default());
+    match (pieces.next(), pieces.next()) {
+        (Some(only), None) => Cow::Borrowed(only),
+        (first, second) => {
+            let all = first.into_iter().chain(second).chain(pieces);
+            Cow::Owned(all.collect::<Vec<_>>().concat())
+        }
+    }
 }
 
 /// Reads one section; says whether it is one of the code.
@@ -338,11 +352,14 @@ mod tests {
         let mut files = Files::default();
         files.insert("main.lua".into(), b"return 1".to_vec()).unwrap();
         let driver = embed_files(&embed_manifest(&runtime, "display_name: x").unwrap(), &files);
-        assert_eq!(code(&driver), runtime);
+        assert!(matches!(code(&driver), Cow::Borrowed(code) if code == runtime));
+        // Another tool may add something behind them.
+        let behind = with_section(&driver, "producers", b"x");
+        assert_eq!(code(&behind), with_section(&runtime, "producers", b"x"));
         // What is damaged is told by whoever reads all of it.
         for end in 0..driver.len() {
             assert!(code(&driver[..end]).len() <= end);
         }
-        assert_eq!(code(&driver[..runtime.len() + 3]), driver[..runtime.len() + 3]);
+        assert_eq!(*code(&driver[..runtime.len() + 3]), driver[..runtime.len() + 3]);
     }
 }
