@@ -390,7 +390,7 @@ mod tests {
     fn a_gateway_gets_the_configuration_and_grants_for_all_that_is_given() {
         let playground = playground();
         let expected = json!({"configuration": {"c": {"ms": 5}},
-            "grants": {"http": ["10.0.0.5:80"], "modbus": {"line": "line"}}});
+            "grants": {"http": ["10.0.0.5:80"], "modbus": {"line": {"bus": "line", "units": ["0-255"]}}}});
         assert_eq!(Json::Object(playground.settings()), expected);
         assert_eq!(playground.play("configure: { configuration: { c: { ms: 7 } } }"), Ok(vec![Deed::Configure]));
         assert_eq!(playground.settings()["configuration"], json!({"c": {"ms": 7}}));
