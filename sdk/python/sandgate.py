@@ -49,7 +49,7 @@ from wit_world.imports import types as _types
 
 __all__ = [
     "Alert", "Busy", "Driver", "Error", "Failed", "InvalidArgument", "TimedOut", "Unreachable", "Unsupported",
-    "alerts", "alerts_unknown", "after", "cancel", "command", "command_log", "every", "files", "http", "log", "modbus",
+    "DeviceException", "NotGranted", "alerts", "alerts_unknown", "after", "cancel", "command", "command_log", "every", "files", "http", "log", "modbus",
     "net", "publish", "send", "storage",
 ]
 

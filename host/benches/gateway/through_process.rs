@@ -225,14 +225,14 @@ pub fn run(folder: &Path) -> Process {
     Process(command.spawn().unwrap())
 }
 
-pub struct Usage {
-    pub memory: u64,
+struct Usage {
+    memory: u64,
     maps: usize,
     processor: Duration,
 }
 
 impl Usage {
-    pub fn of(process: &Child) -> Usage {
+    fn of(process: &Child) -> Usage {
         let folder = Path::new("/proc").join(process.id().to_string());
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
         let status = read("status");
