@@ -152,27 +152,32 @@ pub fn open(name: &str, bus: &config::Bus) -> BusLine {
     BusLine(Way::Task(line))
 }
 
-/// Modbus TCP by address: a line for each, shared by whoever opens it. It ends
-/// with its last handle. Clones are the same.
+/// Modbus TCP by address: a line for each, shared by whoever opens it. It stays a
+/// while after its last handle, so that it remembers who is silent. Clones are the same.
 #[derive(Clone, Default)]
-pub struct TcpLines(Arc<std::sync::Mutex<HashMap<SocketAddr, mpsc::WeakSender<Transaction>>>>);
+pub struct TcpLines(Arc<std::sync::Mutex<HashMap<SocketAddr, (mpsc::Sender<Transaction>, Instant)>>>);
 
 impl TcpLines {
     /// How long units may take when nobody says otherwise.
     const TIMEOUT: Duration = Duration::from_secs(1);
+    /// From so many on none stays that nobody has.
+    const MOST: usize = 1000;
 
     /// The line to an address; who asks has been allowed to reach it.
     pub fn open(&self, address: SocketAddr) -> BusLine {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = lines.get(&address).and_then(mpsc::WeakSender::upgrade) {
-            return BusLine(Way::Task(line));
+        if let Some((line, used)) = lines.get_mut(&address) {
+            *used = Instant::now();
+            return BusLine(Way::Task(line.clone()));
         }
-        lines.retain(|_, line| line.strong_count() > 0);
+        let is_full = lines.len() >= TcpLines::MOST;
+        let stays = |used: &Instant| !is_full && used.elapsed() < LONGEST_QUARANTINE;
+        lines.retain(|_, (line, used)| line.strong_count() > 1 || stays(used));
         let line = Line::Tcp(address.ip().to_string(), address.port());
         let bus = Bus::new(&format!("tcp://{address}"), line, TcpLines::TIMEOUT, Duration::ZERO);
         let (line, inbox) = mpsc::channel(QUEUE);
         tokio::spawn(bus.run(inbox));
-        lines.insert(address, line.downgrade());
+        lines.insert(address, (line.clone(), Instant::now()));
         BusLine(Way::Task(line))
     }
 }

@@ -143,7 +143,7 @@ export abstract class Driver {
 function value(given: any): any {
   if (given === null || given === undefined) return { tag: "unknown" };
   if (typeof given === "boolean") return { tag: "boolean", val: given };
-  if (typeof given === "bigint") return { tag: "integer", val: Number(given) };
+  if (typeof given === "bigint") return value(Number(given));
   if (typeof given === "number") {
     if (!Number.isFinite(given)) return { tag: "unknown" };
     return { tag: Number.isSafeInteger(given) ? "integer" : "float", val: given };
@@ -300,12 +300,23 @@ function modbusProblem(problem: any): DriverError {
   }
 }
 
+/** A whole number of 0 to `most`; anything else would be sent as another one. */
+function within(given: number, most: number, what: string): number {
+  if (!Number.isInteger(given) || given < 0 || given > most) {
+    throw new DriverError(`expected ${what} of 0 to ${most}, found ${given}`, "invalid-argument");
+  }
+  return given;
+}
+
+const place = (address: number): number => within(address, 65535, "an address");
+const number = (count: number): number => within(count, 65535, "a count");
+
 /** A Modbus unit on a line, or at `tcp://HOST:PORT`. Addresses are those on the wire: from 0. */
 export class Unit {
   private unit: any;
 
   constructor(line: string, unit: number, options: { timeout?: number; pause?: number } = {}) {
-    this.unit = asked(() => modbusHost.Unit.open(line, unit), modbusProblem);
+    this.unit = asked(() => modbusHost.Unit.open(line, within(unit, 255, "a unit")), modbusProblem);
     if (options.timeout !== undefined) this.ask((it) => it.setTimeout(options.timeout! * 1000));
     if (options.pause !== undefined) this.ask((it) => it.setPause(options.pause! * 1000));
   }
@@ -315,20 +326,21 @@ export class Unit {
   }
 
   /** Reads holding registers (function 3). */
-  holding = (address: number, count = 1): Registers => new Registers(Array.from(this.ask((it) => it.readHoldingRegisters(address, count) as number[])));
+  holding = (address: number, count = 1): Registers => new Registers(Array.from(this.ask((it) => it.readHoldingRegisters(place(address), number(count)) as number[])));
   /** Reads input registers (function 4). */
-  input = (address: number, count = 1): Registers => new Registers(Array.from(this.ask((it) => it.readInputRegisters(address, count) as number[])));
+  input = (address: number, count = 1): Registers => new Registers(Array.from(this.ask((it) => it.readInputRegisters(place(address), number(count)) as number[])));
   /** Reads coils (function 1). */
-  coils = (address: number, count = 1): boolean[] => this.ask((it) => it.readCoils(address, count));
+  coils = (address: number, count = 1): boolean[] => this.ask((it) => it.readCoils(place(address), number(count)));
   /** Reads discrete inputs (function 2). */
-  discrete = (address: number, count = 1): boolean[] => this.ask((it) => it.readDiscreteInputs(address, count));
+  discrete = (address: number, count = 1): boolean[] => this.ask((it) => it.readDiscreteInputs(place(address), number(count)));
   /** Writes holding registers: one with function 6, several with function 16. */
   write(address: number, ...words: number[]): void {
-    this.ask((it) => (words.length === 1 ? it.writeRegister(address, words[0]) : it.writeRegisters(address, words)));
+    const given = words.map((word) => within(word, 65535, "a register"));
+    this.ask((it) => (given.length === 1 ? it.writeRegister(place(address), given[0]) : it.writeRegisters(place(address), given)));
   }
   /** Writes coils: one with function 5, several with function 15. */
   writeCoil(address: number, ...values: boolean[]): void {
-    this.ask((it) => (values.length === 1 ? it.writeCoil(address, values[0]) : it.writeCoils(address, values)));
+    this.ask((it) => (values.length === 1 ? it.writeCoil(place(address), values[0]) : it.writeCoils(place(address), values)));
   }
 }
 
@@ -478,13 +490,22 @@ export function use(Own: new () => Driver): { deviceDriver: object; migration: o
       }
     },
     stop(): void {
-      driver?.stop();
+      try {
+        driver?.stop();
+      } catch (error) {
+        log.error(`stop: ${told(error)}`);
+      }
     },
   };
   const migration = {
     snapshot(): Uint8Array {
-      const packed = driver?.snapshot();
-      return packed === undefined ? new Uint8Array() : encode(JSON.stringify(packed));
+      try {
+        const packed = driver?.snapshot();
+        return packed === undefined ? new Uint8Array() : encode(JSON.stringify(packed));
+      } catch (error) {
+        log.error(`snapshot: ${told(error)}`);
+        return new Uint8Array();
+      }
     },
     restore(state: ArrayLike<number>): void {
       restored = tried(() => JSON.parse(decode(state)));

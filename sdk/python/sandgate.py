@@ -139,7 +139,7 @@ def _value(value: Any) -> Any:
     if isinstance(value, bool):
         return _types.Value_Boolean(value)
     if isinstance(value, int):
-        return _types.Value_Integer(value)
+        return _types.Value_Integer(value) if -2**63 <= value < 2**63 else _types.Value_Float(float(value))
     if isinstance(value, float):
         return _types.Value_Float(value) if value == value and abs(value) != float("inf") else _types.Value_Unknown()
     if isinstance(value, str):
@@ -259,6 +259,7 @@ def after(seconds: float, job: Callable[[], None]) -> int:
 def cancel(timer: int) -> None:
     """Forgets a timer."""
     _jobs.pop(timer, None)
+    _once.discard(timer)
     _timers.cancel(timer)
 
 
@@ -373,6 +374,13 @@ def _modbus_error(problem: Any) -> Error:
     return Failed(problem.value)
 
 
+def _within(value: Any, most: int, what: str) -> int:
+    """A whole number of 0 to `most`; anything else would end the driver."""
+    if not isinstance(value, int) or not 0 <= value <= most:
+        raise InvalidArgument(f"expected {what} of 0 to {most}, found {value!r}")
+    return value
+
+
 class modbus:
     """Modbus lines that the gateway owns."""
 
@@ -380,7 +388,8 @@ class modbus:
         """A unit on a line, or at `tcp://HOST:PORT`. Addresses are those on the wire: from 0."""
 
         def __init__(self, line: str, unit: int, timeout: Optional[float] = None, pause: float = 0.0) -> None:
-            self._unit = self._call(lambda: _modbus.Unit.open(line, unit))
+            number = _within(unit, 255, "a unit")
+            self._unit = self._call(lambda: _modbus.Unit.open(line, number))
             if timeout is not None:
                 self._call(lambda: self._unit.set_timeout(timeout * 1000.0))
             if pause:
@@ -393,35 +402,40 @@ class modbus:
             except Err as error:
                 raise _modbus_error(error.value) from None
 
+        def _ask(self, method: str, address: int, given: Any) -> Any:
+            place = _within(address, 65535, "an address")
+            return self._call(lambda: getattr(self._unit, method)(place, given))
+
         def holding(self, address: int, count: int = 1) -> Registers:
             """Reads holding registers (function 3)."""
-            return Registers(self._call(lambda: self._unit.read_holding_registers(address, count)))
+            return Registers(self._ask("read_holding_registers", address, _within(count, 65535, "a count")))
 
         def input(self, address: int, count: int = 1) -> Registers:
             """Reads input registers (function 4)."""
-            return Registers(self._call(lambda: self._unit.read_input_registers(address, count)))
+            return Registers(self._ask("read_input_registers", address, _within(count, 65535, "a count")))
 
         def coils(self, address: int, count: int = 1) -> list[bool]:
             """Reads coils (function 1)."""
-            return self._call(lambda: self._unit.read_coils(address, count))
+            return self._ask("read_coils", address, _within(count, 65535, "a count"))
 
         def discrete(self, address: int, count: int = 1) -> list[bool]:
             """Reads discrete inputs (function 2)."""
-            return self._call(lambda: self._unit.read_discrete_inputs(address, count))
+            return self._ask("read_discrete_inputs", address, _within(count, 65535, "a count"))
 
         def write(self, address: int, *words: int) -> None:
             """Writes holding registers: one with function 6, several with function 16."""
-            if len(words) == 1:
-                self._call(lambda: self._unit.write_register(address, words[0]))
+            given = [_within(word, 65535, "a register") for word in words]
+            if len(given) == 1:
+                self._ask("write_register", address, given[0])
             else:
-                self._call(lambda: self._unit.write_registers(address, list(words)))
+                self._ask("write_registers", address, given)
 
         def write_coil(self, address: int, *values: bool) -> None:
             """Writes coils: one with function 5, several with function 15."""
             if len(values) == 1:
-                self._call(lambda: self._unit.write_coil(address, values[0]))
+                self._ask("write_coil", address, bool(values[0]))
             else:
-                self._call(lambda: self._unit.write_coils(address, list(values)))
+                self._ask("write_coils", address, [bool(value) for value in values])
 
 
 # HTTP and TCP.
@@ -620,16 +634,23 @@ class DeviceDriver(exports.DeviceDriver):
             raise Err(_told(error)) from None
 
     def stop(self) -> None:
-        if _driver is not None:
-            _driver.stop()
+        try:
+            if _driver is not None:
+                _driver.stop()
+        except Exception as error:
+            log.error(f"stop: {_told(error)}")
 
 
 class Migration(exports.Migration):
     """The exports `migration`."""
 
     def snapshot(self) -> bytes:
-        packed = None if _driver is None else _driver.snapshot()
-        return b"" if packed is None else json.dumps(packed).encode()
+        try:
+            packed = None if _driver is None else _driver.snapshot()
+            return b"" if packed is None else json.dumps(packed).encode()
+        except Exception as error:
+            log.error(f"snapshot: {_told(error)}")
+            return b""
 
     def restore(self, state: bytes) -> None:
         global _restored

@@ -49,6 +49,8 @@ enum UnitLine {
 
 /// How Modbus TCP by address is written.
 const TCP: &str = "tcp://";
+/// How long a name server may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a simulated unit may take.
 const SIMULATED_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -118,10 +120,14 @@ impl State {
                 }
                 Err(error) => Err(error),
             },
-            None => self.tcp.resolve(&host, port, &self.lookups).await.and_then(|addresses| {
-                let first = addresses.first().ok_or_else(|| AccessError::Unresolved(host.clone()))?;
-                Ok(self.tcp_lines.open(*first))
-            }),
+            None => {
+                let unresolved = || AccessError::Unresolved(host.clone());
+                let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.tcp.resolve(&host, port, &self.lookups)).await;
+                found.unwrap_or_else(|_| Err(unresolved())).and_then(|addresses| {
+                    let first = addresses.first().ok_or_else(unresolved)?;
+                    Ok(self.tcp_lines.open(*first))
+                })
+            }
         };
         let line = match line {
             Ok(line) => line.of(&self.outlet.device),

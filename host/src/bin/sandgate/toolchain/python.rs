@@ -44,16 +44,23 @@ pub fn build(folder: &Path) -> Result<Built> {
     let work = tempfile::tempdir().context("making a folder for the build")?;
     let (app, wit, raw) = (work.path().join("app"), work.path().join("wit"), work.path().join("raw.wasm"));
     copy(folder, &app, &[".py"])?;
-    std::fs::write(app.join("app.py"), APP).context("writing the component's module")?;
+    std::fs::write(app.join("sandgate_app.py"), APP).context("writing the component's module")?;
     if !app.join(SDK_FILE).exists() {
         std::fs::write(app.join(SDK_FILE), SDK).context("writing the SDK")?;
     }
     contract::write(&wit)?;
     tell!("building {}: this takes some 10 s", manifest.label());
     let mut python = python();
-    python.args(["-c", RUN, "--wit-path"]).arg(&wit).args(["--world", WORLD, "componentize", "app", "--python-path"]);
+    python.args(["-c", RUN, "--wit-path"]).arg(&wit).args([
+        "--world",
+        WORLD,
+        "componentize",
+        "sandgate_app",
+        "--python-path",
+    ]);
     python.arg(&app).arg("--output").arg(&raw).env("PYTHONPATH", tool);
-    let output = python.stdin(Stdio::null()).output().context("starting python3")?;
+    // Modules of the folder where it is started would come before the tool's own.
+    let output = python.current_dir(work.path()).stdin(Stdio::null()).output().context("starting python3")?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).replace(&format!("{}/", app.display()), "");
@@ -83,6 +90,7 @@ fn install() -> Result<PathBuf> {
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
     pip.args(["--only-binary=:all:", "--require-hashes", "--target"]).arg(&installed).arg("-r").arg(&requirement);
     // In a folder of its own it harms no system.
+    pip.current_dir(part.path());
     let status = pip.env("PIP_ROOT_USER_ACTION", "ignore").stdin(Stdio::null()).status();
     let status = status.context("starting python3; drivers in Python need Python 3.9 or later with pip")?;
     if !status.success() {
