@@ -155,7 +155,10 @@ pub fn open(name: &str, bus: &config::Bus) -> BusLine {
 /// Modbus TCP by address: a line for each, shared by whoever opens it. It stays a
 /// while after its last handle, so that it remembers who is silent. Clones are the same.
 #[derive(Clone, Default)]
-pub struct TcpLines(Arc<std::sync::Mutex<HashMap<SocketAddr, (mpsc::Sender<Transaction>, Instant)>>>);
+pub struct TcpLines(Arc<std::sync::Mutex<HashMap<SocketAddr, Opened>>>);
+
+/// A line to an address, and when it was opened last.
+type Opened = (mpsc::Sender<Transaction>, Instant);
 
 impl TcpLines {
     /// How long units may take when nobody says otherwise.
