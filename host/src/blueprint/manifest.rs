@@ -154,7 +154,10 @@ pub fn convert(mut tree: Tree, source: &Source, scan: &Scan, (name, own): (&str,
     changes.push("runtime: embedded, as the gateway runs the scripts and not the cloud's module".into());
     let mut mend = Mend { changes: &mut changes };
     for section in ["telemetry", "properties"] {
-        mend.entries(&mut tree, section, |mend, place, entry| mend.field(place, entry));
+        mend.entries(&mut tree, section, |mend, place, entry| {
+            mend.field(place, entry);
+            mend.texts(place, entry, scan);
+        });
     }
     mend.entries(&mut tree, "alerts", |mend, place, entry| mend.only(place, entry, ALERT));
     mend.entries(&mut tree, "commands", |mend, place, entry| mend.command(place, entry));
@@ -246,6 +249,30 @@ impl Mend<'_> {
     fn field(&mut self, place: &str, entry: &mut Tree) {
         self.only(place, entry, FIELD);
         self.colors(place, entry);
+    }
+
+    /// A text that the scripts send belongs to the enum: a gateway sends no other.
+    fn texts(&mut self, place: &str, entry: &mut Tree, scan: &Scan) {
+        if entry.get("type").and_then(Json::as_str) != Some("string") {
+            return;
+        }
+        let name = place.rsplit('.').next().unwrap_or_default();
+        for text in scan.texts_of(name) {
+            let is_new = match entry.get_mut("enum") {
+                Some(Json::Array(items)) if !items.iter().any(|item| item == text) => {
+                    items.push(text.as_str().into());
+                    true
+                }
+                Some(Json::Object(items)) if !items.contains_key(text) => {
+                    items.insert(text.clone(), json!({ "display_name": text }));
+                    true
+                }
+                _ => false,
+            };
+            if is_new {
+                self.changes.push(format!("{place}.enum: {text:?} added, which the scripts send"));
+            }
+        }
     }
 
     /// Colors have names in `device/3.0`.

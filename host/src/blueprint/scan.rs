@@ -19,6 +19,9 @@ const LIBRARIES: [&str; 11] = [
     "net.url",
 ];
 
+/// What only other implementations of Lua have: scripts look which one runs them.
+const OF_OTHERS: [&str; 4] = ["bit", "bit32", "ffi", "jit"];
+
 /// Modules of the API that this gateway has nothing for, with what that is.
 const NOT_HERE: [(&str, &str); 13] = [
     ("ai4", "analog inputs"),
@@ -44,6 +47,10 @@ const FOLDERS: [&str; 5] = ["", "src/", "lua/", "lua_modules/", "lua_modules/sha
 pub struct Scan {
     /// Calls such as `http.get`: modules and their functions.
     calls: BTreeMap<String, BTreeSet<String>>,
+    /// Texts that fields of a table are set to, by the field.
+    texts: BTreeMap<String, BTreeSet<String>>,
+    /// Libraries of the runtime that are required.
+    libraries: BTreeSet<String>,
     /// Modules that are nowhere, with the place that asks for them.
     unknown: Vec<(String, String)>,
 }
@@ -62,10 +69,12 @@ impl Scan {
                 let found = candidates(&required.name, &folder).find(|path| sources.has(path));
                 match found {
                     Some(found) if seen.insert(found.clone()) => waiting.push(found),
-                    None if !LIBRARIES.contains(&required.name.as_str()) && !required.is_tried => {
-                        scan.unknown.push((format!("{path}:{}", required.line), required.name));
+                    Some(_) => {}
+                    None if LIBRARIES.contains(&required.name.as_str()) => {
+                        scan.libraries.insert(required.name);
                     }
-                    _ => {}
+                    None if required.is_tried || OF_OTHERS.contains(&required.name.as_str()) => {}
+                    None => scan.unknown.push((format!("{path}:{}", required.line), required.name)),
                 }
             }
         }
@@ -78,6 +87,7 @@ impl Scan {
         for (place, word) in words.iter().enumerate() {
             let after = |distance: usize| words.get(place + distance).map(|word| &word.kind);
             let before = place.checked_sub(1).and_then(|place| words.get(place)).map(|word| &word.kind);
+            self.note_text(words, place);
             let Kind::Name(name) = &word.kind else { continue };
             if matches!(before, Some(Kind::Sign('.' | ':'))) {
                 continue;
@@ -97,6 +107,24 @@ impl Scan {
             }
         }
         required
+    }
+
+    /// Notes `field = 'text'` and `['field'] = 'text'`.
+    fn note_text(&mut self, words: &[Word], place: usize) {
+        let kind = |distance: usize| words.get(place + distance).map(|word| &word.kind);
+        let (field, after) = match (kind(0), kind(1), kind(2)) {
+            (Some(Kind::Name(field)), ..) => (field, 1),
+            (Some(Kind::Sign('[')), Some(Kind::Text(field)), Some(Kind::Sign(']'))) => (field, 3),
+            _ => return,
+        };
+        if let (Some(Kind::Sign('=')), Some(Kind::Text(text))) = (kind(after), kind(after + 1)) {
+            self.texts.entry(field.clone()).or_default().insert(text.clone());
+        }
+    }
+
+    /// Texts that a field is set to.
+    pub fn texts_of(&self, field: &str) -> impl Iterator<Item = &String> {
+        self.texts.get(field).into_iter().flatten()
     }
 
     fn calls(&self, module: &str, function: &str) -> bool {
@@ -119,7 +147,8 @@ impl Scan {
     }
 
     fn is_of_a_line(&self) -> bool {
-        self.calls("modbus", "read_holdings") || self.calls("modbus", "read_inputs")
+        let own = self.calls("modbus", "read_holdings") || self.calls("modbus", "read_inputs");
+        own || self.libraries.contains("enapter.ucm.qmodbus")
     }
 
     /// Whether the user's configuration says if it is a line or an address.
@@ -129,7 +158,8 @@ impl Scan {
 
     /// Whether Modbus TCP is asked for.
     pub fn wants_tcp(&self) -> bool {
-        self.is_of_either_way() || self.calls("modbustcp", "new")
+        let by_library = self.libraries.contains("enapter.sma.modbustcp");
+        by_library || self.is_of_either_way() || self.calls("modbustcp", "new")
     }
 
     /// Whether HTTP is asked for.
@@ -252,6 +282,17 @@ mod tests {
         scan.look(&words(script));
         assert_eq!(scan.calls.keys().collect::<Vec<_>>(), ["http", "x"]);
         assert!(scan.calls("http", "post") && !scan.calls("http", "get"));
+    }
+
+    #[test]
+    fn libraries_ask_for_what_they_need_and_texts_of_fields_are_found() {
+        let script = "local sma = require('enapter.sma.modbustcp')\nif jit then require('bit') end\n\
+                      t = { status = 'ok' }; t.status = 'error'; t['mode'] = \"x\"; if status == 'no' then end";
+        let sources: Sources = [("main.lua".to_owned(), script.as_bytes().to_vec())].into_iter().collect();
+        let scan = Scan::of(&sources, "main.lua");
+        assert!(scan.wants_tcp() && scan.missing().is_empty(), "{:?}", scan.missing());
+        assert_eq!(scan.texts_of("status").collect::<Vec<_>>(), ["error", "ok"]);
+        assert_eq!(scan.texts_of("mode").collect::<Vec<_>>(), ["x"]);
     }
 
     #[test]

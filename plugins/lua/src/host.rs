@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -149,30 +150,27 @@ fn kept(lua: &Lua, host: &Table) -> mlua::Result<()> {
 
 /// Devices: Modbus and HTTP.
 fn field(lua: &Lua, host: &Table, deadline: &Deadline) -> mlua::Result<()> {
+    type Transaction = (String, String, LuaValue, LuaValue, LuaValue, f64);
     let units = Units::default();
-    let own = deadline.clone();
-    type Transaction = (String, String, i64, i64, LuaValue, f64);
-    let modbus = move |lua: &Lua, (line, operation, unit, register, given, timeout): Transaction| {
-        let longest = own.longest_turn().unwrap_or(1.0);
-        let place = Place { line, unit, register };
-        let read = operation.starts_with("read_");
-        let result = transact(&units, &place, &operation, &given, timeout.clamp(1.0, longest));
-        let words = match result {
-            Ok(words) => words,
-            // A read has a value before its failure.
-            Err(failure) if read => return Ok(answer(Err(failure))),
-            Err(Failure(kind, text)) => return Ok((LuaValue::String(lua.create_string(kind)?), None, Some(text))),
-        };
-        if !read {
-            return Ok((LuaValue::Nil, None, None));
-        }
-        let table = lua.create_table_with_capacity(words.len(), 0)?;
-        for (place, word) in words.into_iter().enumerate() {
-            table.raw_set(place + 1, word)?;
-        }
-        Ok(answer(Ok(LuaValue::Table(table))))
+    let (open, own) = (Rc::clone(&units), deadline.clone());
+    let read = move |lua: &Lua, (line, operation, unit, register, count, timeout): Transaction| {
+        let place = Place { line: &line, unit: &unit, register: &register, timeout: patience(timeout, &own) };
+        let words = place.read(&open, &operation, &count).map(|words| {
+            let table = lua.create_sequence_from(words)?;
+            Ok::<_, mlua::Error>(LuaValue::Table(table))
+        });
+        Ok(match words {
+            Ok(table) => answer(Ok(table?)),
+            Err(failure) => answer(Err(failure)),
+        })
     };
-    host.set("modbus", lua.create_function(modbus)?)?;
+    host.set("modbus_read", lua.create_function(read)?)?;
+    let own = deadline.clone();
+    let write = move |_: &Lua, (line, operation, unit, register, values, timeout): Transaction| {
+        let place = Place { line: &line, unit: &unit, register: &register, timeout: patience(timeout, &own) };
+        Ok(status(place.write(&units, &operation, &values)))
+    };
+    host.set("modbus_write", lua.create_function(write)?)?;
     let own = deadline.clone();
     let fetch =
         move |lua: &Lua, (method, url, headers, body, timeout): (String, String, Vec<Table>, LuaString, f64)| {
@@ -211,12 +209,16 @@ fn told(error: HttpError) -> String {
 fn send(data: &Table, about: &About) -> mlua::Result<Outcome<()>> {
     const ALERTS: &str = "alerts";
     const DETAILS: &str = "alert_details";
-    let active: LuaValue = data.get(ALERTS)?;
-    if let LuaValue::Table(active) = &active {
+    let active = match data.get::<LuaValue>(ALERTS)? {
+        LuaValue::Table(active) => Some(active.sequence_values().collect::<mlua::Result<Vec<LuaValue>>>()?),
+        // Some scripts give the only one without a list.
+        only @ LuaValue::String(_) => Some(vec![only]),
+        _ => None,
+    };
+    if let Some(active) = active {
         let details: LuaValue = data.get(DETAILS)?;
         let mut alerts = Vec::new();
-        for id in active.sequence_values::<LuaValue>() {
-            let Some(id) = text_of(&id?) else { continue };
+        for id in active.iter().filter_map(text_of) {
             let details = details_of(&details, &id)?;
             alerts.push(Alert { id, details });
         }
@@ -266,60 +268,95 @@ fn level_of(severity: &str) -> Level {
     }
 }
 
-/// Where a transaction goes.
-struct Place {
-    line: String,
-    unit: i64,
-    register: i64,
+/// A time-out that the call has time for.
+fn patience(timeout: f64, deadline: &Deadline) -> f64 {
+    timeout.clamp(1.0, deadline.longest_turn().unwrap_or(1.0))
 }
 
-fn transact(units: &Units, place: &Place, operation: &str, given: &LuaValue, timeout: f64) -> Outcome<Vec<u16>> {
-    let invalid = |text: String| Failure("invalid_argument", text);
-    let unit =
-        u8::try_from(place.unit).map_err(|_| invalid(format!("expected a unit of 0 to 255, found {}", place.unit)))?;
-    let register = u16::try_from(place.register)
-        .map_err(|_| invalid(format!("expected a register of 0 to 65535, found {}", place.register)))?;
-    let mut units = units.borrow_mut();
-    let key = (place.line.clone(), unit);
-    if !units.contains_key(&key) {
-        units.insert(key.clone(), Unit::open(&place.line, unit).map_err(modbus_failure)?);
+/// Where a transaction goes, as a script says it.
+struct Place<'a> {
+    line: &'a str,
+    unit: &'a LuaValue,
+    register: &'a LuaValue,
+    timeout: f64,
+}
+
+impl Place<'_> {
+    fn read(&self, units: &Units, operation: &str, count: &LuaValue) -> Outcome<Vec<u16>> {
+        let count = within(count, "a count", 2000)?;
+        self.ask(units, |unit, register| {
+            let of_bits = |bits: Vec<bool>| bits.into_iter().map(u16::from).collect();
+            match operation {
+                "read_coils" => unit.read_coils(register, count).map(of_bits),
+                "read_discrete_inputs" => unit.read_discrete_inputs(register, count).map(of_bits),
+                "read_inputs" => unit.read_input_registers(register, count),
+                _ => unit.read_holding_registers(register, count),
+            }
+        })
     }
-    let Some(unit) = units.get(&key) else { return Ok(Vec::new()) };
-    unit.set_timeout(timeout).map_err(modbus_failure)?;
-    let count = || match given {
-        LuaValue::Integer(count) => {
-            u16::try_from(*count).map_err(|_| invalid(format!("expected a count of 1 to 2000, found {count}")))
-        }
-        other => Err(invalid(format!("expected a count, found a {}", other.type_name()))),
-    };
-    let words = || -> Outcome<Vec<u16>> {
-        let LuaValue::Table(table) = given else { return Err(invalid("expected values".into())) };
-        let values = table.sequence_values::<i64>();
-        values
-            .map(|value| {
-                let value = value.map_err(|error| invalid(error.to_string()))?;
-                // Negative numbers are meant as two's complement.
-                u16::try_from(value)
-                    .or_else(|_| i16::try_from(value).map(i16::cast_unsigned))
-                    .map_err(|_| invalid(format!("expected values of 16 bits, found {value}")))
-            })
-            .collect()
-    };
-    let bits = || words().map(|words| words.into_iter().map(|word| word != 0).collect::<Vec<bool>>());
-    let first = |words: Vec<u16>| words.first().copied().unwrap_or_default();
-    let of_bits = |bits: Vec<bool>| bits.into_iter().map(u16::from).collect();
-    let nothing = |()| Vec::new();
-    let result = match operation {
-        "read_coils" => unit.read_coils(register, count()?).map(of_bits),
-        "read_discrete_inputs" => unit.read_discrete_inputs(register, count()?).map(of_bits),
-        "read_holdings" => unit.read_holding_registers(register, count()?),
-        "read_inputs" => unit.read_input_registers(register, count()?),
-        "write_coil" => unit.write_coil(register, first(words()?) != 0).map(nothing),
-        "write_holding" => unit.write_register(register, first(words()?)).map(nothing),
-        "write_coils" => unit.write_coils(register, &bits()?).map(nothing),
-        _ => unit.write_registers(register, &words()?).map(nothing),
-    };
-    result.map_err(modbus_failure)
+
+    fn write(&self, units: &Units, operation: &str, values: &LuaValue) -> Outcome<()> {
+        let LuaValue::Table(values) = values else {
+            return Err(invalid(format!("expected values, found {}", values.type_name())));
+        };
+        // Of one value that is nil the table is empty.
+        let values: Vec<LuaValue> =
+            (1..=values.raw_len().max(1)).map(|place| values.raw_get(place).unwrap_or(LuaValue::Nil)).collect();
+        let words = values.iter().map(word).collect::<Outcome<Vec<u16>>>()?;
+        let first = words.first().copied().unwrap_or_default();
+        let bits: Vec<bool> = words.iter().map(|word| *word != 0).collect();
+        self.ask(units, |unit, register| match operation {
+            "write_coil" => unit.write_coil(register, first != 0),
+            "write_holding" => unit.write_register(register, first),
+            "write_coils" => unit.write_coils(register, &bits),
+            _ => unit.write_registers(register, &words),
+        })
+    }
+
+    /// Asks the unit, which is opened once.
+    fn ask<T>(&self, units: &Units, ask: impl FnOnce(&Unit, u16) -> Result<T, ModbusError>) -> Outcome<T> {
+        let number = u8::try_from(within(self.unit, "a unit", 255)?).unwrap_or(u8::MAX);
+        let register = within(self.register, "a register", u16::MAX)?;
+        let mut units = units.borrow_mut();
+        let unit = match units.entry((self.line.to_owned(), number)) {
+            Entry::Occupied(unit) => unit.into_mut(),
+            Entry::Vacant(place) => place.insert(Unit::open(self.line, number).map_err(modbus_failure)?),
+        };
+        unit.set_timeout(self.timeout).map_err(modbus_failure)?;
+        ask(unit, register).map_err(modbus_failure)
+    }
+}
+
+fn invalid(text: String) -> Failure {
+    Failure("invalid_argument", text)
+}
+
+/// A number without its fraction, whichever way a script has it.
+#[allow(clippy::cast_possible_truncation)]
+fn whole(value: &LuaValue) -> Option<i64> {
+    match value {
+        LuaValue::Integer(number) => Some(*number),
+        LuaValue::Number(number) if number.is_finite() => Some(number.floor() as i64),
+        LuaValue::Boolean(value) => Some(i64::from(*value)),
+        LuaValue::String(_) => text_of(value)?.trim().parse::<f64>().ok().map(|number| number.floor() as i64),
+        _ => None,
+    }
+}
+
+fn within(value: &LuaValue, what: &str, most: u16) -> Outcome<u16> {
+    let number = whole(value).and_then(|number| u16::try_from(number).ok()).filter(|number| *number <= most);
+    number.ok_or_else(|| {
+        let found = text_of(value).unwrap_or_else(|| value.type_name().to_owned());
+        invalid(format!("expected {what} of 0 to {most}, found {found}"))
+    })
+}
+
+/// A register; negative numbers are meant as two's complement.
+fn word(value: &LuaValue) -> Outcome<u16> {
+    match whole(value).map(i16::try_from) {
+        Some(Ok(number)) if number < 0 => Ok(number.cast_unsigned()),
+        _ => within(value, "a value", u16::MAX),
+    }
 }
 
 fn modbus_failure(error: ModbusError) -> Failure {
@@ -328,8 +365,8 @@ fn modbus_failure(error: ModbusError) -> Failure {
         ModbusError::TimedOut => Failure("timeout", "timeout".into()),
         ModbusError::DeviceException(code) => Failure("exception", format!("modbus exception {code}")),
         ModbusError::InvalidResponse(text) => Failure("invalid_response", text),
-        ModbusError::Unavailable(text) => Failure("not_ready", text),
-        ModbusError::Busy => Failure("busy", "the line is busy".into()),
+        ModbusError::Unavailable(text) => Failure("no_connection", text),
+        ModbusError::Busy => Failure("not_ready", "the line is busy".into()),
         ModbusError::InvalidArgument(text) => Failure("invalid_argument", text),
     }
 }

@@ -303,6 +303,79 @@ mod tests {
     }
 
     #[test]
+    fn wrong_arguments_and_failed_writes_are_told_in_the_way_of_each_generation() {
+        let calls = "for _, write in ipairs({ { 300, 0, 1 }, { 3, 0, nil }, { 3, 0, 70000 }, { 3, 5, 1.9 }, { 3, 6, '7' }, { 3, 7, -1 } }) do
+                       tell(write_holding(write[1], write[2], write[3]))
+                     end
+                     tell(write_many(3, 8, { true, 2 }))
+                     tell(select(2, read(3, nil, 1)))";
+        let v1 = "function tell(it) enapter.log(tostring(it), true) end
+                  function write_holding(...) return modbus.write_holding(...) end
+                  function write_many(...) return modbus.write_multiple_holdings(...) end
+                  function read(...) return modbus.read_holdings(...) end\n";
+        let v3 = "local line = modbus.new('port://rs485')
+                  function tell(it) enapter.log(tostring(it)) end
+                  function write_holding(...) return line:write_holding(...) end
+                  function write_many(...) return line:write_multiple_holdings(...) end
+                  function read(...) return line:read_holdings(...) end\n";
+        let run = |api, given: &str| {
+            let main = format!("{given}scheduler.add(1, function() {calls} end)");
+            let (host, script) = begin(api, &[("main.lua", &main)]);
+            let unit = host.modbus("rs485", 3);
+            unit.holding(5, &[0; 5]);
+            script.timer(1).unwrap();
+            (host.log().into_iter().map(|(_, text)| text).collect::<Vec<_>>(), unit.writes())
+        };
+        let written = [(5, vec![1]), (6, vec![7]), (7, vec![65535]), (8, vec![1, 2])];
+        let (told, writes) = run(Api::V1, v1);
+        assert_eq!(told, ["2", "2", "2", "0", "0", "0", "0", "2"]);
+        assert_eq!(writes, written);
+        let (told, writes) = run(Api::V3, v3);
+        assert_eq!(told[0], "expected a unit of 0 to 255, found 300");
+        assert_eq!(
+            told[1..4],
+            ["expected a value of 0 to 65535, found nil", "expected a value of 0 to 65535, found 70000", "nil"]
+        );
+        assert_eq!(told[7], "expected a register of 0 to 65535, found nil");
+        assert_eq!(writes, written);
+    }
+
+    #[test]
+    fn a_device_that_refuses_is_told_for_writes_as_for_reads() {
+        let (host, script) = begin(
+            Api::V3,
+            &[(
+                "main.lua",
+                "line = modbus.new('port://rs485')
+            enapter.register_command_handler('set', function(ctx)
+              local err = line:write_holding(3, 0, 1)
+              if err then ctx.error(err) end
+            end)
+            enapter.register_command_handler('alert', function() enapter.send_telemetry({ alerts = 'silent' }) end)",
+            )],
+        );
+        host.modbus("rs485", 3).fail(Some(ModbusError::DeviceException(4)));
+        assert_eq!(run(&script, "set", json!({})), Err(CommandError::Failed("modbus exception 4".into())));
+        run(&script, "alert", json!({})).unwrap();
+        assert_eq!(host.alerts().unwrap()[0].id, "silent");
+    }
+
+    #[test]
+    fn parts_of_other_libraries_are_there() {
+        let (host, _) = begin(
+            Api::V1,
+            &[(
+                "main.lua",
+                "local url = require('net.url').parse('http://a.b/c') / 'd'
+                 enapter.log(tostring(url:setQuery({ id = 'x y', a = 1 })))
+                 enapter.log(require('hashings.sha256'):new('abc'):hexdigest():lower():sub(1, 8))",
+            )],
+        );
+        let lines: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(lines, ["http://a.b/c/d?a=1&id=x+y", "ba7816bf"]);
+    }
+
+    #[test]
     fn configuration_by_commands_is_kept_in_storage() {
         let (host, script) = begin(
             Api::V1,

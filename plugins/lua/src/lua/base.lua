@@ -12,7 +12,7 @@ local CODES = {
   failed = 5,
   too_large = 6,
   rate_limited = 7,
-  busy = 8,
+  no_connection = 9,
   not_ready = 13,
   not_available = 14,
 }
@@ -73,8 +73,11 @@ function enapter.send_properties(data)
   return outcome.status(host.properties(data))
 end
 
+-- Some scripts leave the severity out and give the next argument in its place.
+local function level(severity) return type(severity) == 'string' and severity or 'info' end
+
 function enapter.log(text, severity, persist)
-  host.log(tostring(text), severity or 'info', persist == true)
+  host.log(tostring(text), level(severity), persist == true or severity == true)
 end
 
 function enapter.register_command_handler(name, handler)
@@ -114,7 +117,7 @@ local function context()
   end
   function ctx.log(...)
     local text, severity = given(...)
-    host.command_log(tostring(text), severity or 'info')
+    host.command_log(tostring(text), level(severity))
   end
   function ctx.error(...)
     local text = given(...)
@@ -138,7 +141,8 @@ function entry.command(name, arguments)
   local is_done, result = pcall(handler, context(), arguments)
   if is_done then return true, result end
   if getmetatable(result) == COMMAND_FAILED then return false, result.text end
-  return false, tostring(result)
+  -- Errors of the runtime's own functions come with their trace.
+  return false, (tostring(result):gsub('\nstack traceback:.*', ''))
 end
 
 function entry.begin()

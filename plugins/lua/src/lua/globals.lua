@@ -23,7 +23,7 @@ local function part(name, own)
 end
 
 local GLOBALS = {
-  http = whole('http'),
+  http = part('http', 'http'),
   inspect = whole('inspect'),
   json = whole('json'),
   modbus = part('modbus', 'modbus'),

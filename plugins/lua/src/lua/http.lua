@@ -175,4 +175,4 @@ function http.get(url) return plain:get(url) end
 function http.post(url, content_type, body) return plain:post(url, content_type, body) end
 function http.post_form(url, fields) return plain:post_form(url, fields) end
 
-return http
+return { http = http, form = form }

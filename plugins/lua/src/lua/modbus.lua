@@ -4,48 +4,20 @@ local host, about, outcome = ...
 
 local DEFAULT_TIMEOUT = 1000
 
--- A whole number, as the protocol wants it.
-local function whole(value, name)
-  local number = tonumber(value)
-  if number == nil then error('expected a number for ' .. name .. ', found ' .. type(value), 3) end
-  return math.floor(number)
-end
-
-local function transact(line, operation, unit, register, given, timeout)
-  outcome.in_time()
-  return host.modbus(
-    line,
-    operation,
-    whole(unit, 'the unit'),
-    whole(register, 'the register'),
-    given,
-    tonumber(timeout) or DEFAULT_TIMEOUT
-  )
-end
+local function patience(timeout) return tonumber(timeout) or DEFAULT_TIMEOUT end
 
 local function reader(operation)
   return function(line, unit, register, count, timeout)
-    return outcome.answer(transact(line, operation, unit, register, whole(count, 'the count'), timeout))
+    outcome.in_time()
+    return outcome.answer(host.modbus_read(line, operation, unit, register, count, patience(timeout)))
   end
 end
 
-local function writer(operation)
-  return function(line, unit, register, value, timeout)
-    if value == true then value = 1 end
-    if value == false then value = 0 end
-    return outcome.status(transact(line, operation, unit, register, { whole(value, 'the value') }, timeout))
-  end
-end
-
-local function many_writer(operation)
-  return function(line, unit, register, values, timeout)
-    local numbers = {}
-    for place, value in ipairs(values) do
-      if value == true then value = 1 end
-      if value == false then value = 0 end
-      numbers[place] = whole(value, 'a value')
-    end
-    return outcome.status(transact(line, operation, unit, register, numbers, timeout))
+local function writer(operation, is_of_many)
+  return function(line, unit, register, given, timeout)
+    outcome.in_time()
+    local values = is_of_many and given or { given }
+    return outcome.status(host.modbus_write(line, operation, unit, register, values, patience(timeout)))
   end
 end
 
@@ -56,8 +28,8 @@ local operations = {
   read_inputs = reader('read_inputs'),
   write_coil = writer('write_coil'),
   write_holding = writer('write_holding'),
-  write_multiple_coils = many_writer('write_coils'),
-  write_multiple_holdings = many_writer('write_holdings'),
+  write_multiple_coils = writer('write_coils', true),
+  write_multiple_holdings = writer('write_holdings', true),
 }
 
 local READS = { coils = 'read_coils', discrete_inputs = 'read_discrete_inputs', holdings = 'read_holdings', inputs = 'read_inputs' }
@@ -153,7 +125,12 @@ end
 
 -- A gateway's lines have names; the path and the settings of a port are the operator's.
 modules.modbusrtu = { err_to_str = outcome.err_to_str }
-function modules.modbusrtu.new() return setmetatable({ line = about.line }, Client) end
+function modules.modbusrtu.new(path)
+  if type(path) ~= 'string' or path == '' then
+    return nil, outcome.status('invalid_argument', 'expected the path of a port')
+  end
+  return setmetatable({ line = about.line }, Client)
+end
 
 modules.queries = {
   read = function(queries) return read_all(queries, function(name, ...) return operations[name](chosen, ...) end) end,

@@ -11,6 +11,13 @@ function Url.__div(self, part)
 end
 function Url:build() return tostring(self) end
 
+-- A table of fields, or a text.
+function Url:setQuery(query)
+  local text = type(query) == 'table' and host.module('http').form(query) or tostring(query)
+  self.rest = (text == '' and '' or '?' .. text) .. (self.rest:match('#.*$') or '')
+  return self
+end
+
 local function parse(text)
   local origin, path, rest = text:match('^(%a[%w+.-]*://[^/?#]*)([^?#]*)(.*)$')
   if origin == nil then origin, path, rest = '', text:match('^([^?#]*)(.*)$') end
