@@ -5,27 +5,27 @@
 //! quarantines units that do not answer a device, for that device, so that
 //! they do not slow the others down.
 
+mod line;
 mod schedule;
 mod simulated;
+mod tcp_lines;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_modbus::client::{Client, Context, rtu, tcp};
+use tokio_modbus::client::{Client, Context};
 use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{Request, Response};
-use tokio_serial::{DataBits, SerialPortBuilderExt, SerialStream, StopBits};
 
-use crate::config::{self, Parity};
+use crate::config;
 use crate::message::DeviceId;
+use line::Line;
 use schedule::{Next, Schedule, Wanted};
 pub use simulated::{Simulation, Units};
+pub use tcp_lines::TcpLines;
 
 /// How many transactions may wait for a line.
 const QUEUE: usize = 256;
@@ -40,6 +40,8 @@ const LONGEST_TIMEOUT: u32 = 5;
 /// How long a line that cannot be opened is left alone.
 const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// After so long without a transaction a connection that nobody has configured is closed.
+const IDLE: Duration = Duration::from_secs(60);
 /// Silent units of a device that are told of.
 const TOLD: usize = 10;
 
@@ -152,49 +154,10 @@ pub fn open(name: &str, bus: &config::Bus) -> BusLine {
     BusLine(Way::Task(line))
 }
 
-/// Modbus TCP by address: a line for each, shared by whoever opens it. It stays a
-/// while after its last handle, so that it remembers who is silent. Clones are the same.
-#[derive(Clone, Default)]
-pub struct TcpLines(Arc<std::sync::Mutex<HashMap<SocketAddr, Opened>>>);
-
-/// A line to an address, and when it was opened last.
-type Opened = (mpsc::Sender<Transaction>, Instant);
-
-impl TcpLines {
-    /// How long units may take when nobody says otherwise.
-    const TIMEOUT: Duration = Duration::from_secs(1);
-    /// From so many on none stays that nobody has.
-    const MOST: usize = 1000;
-
-    /// The line to an address; who asks has been allowed to reach it.
-    pub fn open(&self, address: SocketAddr) -> BusLine {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((line, used)) = lines.get_mut(&address) {
-            *used = Instant::now();
-            return BusLine(Way::Task(line.clone()));
-        }
-        let is_full = lines.len() >= TcpLines::MOST;
-        let stays = |used: &Instant| !is_full && used.elapsed() < LONGEST_QUARANTINE;
-        lines.retain(|_, (line, used)| line.strong_count() > 1 || stays(used));
-        let line = Line::Tcp(address.ip().to_string(), address.port());
-        let bus = Bus::new(&format!("tcp://{address}"), line, TcpLines::TIMEOUT, Duration::ZERO);
-        let (line, inbox) = mpsc::channel(QUEUE);
-        tokio::spawn(bus.run(inbox));
-        lines.insert(address, (line.clone(), Instant::now()));
-        BusLine(Way::Task(line))
-    }
-}
-
 /// The same for a line of one device with simulated units.
 pub fn open_simulated(name: &str, units: Arc<dyn Units>, timeout: Duration) -> BusLine {
     let bus = Bus::new(name, Line::Simulated(units), timeout, Duration::ZERO);
     BusLine(Way::Alone(Arc::new(Mutex::new(bus))))
-}
-
-enum Line {
-    Tcp(String, u16),
-    Rtu { port: PathBuf, baud_rate: u32, parity: Parity, stop_bits: u8 },
-    Simulated(Arc<dyn Units>),
 }
 
 struct Bus {
@@ -243,6 +206,9 @@ impl Bus {
             while let Ok(transaction) = inbox.try_recv() {
                 self.take(transaction);
             }
+            if self.idle_at().is_some_and(|time| time <= Instant::now()) {
+                self.connection = None;
+            }
             // The device may have been stopped, or have given up, while it waited.
             self.waiting.retain(|transaction| !transaction.answer.is_closed());
             let wanted: Vec<Wanted> = self.waiting.iter().map(|transaction| self.wanted(transaction)).collect();
@@ -254,7 +220,7 @@ impl Bus {
                     continue;
                 }
                 Next::At(time) => Some(time),
-                Next::Nothing => None,
+                Next::Nothing => self.idle_at(),
             };
             let wait = async move {
                 match wait {
@@ -270,6 +236,12 @@ impl Bus {
                 () = wait => {}
             }
         }
+    }
+
+    /// When the connection is to be closed if nothing comes.
+    fn idle_at(&self) -> Option<Instant> {
+        let is_by_address = matches!(self.line, Line::Addresses(_)) && self.connection.is_some();
+        self.last.filter(|_| is_by_address).map(|last| last + IDLE)
     }
 
     /// Lets a transaction wait, or refuses it when its unit is in quarantine.
@@ -428,72 +400,6 @@ impl Health {
     }
 }
 
-impl Line {
-    /// The line that a configuration means, how long its units may take, and
-    /// the pause between transactions.
-    fn of(bus: &config::Bus) -> (Line, Duration, Duration) {
-        match bus {
-            config::Bus::ModbusTcp(bus) => {
-                let (host, port) = bus.address.host_and_port().unwrap_or_default();
-                (Line::Tcp(host, port), bus.timeout.0, bus.gap.map_or(Duration::ZERO, |gap| gap.0))
-            }
-            config::Bus::ModbusRtu(bus) => {
-                let line = Line::Rtu {
-                    port: bus.port.clone(),
-                    baud_rate: bus.baud_rate,
-                    parity: bus.parity,
-                    stop_bits: bus.stop_bits,
-                };
-                (line, bus.timeout.0, bus.gap.map_or_else(|| silent_interval(bus.baud_rate), |gap| gap.0))
-            }
-        }
-    }
-
-    async fn connect(&self) -> std::io::Result<Context> {
-        match self {
-            Line::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                Ok(tcp::attach(stream))
-            }
-            Line::Simulated(units) => simulated::connect(units),
-            Line::Rtu { port, baud_rate, parity, stop_bits } => {
-                let parity = match parity {
-                    Parity::None => tokio_serial::Parity::None,
-                    Parity::Even => tokio_serial::Parity::Even,
-                    Parity::Odd => tokio_serial::Parity::Odd,
-                };
-                let stop_bits = if *stop_bits == 2 { StopBits::Two } else { StopBits::One };
-                let stream: SerialStream = tokio_serial::new(port.to_string_lossy(), *baud_rate)
-                    .data_bits(DataBits::Eight)
-                    .parity(parity)
-                    .stop_bits(stop_bits)
-                    .open_native_async()?;
-                Ok(rtu::attach(stream))
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for Line {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Line::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Line::Rtu { port, .. } => write!(f, "{}", port.display()),
-            Line::Simulated(_) => f.write_str("the simulated line"),
-        }
-    }
-}
-
-/// The silence between two frames: 3.5 characters of 11 bits, and 1.75 ms
-/// above 19200 bits a second (Modbus over serial line, 2.5.1.1).
-fn silent_interval(baud_rate: u32) -> Duration {
-    if baud_rate > 19_200 {
-        return Duration::from_micros(1750);
-    }
-    Duration::from_secs_f64(3.5 * 11.0 / f64::from(baud_rate.max(1)))
-}
-
 fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(longest)
 }
@@ -504,12 +410,6 @@ mod misbehaviour;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_silent_interval_follows_the_baud_rate() {
-        assert_eq!(silent_interval(9600).as_micros(), 4010);
-        assert_eq!(silent_interval(115_200).as_micros(), 1750);
-    }
 
     #[test]
     fn delays_double_up_to_the_longest() {

@@ -9,6 +9,7 @@
 mod check;
 mod expect;
 mod explore;
+mod fault;
 mod field;
 mod format;
 mod from_tape;

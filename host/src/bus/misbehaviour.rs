@@ -5,6 +5,8 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use tokio::net::TcpStream;
+
 use super::*;
 use crate::units::Span;
 

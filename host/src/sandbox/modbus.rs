@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_modbus::{Request, Response};
-use wasmtime::component::Resource;
+use wasmtime::component::{Resource, ResourceTable};
 
 use super::contract::sandgate::driver::modbus::ModbusError;
 use super::net::timeout;
@@ -45,6 +45,15 @@ enum UnitLine {
         found: Option<BusHandle>,
         _socket: Socket,
     },
+}
+
+/// Lets go of the lines of a driver that are shared by address.
+pub(super) fn close_all(table: &mut ResourceTable) {
+    for unit in table.iter_mut().filter_map(|entry| entry.downcast_mut::<Unit>()) {
+        if let UnitLine::Address { found, .. } = &mut unit.line {
+            *found = None;
+        }
+    }
 }
 
 /// How Modbus TCP by address is written.
@@ -121,12 +130,9 @@ impl State {
                 Err(error) => Err(error),
             },
             None => {
-                let unresolved = || AccessError::Unresolved(host.clone());
                 let found = tokio::time::timeout(LOOKUP_TIMEOUT, self.tcp.resolve(&host, port, &self.lookups)).await;
-                found.unwrap_or_else(|_| Err(unresolved())).and_then(|addresses| {
-                    let first = addresses.first().ok_or_else(unresolved)?;
-                    Ok(self.tcp_lines.open(*first))
-                })
+                let found = found.unwrap_or_else(|_| Err(AccessError::Unresolved(host.clone())));
+                found.map(|addresses| self.tcp_lines.open(addresses))
             }
         };
         let line = match line {

@@ -161,6 +161,7 @@ impl State {
     /// Closes all connections; the driver finds them closed.
     pub(super) fn close_connections(&mut self) {
         super::net::close_all(&mut self.table);
+        super::modbus::close_all(&mut self.table);
         self.close_wasi_sockets();
         self.http.close();
     }

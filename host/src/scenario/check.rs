@@ -1,7 +1,7 @@
 //! Whether a scenario can be played with a driver: all that it names is there.
 
 use super::Scenario;
-use super::field::Fault;
+use super::fault::Fault;
 use super::format::{ConfigureStep, Device, PlacedStep, Step, SwapStep, lay_over};
 use super::registers::hex;
 use crate::manifest::Manifest;

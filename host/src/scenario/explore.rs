@@ -14,7 +14,7 @@ use fastrand::Rng;
 use serde_json::json;
 
 use super::Scenario;
-use super::field::Fault;
+use super::fault::Fault;
 use super::format::{self, Device, PlacedStep, Step};
 use super::run::{Stage, in_paused_time};
 use super::story::Window;

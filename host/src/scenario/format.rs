@@ -13,7 +13,7 @@ use serde_saphyr::Spanned;
 
 use super::Scenario;
 use super::expect::{Expect, Pattern};
-use super::field::Fault;
+use super::fault::Fault;
 use super::registers::{Bits, Words};
 use crate::config::Limits;
 use crate::manifest::yaml;

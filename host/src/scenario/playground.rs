@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value as Json, json};
 
-use super::field::{Simulated, faults_of};
+use super::fault::faults_of;
+use super::field::Simulated;
 use super::format::{self, Given, PlacedStep, Step, lay_over};
 use super::story::Story;
 use super::{Captures, Scenario};
