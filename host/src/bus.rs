@@ -6,6 +6,7 @@
 //! they do not slow the others down.
 
 mod line;
+mod retry;
 mod schedule;
 mod simulated;
 mod tcp_lines;
@@ -20,9 +21,10 @@ use tokio_modbus::client::{Client, Context};
 use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{Request, Response};
 
-use crate::config;
+use crate::config::{ModbusRtu, ModbusTcp};
 use crate::message::DeviceId;
-use line::Line;
+use line::{Line, silent_interval};
+pub use retry::Retry;
 use schedule::{Next, Schedule, Wanted};
 pub use simulated::{Simulation, Units};
 pub use tcp_lines::TcpLines;
@@ -37,9 +39,6 @@ const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// Upper bound on a driver's timeout, as a multiple of the line's.
 const LONGEST_TIMEOUT: u32 = 5;
-/// How long a line that cannot be opened is left alone.
-const SHORTEST_RETRY: Duration = Duration::from_millis(500);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// After so long without a transaction a connection that nobody has configured is closed.
 const IDLE: Duration = Duration::from_secs(60);
 /// Silent units of a device that are told of.
@@ -145,10 +144,21 @@ impl BusHandle {
     }
 }
 
-/// Starts the task of a line.
-pub fn open(name: &str, bus: &config::Bus) -> BusLine {
-    let (line, timeout, gap) = Line::of(bus);
-    let bus = Bus::new(name, line, timeout, gap);
+/// Starts the task of a line to a Modbus TCP server or gateway.
+pub fn open_tcp(name: &str, bus: &ModbusTcp) -> BusLine {
+    let (host, port) = bus.address.host_and_port().unwrap_or_default();
+    start(Bus::new(name, Line::Tcp(host, port), bus.timeout.0, bus.gap.map_or(Duration::ZERO, |gap| gap.0)))
+}
+
+/// Starts the task of a Modbus RTU line on a serial port.
+pub fn open_rtu(name: &str, bus: &ModbusRtu) -> BusLine {
+    let gap = bus.gap.map_or_else(|| silent_interval(bus.baud_rate), |gap| gap.0);
+    let line =
+        Line::Rtu { port: bus.port.clone(), baud_rate: bus.baud_rate, parity: bus.parity, stop_bits: bus.stop_bits };
+    start(Bus::new(name, line, bus.timeout.0, gap))
+}
+
+fn start(bus: Bus) -> BusLine {
     let (line, inbox) = mpsc::channel(QUEUE);
     tokio::spawn(bus.run(inbox));
     BusLine(Way::Task(line))
@@ -167,8 +177,7 @@ struct Bus {
     gap: Duration,
     connection: Option<Context>,
     last: Option<Instant>,
-    failures: u32,
-    retry_at: Option<Instant>,
+    retry: Retry,
     /// How units behaved to devices that asked them.
     health: HashMap<(DeviceId, u8), Health>,
     schedule: Schedule,
@@ -193,8 +202,7 @@ impl Bus {
             gap,
             connection: None,
             last: None,
-            failures: 0,
-            retry_at: None,
+            retry: Retry::default(),
             health: HashMap::new(),
             schedule: Schedule::new(Instant::now()),
             waiting: Vec::new(),
@@ -339,16 +347,14 @@ impl Bus {
         if let Some(connection) = self.connection.take() {
             return Ok(Some(connection));
         }
-        if self.retry_at.is_some_and(|time| Instant::now() < time) {
+        if self.retry.rests() {
             return Ok(None);
         }
         match timeout(self.timeout.max(Duration::from_secs(1)), self.line.connect()).await {
             Ok(Ok(connection)) => {
-                if self.failures > 0 {
+                if self.retry.succeeded() {
                     tracing::info!(bus = self.name, "connected to {}", self.line);
                 }
-                self.failures = 0;
-                self.retry_at = None;
                 Ok(Some(connection))
             }
             failed => {
@@ -356,11 +362,9 @@ impl Bus {
                     Ok(Err(error)) => error.to_string(),
                     _ => "timed out".to_owned(),
                 };
-                if self.failures == 0 {
+                if self.retry.failed() {
                     tracing::warn!(bus = self.name, "cannot connect to {}: {problem}", self.line);
                 }
-                self.retry_at = Some(Instant::now() + doubled(SHORTEST_RETRY, self.failures, LONGEST_RETRY));
-                self.failures = self.failures.saturating_add(1);
                 Err(BusError::Unavailable(format!("cannot connect to {}: {problem}", self.line)))
             }
         }
@@ -413,8 +417,9 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_longest() {
-        let delays: Vec<_> =
-            (0..5).map(|times| doubled(SHORTEST_RETRY, times, Duration::from_secs(3)).as_millis()).collect();
+        let delays: Vec<_> = (0..5)
+            .map(|times| doubled(Duration::from_millis(500), times, Duration::from_secs(3)).as_millis())
+            .collect();
         assert_eq!(delays, [500, 1000, 2000, 3000, 3000]);
     }
 }

@@ -24,7 +24,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 pub use crate::units::{Delay, Rate, Secret, Share, Size, Source, Span};
-pub use bus::{Bus, ModbusRtu, ModbusTcp, Parity};
+pub use bus::{Bus, ModbusRtu, ModbusTcp, Parity, Serial};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use enapter::{EnapterSession, PropertiesTopic, TlsFiles};
@@ -37,7 +37,7 @@ pub use tapes::{Gate, GateMode, Gates, Tapes};
 
 use original::{keys_at, line_and_column};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, RequestKind};
 use crate::network::Target;
 
 /// All that an operator says.
@@ -185,11 +185,12 @@ impl Device {
     /// names the place.
     pub fn check(&self, manifest: &Manifest) -> Result<(), String> {
         let requests = &manifest.driver.requests;
-        if let Some(bus) = requests.needed_lines().find(|bus| !self.grants.modbus.contains_key(*bus)) {
-            let like = self.grants.modbus.keys().find(|name| !requests.covers_line(name));
-            let found = like.map_or(String::new(), |name| format!(", found grants.modbus.{name}"));
-            let text = format!("the driver requests the Modbus line {bus:?}; expected `grants.modbus.{bus}`{found}");
-            return Err(self.wrong(&["grants", "modbus"], &text));
+        if let Some((kind, line)) = requests.needed_lines().find(|(kind, line)| !self.grants.has_line(*kind, line)) {
+            let (key, noun) = (kind.key(), kind.noun());
+            let mut like = self.grants.lines().filter(|(own, name, _)| *own == kind && !requests.covers(kind, name));
+            let found = like.next().map_or(String::new(), |(_, name, _)| format!(", found grants.{key}.{name}"));
+            let text = format!("the driver requests the {noun} {line:?}; expected `grants.{key}.{line}`{found}");
+            return Err(self.wrong(&["grants", key], &text));
         }
         for (session, endpoint) in &self.endpoints {
             let (key, mut names) = endpoint.measurements();
@@ -239,6 +240,8 @@ pub enum LogLevel {
 pub struct Grants {
     /// The driver's bus name → a name under `[buses]`, and what may be done there.
     pub modbus: BTreeMap<String, ModbusGrant>,
+    /// The driver's name for a serial port → a name under `[buses]`.
+    pub serial: BTreeMap<String, String>,
     /// `host:port` for `net` and WASI sockets.
     pub tcp: Option<Vec<Target>>,
     /// `host:port` for `http`.
@@ -246,6 +249,17 @@ pub struct Grants {
 }
 
 impl Grants {
+    /// All lines: their kinds, the driver's names for them, the names under `[buses]`.
+    pub fn lines(&self) -> impl Iterator<Item = (RequestKind, &String, &String)> {
+        let modbus = self.modbus.iter().map(|(name, grant)| (RequestKind::Modbus, name, &grant.bus));
+        modbus.chain(self.serial.iter().map(|(name, bus)| (RequestKind::Serial, name, bus)))
+    }
+
+    /// Whether a line is granted under this name.
+    pub fn has_line(&self, kind: RequestKind, name: &str) -> bool {
+        self.lines().any(|(own, granted, _)| own == kind && granted == name)
+    }
+
     /// The patterns of addresses of a kind; none when nothing is said about it.
     pub fn targets(&self, key: &str) -> Option<&[Target]> {
         match key {

@@ -40,6 +40,10 @@ pub mod router;
 pub mod bus;
 pub mod storage;
 
+pub mod serial;
+
+pub mod lines;
+
 pub mod tape;
 
 pub mod blueprint;

@@ -18,6 +18,7 @@ mod metadata;
 mod modbus;
 mod net;
 pub mod replay;
+mod serial;
 mod shares;
 mod stacks;
 mod state;
@@ -45,7 +46,6 @@ pub use compiler::{Compiler, compile_worker};
 pub use instance::{CallError, FirmwareStep, Instance};
 pub use limits::{Limits, RateLimiter, TICK};
 pub use log::DeviceLog;
-pub use modbus::BusGrant;
 use sandgate_manifest::component::CONTRACT;
 pub use sandgate_manifest::component::{Inspection, embed_files, embed_manifest, inspect};
 pub use surroundings::Surroundings;
@@ -53,6 +53,7 @@ pub use surroundings::Surroundings;
 use crate::blueprint::Blueprint;
 use crate::bus::TcpLines;
 use crate::files;
+use crate::lines::Granted;
 use crate::manifest::files::Files;
 use crate::manifest::{Manifest, component};
 use crate::message::DeviceId;
@@ -174,8 +175,8 @@ pub struct Capabilities {
     pub tcp: Vec<Target>,
     /// Granted hosts for `http`.
     pub http: Vec<Target>,
-    /// Granted buses by the driver's names for them.
-    pub buses: BTreeMap<String, BusGrant>,
+    /// Granted lines by the driver's names for them.
+    pub lines: Granted,
     /// Connections that it may open, with all others.
     pub sockets: Sockets,
     /// Look-ups of names, with all others.
@@ -197,7 +198,7 @@ impl Capabilities {
             storage: None,
             tcp: Vec::new(),
             http: Vec::new(),
-            buses: BTreeMap::new(),
+            lines: Granted::default(),
             sockets: Sockets::new(0),
             lookups: Lookups::new(),
             tcp_lines: TcpLines::default(),

@@ -32,19 +32,20 @@ use anyhow::{Context, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
-use crate::bus::{self, BusLine, Simulation, TcpLines};
+use crate::bus::{Simulation, TcpLines};
 use crate::clock::Moment;
 use crate::config::{self, Config};
 use crate::device::{News, Prepared, Specification, Waiting};
 use crate::gateway;
 use crate::journal::{Journal, Leftover};
+use crate::lines::Lines;
 use crate::message::{Alerts, CommandRequest, DeviceId, SessionName};
 use crate::network::Lookups;
 use crate::outbox::OwnBounds;
 use crate::receipt::Receipts;
 use crate::registry::Registry;
 use crate::router::Outlet;
-use crate::sandbox::{BusGrant, Capabilities, Compiler, Digest, Sandbox, Surroundings};
+use crate::sandbox::{Capabilities, Compiler, Digest, Sandbox, Surroundings};
 use crate::scribe::Scribe;
 use crate::secrets::Secrets;
 use crate::session::Order;
@@ -71,9 +72,6 @@ const GOODBYE: Duration = Duration::from_secs(10);
 const ORDERS: usize = 4096;
 /// How long a stop waits for the last messages to be delivered.
 const FLUSH: Duration = Duration::from_secs(3);
-
-/// How long a unit on a simulated line may take.
-const SIMULATED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a task of the supervisor's reports back.
 enum Report {
@@ -140,9 +138,7 @@ pub struct Supervisor {
     gatekeeper: Option<Gatekeeper>,
     /// Memory for tapes, and the folder for those of dead drivers.
     tapes: (Room, PathBuf),
-    buses: BTreeMap<String, BusLine>,
-    /// What answers in the place of the field, if anything.
-    simulation: Option<Arc<dyn Simulation>>,
+    lines: Lines,
     sessions: BTreeMap<SessionName, SessionEntry>,
     devices: BTreeMap<String, DeviceEntry>,
     /// Devices whose status has changed.
@@ -223,8 +219,7 @@ impl Supervisor {
             was_well: true,
             told_alerts: None,
             pace: Pace::new(Instant::now()),
-            buses: config.buses.iter().map(|(name, bus)| (name.clone(), bus::open(name, bus))).collect(),
-            simulation: None,
+            lines: Lines::of(&config.buses),
             sessions,
             devices: BTreeMap::new(),
             news: News::default(),
@@ -250,17 +245,7 @@ impl Supervisor {
 
     /// Puts simulated devices in the place of the field; to be called before `run`.
     pub fn simulate(&mut self, simulation: Arc<dyn Simulation>) {
-        self.simulation = Some(simulation);
-        let buses = self.config.buses.clone();
-        buses.iter().for_each(|(name, bus)| self.open_bus(name, bus));
-    }
-
-    fn open_bus(&mut self, name: &str, bus: &config::Bus) {
-        let line = match &self.simulation {
-            Some(simulation) => bus::open_simulated(name, simulation.line(name), SIMULATED_TIMEOUT),
-            None => bus::open(name, bus),
-        };
-        self.buses.insert(name.to_owned(), line);
+        self.lines.simulate(simulation, &self.config.buses);
     }
 
     /// Runs until asked to stop.
@@ -358,12 +343,7 @@ impl Supervisor {
             let channel = entry.cloud.device(&device_id, device.endpoints.get(name.as_str()))?;
             Some(entry.route(name, channel))
         });
-        let buses = device.grants.modbus.iter().filter_map(|(name, grant)| {
-            let bus = self.buses.get(&grant.bus)?.of(&device_id);
-            Some((name.clone(), BusGrant { bus, access: grant.access.clone() }))
-        });
-        let buses = buses.collect();
-        let field = self.simulation.clone();
+        let field = self.lines.simulation().cloned();
         Specification {
             capabilities: Capabilities {
                 outlet: Arc::new(Outlet { device: device_id.clone(), routes: routes.collect() }),
@@ -371,7 +351,7 @@ impl Supervisor {
                 storage: Some(self.storage.device(&device_id)),
                 tcp: device.grants.tcp.clone().unwrap_or_default(),
                 http: device.grants.http.clone().unwrap_or_default(),
-                buses,
+                lines: self.lines.granted(&device_id, &device.grants),
                 sockets: self.sockets.clone(),
                 lookups: self.lookups.clone(),
                 tcp_lines: self.tcp_lines.clone(),

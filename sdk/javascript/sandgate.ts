@@ -28,27 +28,29 @@
 
 // The contract; it is there in a component only.
 // @ts-ignore
-import alertsHost from "sandgate:driver/alerts@0.1.2";
+import alertsHost from "sandgate:driver/alerts@0.1.3";
 // @ts-ignore
-import commandLogHost from "sandgate:driver/command-log@0.1.2";
+import commandLogHost from "sandgate:driver/command-log@0.1.3";
 // @ts-ignore
-import filesHost from "sandgate:driver/files@0.1.2";
+import filesHost from "sandgate:driver/files@0.1.3";
 // @ts-ignore
-import httpHost from "sandgate:driver/http@0.1.2";
+import httpHost from "sandgate:driver/http@0.1.3";
 // @ts-ignore
-import loggingHost from "sandgate:driver/logging@0.1.2";
+import loggingHost from "sandgate:driver/logging@0.1.3";
 // @ts-ignore
-import modbusHost from "sandgate:driver/modbus@0.1.2";
+import modbusHost from "sandgate:driver/modbus@0.1.3";
 // @ts-ignore
-import netHost from "sandgate:driver/net@0.1.2";
+import netHost from "sandgate:driver/net@0.1.3";
 // @ts-ignore
-import propertiesHost from "sandgate:driver/properties@0.1.2";
+import propertiesHost from "sandgate:driver/properties@0.1.3";
 // @ts-ignore
-import storageHost from "sandgate:driver/storage@0.1.2";
+import serialHost from "sandgate:driver/serial@0.1.3";
 // @ts-ignore
-import telemetryHost from "sandgate:driver/telemetry@0.1.2";
+import storageHost from "sandgate:driver/storage@0.1.3";
 // @ts-ignore
-import timersHost from "sandgate:driver/timers@0.1.2";
+import telemetryHost from "sandgate:driver/telemetry@0.1.3";
+// @ts-ignore
+import timersHost from "sandgate:driver/timers@0.1.3";
 
 /** What can be sent: `null` and numbers that are none say that a value is not known. */
 export type Value = null | boolean | number | string | string[] | { [key: string]: any } | any[];
@@ -419,6 +421,55 @@ export class Connection {
       if (this.rest.length >= limit) throw new DriverError(`expected lines of at most ${limit} bytes`);
       this.rest.push(...Array.from(asked<any>(() => this.connection.receive(4096, this.timeout), tcpProblem) as number[]));
     }
+  }
+}
+
+function serialProblem(problem: any): DriverError {
+  if (problem.tag === "not-granted") return new DriverError(problem.val);
+  if (problem.tag === "invalid-argument") return new DriverError(problem.val, "invalid-argument");
+  if (problem.tag === "busy") return new DriverError("the port is busy", "busy");
+  return new DriverError(problem.tag === "timed-out" ? "the device does not answer" : problem.val, "device-unreachable");
+}
+
+const most = (bytes: number): number => within(bytes, 65536, "a number of bytes");
+
+/**
+ * A serial port, for what is not Modbus. Who uses it has it to itself until the
+ * call of the driver ends, or until `release`; 4 s at most.
+ */
+export class SerialPort {
+  private port: any;
+
+  /** `timeout` is how long reads wait, in seconds. */
+  constructor(name: string, public timeout = 1) {
+    this.port = asked(() => serialHost.Port.open(name), serialProblem);
+  }
+
+  private bytes(call: (port: any, timeout: number) => any): Uint8Array {
+    return Uint8Array.from(asked<any>(() => call(this.port, this.timeout * 1000), serialProblem));
+  }
+
+  /** Writes at most 4096 bytes. */
+  write(data: string | Uint8Array): void {
+    asked(() => this.port.write(typeof data === "string" ? encode(data) : data), serialProblem);
+  }
+  /** What is there: at least one byte. */
+  read = (limit = 4096): Uint8Array => this.bytes((port, time) => port.read(most(limit), time));
+  /** So many bytes. */
+  exactly = (count: number): Uint8Array => this.bytes((port, time) => port.readExact(most(count), time));
+  /** All up to the delimiter, and with it. */
+  until = (delimiter: Uint8Array, limit = 4096): Uint8Array => this.bytes((port, time) => port.readUntil(delimiter, most(limit), time));
+  /** The next line, without its end. */
+  line = (limit = 4096): string => decode(this.until(Uint8Array.of(10), limit)).replace(/\r?\n$/, "");
+  /** What comes until nothing has come for that time, in seconds. */
+  frame = (silence = 0.02, limit = 4096): Uint8Array => this.bytes((port, time) => port.readFrame(silence * 1000, most(limit), time));
+  /** Throws away what has arrived. */
+  discard(): void {
+    asked(() => this.port.discard(), serialProblem);
+  }
+  /** Lets others have their turn. */
+  release(): void {
+    this.port.release();
   }
 }
 

@@ -42,6 +42,7 @@ from wit_world.imports import logging as _logging
 from wit_world.imports import modbus as _modbus
 from wit_world.imports import net as _net
 from wit_world.imports import properties as _properties
+from wit_world.imports import serial as _serial
 from wit_world.imports import storage as _storage
 from wit_world.imports import telemetry as _telemetry
 from wit_world.imports import timers as _timers
@@ -50,7 +51,7 @@ from wit_world.imports import types as _types
 __all__ = [
     "Alert", "Busy", "Driver", "Error", "Failed", "InvalidArgument", "TimedOut", "Unreachable", "Unsupported",
     "DeviceException", "NotGranted", "alerts", "alerts_unknown", "after", "cancel", "command", "command_log", "every", "files", "http", "log", "modbus",
-    "net", "publish", "send", "storage",
+    "net", "publish", "send", "serial", "storage",
 ]
 
 
@@ -493,6 +494,73 @@ class http:
             headers = {"content-type": "application/json", **(more.pop("headers", None) or {})}
             return http.request("POST", url, json.dumps(body), headers=headers, **more)
         return http.request("POST", url, body, **more)
+
+
+def _serial_error(problem: Any) -> Error:
+    if isinstance(problem, _serial.SerialError_TimedOut):
+        return Unreachable("the device does not answer")
+    if isinstance(problem, _serial.SerialError_Busy):
+        return Busy("the port is busy")
+    if isinstance(problem, _serial.SerialError_NotGranted):
+        return NotGranted(problem.value)
+    if isinstance(problem, _serial.SerialError_Unavailable):
+        return Unreachable(problem.value)
+    return InvalidArgument(problem.value)
+
+
+class serial:
+    """Serial ports that the gateway owns, for what is not Modbus."""
+
+    class Port:
+        """A port. Who uses it has it to itself until the call of the driver ends, or until `release`; 4 s at most."""
+
+        def __init__(self, name: str, timeout: float = 1.0) -> None:
+            self._port = self._call(lambda: _serial.Port.open(name))
+            #: How long reads wait, in seconds.
+            self.timeout = timeout
+
+        @staticmethod
+        def _call(call: Callable[[], Any]) -> Any:
+            try:
+                return call()
+            except Err as error:
+                raise _serial_error(error.value) from None
+
+        def _read(self, method: str, *given: Any) -> bytes:
+            return self._call(lambda: getattr(self._port, method)(*given, self.timeout * 1000.0))
+
+        def write(self, data: bytes | str) -> None:
+            """Writes at most 4096 bytes."""
+            given = data.encode() if isinstance(data, str) else bytes(data)
+            self._call(lambda: self._port.write(given))
+
+        def read(self, limit: int = 4096) -> bytes:
+            """What is there: at least one byte."""
+            return self._read("read", _within(limit, 65536, "a limit"))
+
+        def exactly(self, count: int) -> bytes:
+            """So many bytes."""
+            return self._read("read_exact", _within(count, 65536, "a count"))
+
+        def until(self, delimiter: bytes, limit: int = 4096) -> bytes:
+            """All up to the delimiter, and with it."""
+            return self._read("read_until", bytes(delimiter), _within(limit, 65536, "a limit"))
+
+        def line(self, limit: int = 4096) -> str:
+            """The next line, without its end."""
+            return self.until(b"\n", limit).decode(errors="replace").rstrip("\r\n")
+
+        def frame(self, silence: float = 0.02, limit: int = 4096) -> bytes:
+            """What comes until nothing has come for that time, in seconds."""
+            return self._read("read_frame", silence * 1000.0, _within(limit, 65536, "a limit"))
+
+        def discard(self) -> None:
+            """Throws away what has arrived."""
+            self._call(self._port.discard)
+
+        def release(self) -> None:
+            """Lets others have their turn."""
+            self._port.release()
 
 
 class net:

@@ -38,7 +38,7 @@ async fn load(folder: &Path, file: &str) -> Arc<Driver> {
 
 /// Compares two drivers where all that is on the tape is granted.
 async fn compare(old: &Arc<Driver>, new: &Arc<Driver>, tape: Tape) -> Comparison {
-    let grounds = Grounds::of(&tape, &old.manifest.driver.requests.modbus);
+    let grounds = Grounds::of(&tape, &[&old.manifest.driver.requests]);
     let (old, new) = (Arc::clone(old), Arc::clone(new));
     tokio::task::spawn_blocking(move || gate::compare((&old, &new), &tape, &grounds)).await.unwrap().unwrap()
 }

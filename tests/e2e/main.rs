@@ -31,6 +31,7 @@ mod preflight;
 mod random_faults;
 mod reload;
 mod scenarios;
+mod serial;
 mod standin_enapter;
 mod standin_kaa;
 mod state;

@@ -1,7 +1,6 @@
 //! What takes a device minutes, in milliseconds: the device's own task and a
 //! driver, on a clock that jumps to the next thing that is due.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use sandgate::bus::TcpLines;
 use sandgate::config::{Config, Limits, LogLevel};
 use sandgate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
 use sandgate::journal::Journal;
+use sandgate::lines::Granted;
 use sandgate::message::DeviceId;
 use sandgate::network::Lookups;
 use sandgate::receipt::{Outcome, Receipt, Receipts};
@@ -38,7 +38,7 @@ async fn device_with(driver: &str, configuration: serde_json::Value, receipts: R
             storage: None,
             tcp: Vec::new(),
             http: Vec::new(),
-            buses: BTreeMap::new(),
+            lines: Granted::default(),
             sockets: Sockets::new(10),
             lookups: Lookups::new(),
             tcp_lines: TcpLines::default(),

@@ -97,7 +97,7 @@ async fn a_bad_driver_is_refused_with_the_reason_and_the_old_one_goes_on() {
         (b"\0asm\x01\0\0\0".to_vec(), "expected a WebAssembly component, found a core module; build for wasm32-wasip2"),
         (
             fixture("other-world"),
-            "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.2, found greet",
+            "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.3, found greet",
         ),
         (wants_more, "the driver requests the Modbus line \"line\"; expected `grants.modbus.line`"),
         (

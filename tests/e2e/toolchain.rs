@@ -32,7 +32,7 @@ async fn a_new_driver_builds_checks_and_runs_as_it_is() {
     assert!(tested.contains("  telemetry     1 of 1\n"), "{tested}");
     let check: Json =
         serde_json::from_slice(&sandgate(&folder, &["check", "my-sensor/my-sensor.wasm", "--json"]).stdout).unwrap();
-    assert_eq!((&check["name"], &check["wit_version"]), (&Json::from("my-sensor"), &Json::from("0.1.2")));
+    assert_eq!((&check["name"], &check["wit_version"]), (&Json::from("my-sensor"), &Json::from("0.1.3")));
     gateway.start(broker.port, "[devices.mine]\ndriver = 'my-sensor/my-sensor.wasm'\n");
     observer.find("its telemetry", |m| m.on("v1/from/S01/s--mine/v1/telemetry")?["temperature"].as_f64()).await;
     let answer = gateway.cli(&["command", "mine", "identify", "name=you"]);
@@ -130,11 +130,11 @@ fn a_driver_built_for_a_newer_contract_is_refused_with_what_to_do() {
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(said).unwrap())
     };
-    let (runs, said) = check(&[("@0.1.2", "@0.1.9")]);
+    let (runs, said) = check(&[("@0.1.3", "@0.1.9")]);
     assert!(runs && said.contains("contract   sandgate:driver 0.1.9"), "{said}");
-    let (runs, said) = check(&[("@0.1.2", "@0.1.9"), ("driver/storage@", "driver/futures@")]);
-    let expected = "it is built for sandgate:driver 0.1.9, this gateway has 0.1.2: take a newer gateway";
+    let (runs, said) = check(&[("@0.1.3", "@0.1.9"), ("driver/storage@", "driver/futures@")]);
+    let expected = "it is built for sandgate:driver 0.1.9, this gateway has 0.1.3: take a newer gateway";
     assert!(!runs && said.contains("imports sandgate:driver/futures@0.1.9") && said.contains(expected), "{said}");
-    let (runs, said) = check(&[("@0.1.2", "@0.2.0")]);
+    let (runs, said) = check(&[("@0.1.3", "@0.2.0")]);
     assert!(!runs && said.contains("built for sandgate:driver 0.2.0; this gateway runs 0.1.x"), "{said}");
 }

@@ -130,6 +130,9 @@ const CALLS: &[&str] = &[
     "http: many headers",
     "http: huge body",
     "http: silent server",
+    "serial: other names",
+    "serial: bad arguments",
+    "serial: a dead port",
     "modbus: other names",
     "modbus: other units",
     "modbus: writes",
@@ -168,10 +171,11 @@ fn misdeeds() -> Vec<Misdeed> {
     let waits = WAITS.iter().map(|act| Misdeed { act, place: "on-timer", end: too_long });
     let attributes = ["result: nasty attributes"];
     let attributes = attributes.map(|act| Misdeed { act, place: "handle-command", end: End::Told("nan: null") });
-    let units = Misdeed { act: "modbus: many units", place: "on-timer", end: End::Stopped("it holds more than 256") };
+    let many = ["modbus: many units", "serial: many ports"];
+    let many = many.map(|act| Misdeed { act, place: "on-timer", end: End::Stopped("it holds more than 256") });
     let versions = ["result: nasty error", "result: huge error"];
     let versions = versions.map(|act| Misdeed { act, place: "version", end: End::GoesOn });
-    everywhere.chain(results).chain(calls).chain(waits).chain(versions).chain(attributes).chain([units]).collect()
+    everywhere.chain(results).chain(calls).chain(waits).chain(versions).chain(attributes).chain(many).collect()
 }
 
 /// Accepts and says nothing; counts who came.
@@ -237,6 +241,7 @@ impl Zoo {
             "[devices.{id}]\ndriver = 'zoo.wasm'\ncloud_log = 'off'\n\
              grants.tcp = ['127.0.0.1:{peer}']\ngrants.http = ['127.0.0.1:{peer}']\n\
              grants.modbus.line = {{ bus = 'field', units = [9], writes = [] }}\n\
+             grants.serial.port = 'nothing'\n\
              limits = {{ cpu = '200ms', call = '1s', memory = '{memory}MiB' }}\n\
              [devices.{id}.configuration.main]\nact = '{act}'\nplace = '{place}'\n\
              peer = '127.0.0.1:{peer}'\nneighbour = '127.0.0.1:{neighbour}'\n",
@@ -414,7 +419,10 @@ struct Room {
 }
 
 fn healthy(bus: u16) -> String {
-    let mut text = format!("[buses.field.modbus_tcp]\naddress = '127.0.0.1:{bus}'\ntimeout = '100ms'\n");
+    let mut text = format!(
+        "[buses.field.modbus_tcp]\naddress = '127.0.0.1:{bus}'\ntimeout = '100ms'\n\
+         [buses.nothing.serial]\nport = '/dev/sandgate-has-no-such-port'\n"
+    );
     for number in 0..COUNTING {
         let _ = write!(
             text,

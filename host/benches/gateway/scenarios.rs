@@ -80,7 +80,7 @@ fn replayed_and_gated(folder: &Path, given: &str) {
     // This thread has a runtime already.
     let driver = Arc::new(std::thread::scope(|scope| scope.spawn(prepare).join().unwrap()));
     let tape = Tape::load(&file).unwrap();
-    let grounds = Grounds::of(&tape, &["line".to_owned()]);
+    let grounds = Grounds::of(&tape, &[&driver.manifest.driver.requests]);
     let gated = std::thread::scope(|scope| {
         let gate = || {
             let begin = Instant::now();

@@ -1,6 +1,5 @@
 //! What all measurements need: guests, drivers, devices, medians.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use sandgate::cloud::enapter::Enapter;
 use sandgate::config::{Broker, Credentials, Limits, LogLevel, PropertiesTopic, Rate, Span};
 use sandgate::device::{Configuration, DeviceHandle, News, Specification, prepare};
 use sandgate::journal::Journal;
+use sandgate::lines::Granted;
 use sandgate::message::{DeviceId, SessionName};
 use sandgate::outbox::{Bounds, Outbox};
 use sandgate::receipt::Receipts;
@@ -127,7 +127,7 @@ fn bench_specification(outlet: Outlet, tapes: Option<Tapes>) -> Arc<Specificatio
             storage: None,
             tcp: Vec::new(),
             http: Vec::new(),
-            buses: BTreeMap::new(),
+            lines: Granted::default(),
             sockets: sandgate::sockets::Sockets::new(1000),
             lookups: sandgate::network::Lookups::new(),
             tcp_lines: sandgate::bus::TcpLines::default(),

@@ -19,7 +19,7 @@ const OWN_SECTIONS: &str = "sandgate:";
 
 /// The version of the contract `sandgate:driver` that this gateway speaks. It
 /// takes drivers of all versions with the same major and minor number.
-pub const CONTRACT: &str = "0.1.2";
+pub const CONTRACT: &str = "0.1.3";
 
 /// An interface of the contract, as components name it.
 pub fn interface(name: &str) -> String {
@@ -288,7 +288,7 @@ mod tests {
             (b"\0asm\x0d\0\x01\0\x07\xff", "expected a whole WebAssembly component; it is damaged or cut off"),
             (
                 EMPTY_COMPONENT,
-                "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.2, found nothing",
+                "not a Sandgate driver: expected the export sandgate:driver/device-driver@0.1.3, found nothing",
             ),
         ] {
             assert_eq!(inspect(bytes).unwrap_err().to_string(), expected);

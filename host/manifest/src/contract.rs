@@ -5,7 +5,7 @@
 
 wasmtime::component::bindgen!({
     path: "../../wit",
-    interfaces: "import sandgate:driver/types@0.1.2;",
+    interfaces: "import sandgate:driver/types@0.1.3;",
     additional_derives: [PartialEq, serde::Serialize, serde::Deserialize],
 });
 

@@ -45,6 +45,8 @@ pub struct Requests {
     /// Names of Modbus lines; the operator's grant says which bus each is. `*`
     /// stands for every line that is granted, by the name that it is granted by.
     pub modbus: Vec<String>,
+    /// Names of serial ports, in the same way.
+    pub serial: Vec<String>,
     /// `host:port` patterns for `net` and WASI sockets.
     pub tcp: Vec<Target>,
     /// `host:port` patterns for `http`.
@@ -59,8 +61,31 @@ pub struct Requests {
 #[allow(missing_docs)] // the names say it all
 pub enum RequestKind {
     Modbus,
+    Serial,
     Tcp,
     Http,
+}
+
+impl RequestKind {
+    /// Its key under `driver.requests`, and under a device's `grants`.
+    pub fn key(self) -> &'static str {
+        match self {
+            RequestKind::Modbus => "modbus",
+            RequestKind::Serial => "serial",
+            RequestKind::Tcp => "tcp",
+            RequestKind::Http => "http",
+        }
+    }
+
+    /// What one of them is called for people.
+    pub fn noun(self) -> &'static str {
+        match self {
+            RequestKind::Modbus => "Modbus line",
+            RequestKind::Serial => "serial port",
+            RequestKind::Tcp => "TCP address",
+            RequestKind::Http => "web server",
+        }
+    }
 }
 
 /// In place of a line's name: whichever are granted.
@@ -83,11 +108,12 @@ pub struct Requested {
 
 impl Requests {
     /// All kinds, with what is asked for.
-    pub fn list(&self) -> [Requested; 3] {
+    pub fn list(&self) -> [Requested; 4] {
         let texts = |targets: &[Target]| targets.iter().map(ToString::to_string).collect();
         let of = |key, title, import, items| Requested { key, title, import, is_shared: key == "tcp", items };
         [
             of("modbus", "Modbus lines", "modbus", self.modbus.clone()),
+            of("serial", "serial ports", "serial", self.serial.clone()),
             // WASI sockets use it as well.
             of("tcp", "TCP", "net", texts(&self.tcp)),
             of("http", "HTTP", "http", texts(&self.http)),
@@ -99,20 +125,26 @@ impl Requests {
         [(RequestKind::Tcp, "tcp", &self.tcp), (RequestKind::Http, "http", &self.http)]
     }
 
+    /// The kinds that are names, for each of which the operator says which line it is.
+    pub fn names(&self) -> [(RequestKind, &[String]); 2] {
+        [(RequestKind::Modbus, &self.modbus), (RequestKind::Serial, &self.serial)]
+    }
+
     /// Whether a line of this name may be used where it is granted.
-    pub fn covers_line(&self, name: &str) -> bool {
-        self.modbus.iter().any(|own| own == name || own == ANY_LINE)
+    pub fn covers(&self, kind: RequestKind, name: &str) -> bool {
+        let mut names = self.names().into_iter().filter(|(own, _)| *own == kind).flat_map(|(_, names)| names);
+        names.any(|own| own == name || own == ANY_LINE)
     }
 
     /// The lines that have a name here.
-    pub fn lines(&self) -> impl Iterator<Item = &String> {
-        self.modbus.iter().filter(|name| *name != ANY_LINE)
+    pub fn lines(&self) -> impl Iterator<Item = (RequestKind, &String)> {
+        let all = self.names().into_iter().flat_map(|(kind, names)| names.iter().map(move |name| (kind, name)));
+        all.filter(|(_, name)| *name != ANY_LINE)
     }
 
     /// The lines without which a device cannot run.
-    pub fn needed_lines(&self) -> impl Iterator<Item = &String> {
-        let is_needed = !self.optional.contains(&RequestKind::Modbus);
-        self.lines().filter(move |_| is_needed)
+    pub fn needed_lines(&self) -> impl Iterator<Item = (RequestKind, &String)> {
+        self.lines().filter(|(kind, _)| !self.optional.contains(kind))
     }
 }
 

@@ -228,10 +228,10 @@ fn check(manifest: &Manifest) -> Result<(), Problem> {
         let text = format!("there is no such command; {}", text::instead(name, blueprint.commands.keys()));
         return Err((place(&["driver", "commands", name]), text));
     }
-    for bus in driver.requests.lines() {
-        if check_name(bus).is_err() {
-            let text = format!("expected names of letters, digits and _, found {bus:?}");
-            return Err((place(&["driver", "requests", "modbus"]), text));
+    for (kind, line) in driver.requests.lines() {
+        if check_name(line).is_err() {
+            let text = format!("expected names of letters, digits and _, found {line:?}");
+            return Err((place(&["driver", "requests", kind.key()]), text));
         }
     }
     Ok(())

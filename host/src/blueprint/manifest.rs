@@ -175,6 +175,10 @@ fn driver(name: &str, scan: &Scan, own: &Tree) -> Tree {
     if !lines.is_empty() {
         requests.insert("modbus".into(), json!(lines));
     }
+    let ports = scan.serial_ports();
+    if !ports.is_empty() {
+        requests.insert("serial".into(), json!(ports));
+    }
     if scan.wants_tcp() {
         requests.insert("tcp".into(), json!(["*:*"]));
     }

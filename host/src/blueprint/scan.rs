@@ -23,7 +23,7 @@ const LIBRARIES: [&str; 11] = [
 const OF_OTHERS: [&str; 4] = ["bit", "bit32", "ffi", "jit"];
 
 /// Modules of the API that this gateway has nothing for, with what that is.
-const NOT_HERE: [(&str, &str); 13] = [
+const NOT_HERE: [(&str, &str); 12] = [
     ("ai4", "analog inputs"),
     ("analogin", "analog inputs"),
     ("analogout", "analog outputs"),
@@ -34,7 +34,6 @@ const NOT_HERE: [(&str, &str); 13] = [
     ("rl", "relays"),
     ("rl6", "relays"),
     ("relay", "relays"),
-    ("serial", "serial ports without Modbus"),
     ("ucm", "commands to other devices"),
     ("websocket", "web sockets"),
 ];
@@ -133,12 +132,21 @@ impl Scan {
 
     /// Names of Modbus lines that are asked for.
     pub fn lines(&self) -> Vec<&'static str> {
-        let of = |name: &'static str| self.calls(name, "init").then_some(name);
+        let is_modbus = self.serial_ports().is_empty() || self.is_of_a_line();
+        let of = |name: &'static str| (is_modbus && self.calls(name, "init")).then_some(name);
         let mut lines: Vec<&str> = [of("rs485"), of("rs232")].into_iter().flatten().collect();
         if lines.is_empty() && (self.calls("modbusrtu", "new") || self.is_of_either_way() || self.is_of_a_line()) {
             lines.push("rs485");
         }
         lines
+    }
+
+    /// Names of serial ports that are asked for without Modbus; `*` where the user's
+    /// configuration has the name.
+    pub fn serial_ports(&self) -> Vec<&'static str> {
+        let of = |name: &'static str| (self.calls(name, "send") || self.calls(name, "receive")).then_some(name);
+        let any = self.calls("serial", "new").then_some("*");
+        [of("rs485"), of("rs232"), any].into_iter().flatten().collect()
     }
 
     /// The line of scripts that do not name one.
@@ -176,10 +184,9 @@ impl Scan {
         });
         let absent: BTreeSet<&str> =
             NOT_HERE.iter().filter(|(module, _)| self.calls.contains_key(*module)).map(|(_, what)| *what).collect();
-        let serial = ["rs485", "rs232"].iter().any(|line| self.calls(line, "send") || self.calls(line, "receive"));
-        let absent = absent.into_iter().chain(serial.then_some("serial ports without Modbus"));
-        let absent =
-            absent.map(|what| format!("the scripts ask for {what}, which this gateway does not have; such calls fail"));
+        let absent = absent
+            .into_iter()
+            .map(|what| format!("the scripts ask for {what}, which this gateway does not have; such calls fail"));
         unknown.chain(absent).collect()
     }
 }

@@ -10,7 +10,7 @@ use tokio_modbus::client::{Context, rtu, tcp};
 use tokio_serial::{DataBits, SerialPortBuilderExt, SerialStream, StopBits};
 
 use super::simulated::{self, Units};
-use crate::config::{self, Parity};
+use crate::config::Parity;
 
 /// See the module documentation.
 pub(super) enum Line {
@@ -25,26 +25,6 @@ pub(super) enum Line {
 }
 
 impl Line {
-    /// The line that a configuration means, how long its units may take, and
-    /// the pause between transactions.
-    pub(super) fn of(bus: &config::Bus) -> (Line, Duration, Duration) {
-        match bus {
-            config::Bus::ModbusTcp(bus) => {
-                let (host, port) = bus.address.host_and_port().unwrap_or_default();
-                (Line::Tcp(host, port), bus.timeout.0, bus.gap.map_or(Duration::ZERO, |gap| gap.0))
-            }
-            config::Bus::ModbusRtu(bus) => {
-                let line = Line::Rtu {
-                    port: bus.port.clone(),
-                    baud_rate: bus.baud_rate,
-                    parity: bus.parity,
-                    stop_bits: bus.stop_bits,
-                };
-                (line, bus.timeout.0, bus.gap.map_or_else(|| silent_interval(bus.baud_rate), |gap| gap.0))
-            }
-        }
-    }
-
     /// Opens it.
     pub(super) async fn connect(&self) -> std::io::Result<Context> {
         match self {
@@ -52,15 +32,10 @@ impl Line {
             Line::Addresses(addresses) => attach(TcpStream::connect(addresses.as_slice()).await?),
             Line::Simulated(units) => simulated::connect(units),
             Line::Rtu { port, baud_rate, parity, stop_bits } => {
-                let parity = match parity {
-                    Parity::None => tokio_serial::Parity::None,
-                    Parity::Even => tokio_serial::Parity::Even,
-                    Parity::Odd => tokio_serial::Parity::Odd,
-                };
                 let stop_bits = if *stop_bits == 2 { StopBits::Two } else { StopBits::One };
                 let stream: SerialStream = tokio_serial::new(port.to_string_lossy(), *baud_rate)
                     .data_bits(DataBits::Eight)
-                    .parity(parity)
+                    .parity((*parity).into())
                     .stop_bits(stop_bits)
                     .open_native_async()?;
                 Ok(rtu::attach(stream))
@@ -83,9 +58,19 @@ impl std::fmt::Display for Line {
     }
 }
 
+impl From<Parity> for tokio_serial::Parity {
+    fn from(parity: Parity) -> Self {
+        match parity {
+            Parity::None => tokio_serial::Parity::None,
+            Parity::Even => tokio_serial::Parity::Even,
+            Parity::Odd => tokio_serial::Parity::Odd,
+        }
+    }
+}
+
 /// The silence between two frames: 3.5 characters of 11 bits, and 1.75 ms
 /// above 19200 bits a second (Modbus over serial line, 2.5.1.1).
-fn silent_interval(baud_rate: u32) -> Duration {
+pub(super) fn silent_interval(baud_rate: u32) -> Duration {
     if baud_rate > 19_200 {
         return Duration::from_micros(1750);
     }

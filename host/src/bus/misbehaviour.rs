@@ -79,7 +79,7 @@ async fn each_misbehaviour_is_an_error_of_its_kind_and_the_next_answer_is_right(
     let address = format!("127.0.0.1:{port}").parse().unwrap();
     // Long enough for a machine that does much else.
     let timeout = Span(Duration::from_secs(5));
-    let line = open("b", &config::Bus::ModbusTcp(config::ModbusTcp { address, timeout, gap: None }));
+    let line = open_tcp("b", &ModbusTcp { address, timeout, gap: None });
     let line = line.of(&DeviceId::new("d"));
     let right = |address: u16| Ok(Response::ReadHoldingRegisters(vec![address, 0x1234]));
     let is_invalid = |result: &Result<Response, BusError>| matches!(result, Err(BusError::InvalidResponse(_)));

@@ -3,16 +3,20 @@
 use std::io;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use tokio_modbus::client::{Client, Context};
 use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{Request, Response};
 
-use crate::network::Field;
+use crate::network::{Field, Stream};
 
 /// Simulated devices in the place of a gateway's whole field.
 pub trait Simulation: Field {
     /// The units on a line.
     fn line(&self, name: &str) -> Arc<dyn Units>;
+
+    /// The device on a serial port.
+    fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>>;
 }
 
 /// The units on a line.

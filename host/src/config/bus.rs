@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Span;
+use crate::manifest::RequestKind;
 use crate::network::Target;
 
 /// A field line that the host owns.
@@ -16,6 +17,18 @@ pub enum Bus {
     ModbusTcp(ModbusTcp),
     /// Modbus RTU on a serial port.
     ModbusRtu(ModbusRtu),
+    /// A serial port for whoever speaks something else than Modbus there.
+    Serial(Serial),
+}
+
+impl Bus {
+    /// What it is there for: the kind of request that it answers.
+    pub fn kind(&self) -> RequestKind {
+        match self {
+            Bus::ModbusTcp(_) | Bus::ModbusRtu(_) => RequestKind::Modbus,
+            Bus::Serial(_) => RequestKind::Serial,
+        }
+    }
 }
 
 /// A Modbus TCP server or gateway.
@@ -52,6 +65,34 @@ pub struct ModbusRtu {
     /// Pause between the end of a transaction and the next; by default the
     /// 3.5 characters that the Modbus specification asks for.
     pub gap: Option<Span>,
+}
+
+/// A serial port without Modbus.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Serial {
+    /// The serial port, such as `/dev/ttyUSB0`.
+    pub port: PathBuf,
+    /// Bits a second.
+    pub baud_rate: u32,
+    /// Bits of a byte, 5 to 8.
+    pub data_bits: u8,
+    /// Parity bit.
+    pub parity: Parity,
+    /// Stop bits, 1 or 2.
+    pub stop_bits: u8,
+}
+
+impl Default for Serial {
+    fn default() -> Self {
+        Serial {
+            port: PathBuf::new(),
+            baud_rate: default_baud_rate(),
+            data_bits: 8,
+            parity: Parity::default(),
+            stop_bits: default_stop_bits(),
+        }
+    }
 }
 
 /// The parity of a serial line.

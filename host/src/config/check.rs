@@ -4,7 +4,7 @@
 
 use super::enapter::{KEEP_ALIVE, keep_alive_fits};
 use super::original::{line_and_column, offset_of};
-use super::{Bus, Config, Device, EnapterSession, Endpoint, ModbusGrant, Session, Source};
+use super::{Bus, Config, Device, EnapterSession, Endpoint, Session, Source};
 use crate::text;
 
 /// Checks a parsed configuration; `original` is what it was parsed from.
@@ -27,10 +27,8 @@ impl Config {
             }
         }
         for (name, bus) in &self.buses {
-            if let Bus::ModbusRtu(line) = bus
-                && !(1..=2).contains(&line.stop_bits)
-            {
-                return Err(Problem::new(&["buses", name, "modbus_rtu", "stop_bits"], "expected 1 or 2".into()));
+            if let Some((kind, key, expected)) = wrong_setting(bus) {
+                return Err(Problem::new(&["buses", name, kind, key], expected.into()));
             }
             if let Bus::ModbusTcp(line) = bus
                 && !line.address.is_single()
@@ -50,11 +48,13 @@ impl Config {
             let text = "expected a device id of 1 to 64 letters, digits and _, starting with a letter".into();
             return Err(Problem::new(&["devices", id], text));
         }
-        for (name, ModbusGrant { bus, .. }) in &device.grants.modbus {
-            if !self.buses.contains_key(bus) {
-                let text = missing("bus", bus, self.buses.keys(), &format!("buses.{bus}"));
-                return Err(Problem::new(&["devices", id, "grants", "modbus", name], text));
-            }
+        for (kind, name, bus) in device.grants.lines() {
+            let text = match self.buses.get(bus) {
+                Some(found) if found.kind() == kind => continue,
+                Some(found) => format!("expected a {}, found {bus:?}, a {}", kind.noun(), found.kind().noun()),
+                None => missing("bus", bus, self.buses.keys(), &format!("buses.{bus}")),
+            };
+            return Err(Problem::new(&["devices", id, "grants", kind.key(), name], text));
         }
         if let Some(name) = &device.session
             && !self.sessions.contains_key(name)
@@ -118,6 +118,22 @@ pub(super) fn check_tokens(config: &Config) -> Result<(), String> {
         let keys: Vec<&str> = problem.place.iter().map(String::as_str).collect();
         config.wrong(&keys, &problem.text)
     })
+}
+
+/// What of a serial port no port has: the table, the key, and what was expected.
+fn wrong_setting(bus: &Bus) -> Option<(&'static str, &'static str, &'static str)> {
+    let (kind, stop_bits) = match bus {
+        Bus::ModbusRtu(line) => ("modbus_rtu", line.stop_bits),
+        Bus::Serial(line) if line.port.as_os_str().is_empty() => {
+            return Some(("serial", "port", "expected a serial port such as \"/dev/ttyUSB0\""));
+        }
+        Bus::Serial(line) if !(5..=8).contains(&line.data_bits) => {
+            return Some(("serial", "data_bits", "expected 5 to 8"));
+        }
+        Bus::Serial(line) => ("serial", line.stop_bits),
+        Bus::ModbusTcp(_) => return None,
+    };
+    (!(1..=2).contains(&stop_bits)).then_some((kind, "stop_bits", "expected 1 or 2"))
 }
 
 fn check_enapter(session: &EnapterSession) -> Result<(), (&'static str, String)> {

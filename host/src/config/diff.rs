@@ -66,7 +66,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
             changes.push(Change::StartDevice(id.clone()));
             continue;
         };
-        if device.grants.modbus.values().any(|grant| changed_bus(&grant.bus)) {
+        if device.grants.lines().any(|(_, _, bus)| changed_bus(bus)) {
             changes.push(Change::StartDevice(id.clone()));
             continue;
         }

@@ -56,13 +56,15 @@ pub struct Allowed {
     http: Vec<String>,
     /// The units on each line, where they are not those of the configuration.
     lines: BTreeMap<String, Option<Vec<u8>>>,
+    /// Serial ports.
+    ports: Vec<String>,
     configuration: Map<String, Json>,
     whole_configuration: Map<String, Json>,
 }
 
 impl From<&Grounds> for Allowed {
     fn from(grounds: &Grounds) -> Allowed {
-        let Grounds { limits, tcp, http, buses, configuration } = grounds;
+        let Grounds { limits, tcp, http, buses, ports, configuration } = grounds;
         let rate = |rate: Option<Rate>| rate.map(|rate| (rate.per_second, rate.burst));
         Allowed {
             memory: limits.memory.map(|size| size.0),
@@ -74,6 +76,7 @@ impl From<&Grounds> for Allowed {
             tcp: tcp.iter().map(ToString::to_string).collect(),
             http: http.iter().map(ToString::to_string).collect(),
             lines: buses.iter().map(|(name, access)| (name.clone(), access.unit_numbers())).collect(),
+            ports: ports.clone(),
             configuration: configuration.own.clone(),
             whole_configuration: configuration.whole.clone(),
         }
@@ -98,6 +101,7 @@ impl From<Allowed> for Grounds {
             tcp: targets(allowed.tcp),
             http: targets(allowed.http),
             buses: buses.collect(),
+            ports: allowed.ports,
             configuration: Configuration { own: allowed.configuration, whole: allowed.whole_configuration },
         }
     }

@@ -12,6 +12,7 @@ use crate::sandbox::contract::sandgate::driver::http::Request;
 use crate::sandbox::contract::sandgate::driver::logging::Level;
 use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
 use crate::sandbox::contract::sandgate::driver::net::NetError;
+use crate::sandbox::contract::sandgate::driver::serial::SerialError;
 use crate::sandbox::contract::sandgate::driver::telemetry::{Sample, SendError};
 use crate::tape::{Exchange, Tape};
 
@@ -94,6 +95,15 @@ impl Deeds {
                 let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
                 let peer = handles.get(&handle).cloned().unwrap_or_default();
                 self.request(format!("{peer} {}", bytes.escape_ascii()));
+            }
+            "serial.port.open" => {
+                let (port,): (String,) = read(arguments)?;
+                handles.insert(read::<Result<u32, SerialError>>(answer)?.ok()?, port);
+            }
+            "serial.port.write" => {
+                let (handle, bytes): (u32, Vec<u8>) = read(arguments)?;
+                let port = handles.get(&handle).cloned().unwrap_or_default();
+                self.request(format!("{port} {}", bytes.escape_ascii()));
             }
             "modbus.unit.open" => {
                 let (line, unit): (String, u8) = read(arguments)?;

@@ -174,7 +174,8 @@ impl TapeField {
     /// The peers and web servers on the tape, as `host:port`.
     pub(crate) fn addresses(&self) -> BTreeSet<String> {
         let hosts = self.0.known.web.keys().filter_map(|key| key.split([' ', '/']).nth(1));
-        self.0.known.peers.keys().map(String::as_str).chain(hosts).map(str::to_owned).collect()
+        let peers = self.0.known.peers.keys().map(String::as_str).filter(|name| name.contains(':'));
+        peers.chain(hosts).map(str::to_owned).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Changed> {
@@ -218,6 +219,32 @@ impl TapeField {
         for (value, address) in values.zip(address..) {
             changed.registers.insert((line.to_owned(), unit, table, address), value);
         }
+    }
+
+    /// A connection to a peer, or to the device on a serial port.
+    pub(crate) fn peer(&self, name: String) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        let field = self.clone();
+        async move {
+            let Some(peer) = field.0.known.peers.get(&name) else {
+                field.no_answer(format!("{name} connect"));
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            };
+            let begin = match peer.connections.take(field.now()) {
+                // It was connected before the tape begins.
+                None => Vec::new(),
+                Some(At { value: Ok(begin), .. }) => begin.clone(),
+                Some(At { value: Err(NetError::TimedOut), .. }) => return std::future::pending().await,
+                Some(At { value: Err(_), .. }) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            };
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let (field, name) = (field.clone(), name.clone());
+            tokio::spawn(async move {
+                // The driver may be gone.
+                let _ = field.talk(&name, begin, far).await;
+            });
+            Ok(Box::new(near) as Box<dyn Stream>)
+        }
+        .boxed()
     }
 
     /// Answers one connection until the other side closes it.
@@ -368,32 +395,15 @@ impl Simulation for TapeField {
     fn line(&self, name: &str) -> Arc<dyn Units> {
         Arc::new(Line { field: self.clone(), name: name.to_owned() })
     }
+
+    fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        self.peer(name.to_owned())
+    }
 }
 
 impl Field for TapeField {
     fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
-        let (field, name) = (self.clone(), format!("{host}:{port}"));
-        async move {
-            let Some(peer) = field.0.known.peers.get(&name) else {
-                field.no_answer(format!("{name} connect"));
-                return Err(io::ErrorKind::ConnectionRefused.into());
-            };
-            let begin = match peer.connections.take(field.now()) {
-                // It was connected before the tape begins.
-                None => Vec::new(),
-                Some(At { value: Ok(begin), .. }) => begin.clone(),
-                Some(At { value: Err(NetError::TimedOut), .. }) => return std::future::pending().await,
-                Some(At { value: Err(_), .. }) => return Err(io::ErrorKind::ConnectionRefused.into()),
-            };
-            let (near, far) = tokio::io::duplex(64 << 10);
-            let (field, name) = (field.clone(), name.clone());
-            tokio::spawn(async move {
-                // The driver may be gone.
-                let _ = field.talk(&name, begin, far).await;
-            });
-            Ok(Box::new(near) as Box<dyn Stream>)
-        }
-        .boxed()
+        self.peer(format!("{host}:{port}"))
     }
 
     fn fetch(&self, request: FieldRequest) -> BoxFuture<'static, Result<FieldResponse, String>> {

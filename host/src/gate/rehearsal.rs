@@ -11,18 +11,20 @@ use tokio::time::{Instant, sleep_until};
 
 use super::deeds::{Deeds, shown};
 use super::field::TapeField;
-use crate::bus::{self, Simulation as _, TcpLines};
+use crate::bus::TcpLines;
 use crate::clock::SimulatedClock;
 use crate::config::{Limits, LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Specification, prepare};
 use crate::journal::Journal;
+use crate::lines::Granted;
+use crate::manifest::Requests;
 use crate::message::{CommandRequest, DeviceId, Value, json_object};
 use crate::network::{Lookups, Target};
 use crate::receipt::Receipts;
 use crate::router::Outlet;
 use crate::sandbox::boundary::Export;
 use crate::sandbox::contract::exports::sandgate::driver::device_driver::Command;
-use crate::sandbox::{BusGrant, Capabilities, Driver, Surroundings};
+use crate::sandbox::{Capabilities, Driver, Surroundings};
 use crate::sockets::Sockets;
 use crate::storage::Storage;
 use crate::tape::{Room, Tape, Tapes, hidden};
@@ -32,8 +34,6 @@ use crate::units::{Size, Span};
 const SEED: u64 = 1;
 /// What a run may leave on its own tape.
 const RECORDED: usize = 32 << 20;
-/// How long a unit on a line may take.
-const LINE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How far it goes beyond the begin of the tape's last call.
 const END: Duration = Duration::from_millis(50);
 /// A command waits for no longer.
@@ -50,20 +50,27 @@ pub struct Grounds {
     pub http: Vec<Target>,
     /// Granted lines, and what is allowed there.
     pub buses: BTreeMap<String, ModbusAccess>,
+    /// Granted serial ports.
+    pub ports: Vec<String>,
     /// What counts now; what is sensitive in it is hidden before a driver sees it.
     pub configuration: Configuration,
 }
 
 impl Grounds {
-    /// All that is on a tape, under the configuration there, with these Modbus lines.
-    pub fn of(tape: &Tape, lines: &[String]) -> Grounds {
+    /// All that is on a tape, under the configuration there, with the lines that are asked for.
+    pub fn of(tape: &Tape, requests: &[&Requests]) -> Grounds {
         let addresses = TapeField::new(tape, Duration::ZERO).addresses();
         let targets: Vec<Target> = addresses.iter().filter_map(|address| address.parse().ok()).collect();
         Grounds {
             limits: limits_of(&tape.header.limits),
             tcp: targets.clone(),
             http: targets,
-            buses: lines.iter().map(|line| (line.clone(), ModbusAccess::default())).collect(),
+            buses: requests
+                .iter()
+                .flat_map(|requests| &requests.modbus)
+                .map(|line| (line.clone(), ModbusAccess::default()))
+                .collect(),
+            ports: requests.iter().flat_map(|requests| &requests.serial).cloned().collect(),
             configuration: Configuration::own(tape.header.configuration.as_object().cloned().unwrap_or_default()),
         }
     }
@@ -82,9 +89,10 @@ fn limits_of(on_tape: &crate::tape::Limits) -> Limits {
 impl Specification {
     /// What a driver may do where the device is only played.
     pub fn grounds(&self, configuration: Configuration) -> Grounds {
-        let Capabilities { tcp, http, buses, .. } = &self.capabilities;
-        let buses = buses.iter().map(|(name, grant)| (name.clone(), grant.access.clone())).collect();
-        Grounds { limits: self.limits.clone(), tcp: tcp.clone(), http: http.clone(), buses, configuration }
+        let Capabilities { tcp, http, lines, .. } = &self.capabilities;
+        let buses = lines.modbus.iter().map(|(name, grant)| (name.clone(), grant.access.clone())).collect();
+        let ports = lines.serial.keys().cloned().collect();
+        Grounds { limits: self.limits.clone(), tcp: tcp.clone(), http: http.clone(), buses, ports, configuration }
     }
 }
 
@@ -166,10 +174,13 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
         // What does not fit was never there.
         let _ = storage.set(key, value.clone(), usize::MAX);
     }
-    let buses = grounds.buses.iter().map(|(name, access)| {
-        let line = bus::open_simulated(name, field.line(name), LINE_TIMEOUT);
-        (name.clone(), BusGrant { bus: line.of(&id), access: access.clone() })
-    });
+    let mut lines = Granted::default();
+    for (name, access) in &grounds.buses {
+        lines.add_modbus(name, &field, &id, access.clone());
+    }
+    for name in &grounds.ports {
+        lines.add_serial(name, Arc::new(field.clone()));
+    }
     let specification = Specification {
         capabilities: Capabilities {
             outlet: Arc::new(Outlet { device: id.clone(), routes: Vec::new() }),
@@ -177,7 +188,7 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
             storage: Some(storage),
             tcp: grounds.tcp.clone(),
             http: grounds.http.clone(),
-            buses: buses.collect(),
+            lines,
             sockets: Sockets::new(64),
             lookups: Lookups::new(),
             tcp_lines: TcpLines::default(),

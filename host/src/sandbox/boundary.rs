@@ -22,6 +22,7 @@ use super::contract::exports::sandgate::driver::device_driver::{Command, Command
 use super::contract::sandgate::driver as wit;
 use super::modbus::Unit;
 use super::net::Connection;
+use super::serial::Port;
 use super::state::State;
 use crate::message::{Attribute, Rejection};
 use crate::tape::Ended;
@@ -33,6 +34,7 @@ use wit::logging::Level;
 use wit::metadata::MetadataError;
 use wit::modbus::ModbusError;
 use wit::net::NetError;
+use wit::serial::{SerialError, Settings};
 use wit::storage::StorageError;
 use wit::telemetry::{FlushError, Sample, SendError};
 use wit::timers::{TimerError, TimerId};
@@ -247,20 +249,11 @@ imports! {
                 }
                 let peer = format!("{host}:{port}");
                 let answer = self.tcp_connect(host, port, timeout).await?;
-                if let Ok(connection) = &answer {
-                    self.deck.handle(connection.rep(), Some(peer));
-                }
-                self.deck.answered(true, &answer.as_ref().map(Resource::rep));
-                Ok(answer)
+                Ok(self.handed(true, peer, answer))
             }
 
             async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
-                if self.deck.import::<()>(18, false, &(connection.rep(),))?.is_none() {
-                    self.deck.handle(connection.rep(), None);
-                    self.tcp_drop(connection)?;
-                    self.deck.answered(false, &());
-                }
-                Ok(())
+                self.let_go(18, connection)
             }
         }
     }
@@ -298,20 +291,37 @@ imports! {
                 }
                 let name = format!("{bus}/{unit}");
                 let answer = self.open_unit(bus, unit)?;
-                if let Ok(handle) = &answer {
-                    self.deck.handle(handle.rep(), Some(name));
-                }
-                self.deck.answered(false, &answer.as_ref().map(Resource::rep));
-                Ok(answer)
+                Ok(self.handed(false, name, answer))
             }
 
             async fn drop(&mut self, unit: Resource<Unit>) -> wasmtime::Result<()> {
-                if self.deck.import::<()>(31, false, &(unit.rep(),))?.is_none() {
-                    self.deck.handle(unit.rep(), None);
-                    self.drop_unit(unit)?;
-                    self.deck.answered(false, &());
+                self.let_go(31, unit)
+            }
+        }
+    }
+    impl wit::serial::Host as "serial" {}
+    impl wit::serial::HostPort as "serial.port" {
+        [50 own] open(name: Text) -> Result<u32, SerialError>;
+        [51 handle fn] settings(Port) -> Settings = port_settings;
+        [52 handle async fn] write(Port, bytes: Bytes) -> Result<(), SerialError> = serial_write;
+        [53 handle async fn] read(Port, limit: u32, timeout: f64) -> Result<Bytes, SerialError> = serial_read;
+        [54 handle async fn] read_exact(Port, count: u32, timeout: f64) -> Result<Bytes, SerialError> = serial_read_exact;
+        [55 handle async fn] read_until(Port, delimiter: Bytes, limit: u32, timeout: f64) -> Result<Bytes, SerialError> = serial_read_until;
+        [56 handle async fn] read_frame(Port, silence: f64, limit: u32, timeout: f64) -> Result<Bytes, SerialError> = serial_read_frame;
+        [57 handle async fn] discard(Port) -> Result<(), SerialError> = serial_discard;
+        [58 handle fn] release(Port) -> () = serial_release;
+        [59 own] drop(handle: u32) -> ();
+        own {
+            fn open(&mut self, name: Text) -> wasmtime::Result<Result<Resource<Port>, SerialError>> {
+                if let Some(answer) = self.deck.import::<Result<u32, SerialError>>(50, false, &(&name,))? {
+                    return Ok(answer.map(Resource::new_own));
                 }
-                Ok(())
+                let answer = self.open_port(name.clone())?;
+                Ok(self.handed(false, name, answer))
+            }
+
+            async fn drop(&mut self, port: Resource<Port>) -> wasmtime::Result<()> {
+                self.let_go(59, port)
             }
         }
     }
@@ -464,6 +474,30 @@ imports! {
 impl wit::types::Host for State {}
 
 impl State {
+    /// Tells the tape of what a driver has opened, and what it is called there.
+    fn handed<T, E: Serialize>(
+        &mut self,
+        waits: bool,
+        name: String,
+        answer: Result<Resource<T>, E>,
+    ) -> Result<Resource<T>, E> {
+        if let Ok(handle) = &answer {
+            self.deck.handle(handle.rep(), Some(name));
+        }
+        self.deck.answered(waits, &answer.as_ref().map(Resource::rep));
+        answer
+    }
+
+    /// Lets go of what a driver had opened.
+    fn let_go<T: 'static>(&mut self, number: u8, handle: Resource<T>) -> wasmtime::Result<()> {
+        if self.deck.import::<()>(number, false, &(handle.rep(),))?.is_none() {
+            self.deck.handle(handle.rep(), None);
+            self.table.delete(handle)?;
+            self.deck.answered(false, &());
+        }
+        Ok(())
+    }
+
     fn chance<T: Serialize + DeserializeOwned>(
         &mut self,
         number: u8,

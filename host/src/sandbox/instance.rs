@@ -381,6 +381,7 @@ impl Instance {
         state.telemetry.statistics.most_memory.note(state.memory.used() as u64);
         let result = outcome(result, export, &self.store, &self.limits);
         self.store.data_mut().deck.returned(export as u8, result.as_ref().map_err(Ended::from));
+        self.store.data_mut().turns.clear();
         let value = result?;
         self.store.data_mut().flush_alerts();
         Ok(value)

@@ -10,19 +10,12 @@ use super::contract::sandgate::driver::modbus::ModbusError;
 use super::net::timeout;
 use super::state::State;
 use crate::bus::{self, BusError, BusHandle, Manner};
-use crate::config::{ModbusAccess, WriteKind};
+use crate::config::WriteKind;
+use crate::lines::BusGrant;
+use crate::manifest::RequestKind;
 use crate::network::{AccessError, Target};
 use crate::sockets::Socket;
 use crate::text;
-
-/// A granted line: what a device may do there, and how.
-#[derive(Debug, Clone)]
-pub struct BusGrant {
-    /// The line.
-    pub bus: BusHandle,
-    /// The units and writes that are granted.
-    pub access: ModbusAccess,
-}
 
 /// A unit on a line, as one driver sees it.
 pub struct Unit {
@@ -201,12 +194,8 @@ impl State {
         if let Some(address) = bus.strip_prefix(TCP) {
             return self.open_unit_at(address, unit);
         }
-        let Some(handle) = self.buses.get(&bus).cloned() else {
-            let requested = self.manifest.driver.requests.covers_line(&bus);
-            let why =
-                if requested { "is not granted to this device" } else { "is not requested by the driver's manifest" };
-            let text = format!("Modbus line {bus:?} {why}");
-            self.complain(&text, &text);
+        let Some(handle) = self.lines.modbus.get(&bus).cloned() else {
+            let text = self.no_line(RequestKind::Modbus, &bus);
             return Ok(Err(ModbusError::NotGranted(text)));
         };
         if let Err(text) = handle.access.check_unit(unit, &self.units) {
@@ -321,10 +310,5 @@ impl State {
         };
         self.table.get_mut(&unit)?.pause = pause;
         Ok(Ok(()))
-    }
-
-    pub(super) fn drop_unit(&mut self, unit: Resource<Unit>) -> wasmtime::Result<()> {
-        self.table.delete(unit)?;
-        Ok(())
     }
 }

@@ -174,9 +174,4 @@ impl State {
             Err(_) => Err(NetError::TimedOut),
         })
     }
-
-    pub(super) fn tcp_drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
-        self.table.delete(connection)?;
-        Ok(())
-    }
 }

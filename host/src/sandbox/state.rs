@@ -3,7 +3,6 @@
 //! Each import has its own part here; the modules beside this one hold one
 //! import each and touch only theirs.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
 use wasmtime::component::ResourceTable;
@@ -13,7 +12,7 @@ use super::alerts::AlertState;
 use super::contract::sandgate::driver::budget::Remaining;
 use super::limits::{CpuBudget, Limits, MemoryLimit};
 use super::log::{DeviceLog, Output};
-use super::modbus::BusGrant;
+use super::serial::Turns;
 use super::storage::Stored;
 use super::telemetry::Telemetry;
 use super::timers::Timers;
@@ -21,8 +20,9 @@ use super::trap::LastWords;
 use super::{Capabilities, Driver, http, wasi_sockets};
 use crate::bus::{Simulation, TcpLines};
 use crate::config::ConfiguredUnits;
-use crate::manifest::Manifest;
+use crate::lines::Granted;
 use crate::manifest::files::Files;
+use crate::manifest::{Manifest, RequestKind};
 use crate::message::{SessionName, Severity};
 use crate::network::{Access, Lookups};
 use crate::router::Outlet;
@@ -67,7 +67,10 @@ pub struct State {
     pub(super) deck: Deck,
     /// The Modbus units of the configuration that counts.
     pub(super) units: ConfiguredUnits,
-    pub(super) buses: Arc<BTreeMap<String, BusGrant>>,
+    /// What is granted and asked for.
+    pub(super) lines: Arc<Granted>,
+    /// Serial ports that it has for itself until the call ends.
+    pub(super) turns: Turns,
 }
 
 impl State {
@@ -77,7 +80,6 @@ impl State {
         let requests = &manifest.driver.requests;
         let tcp = Arc::new(Access { requested: requests.tcp.clone(), granted: capabilities.tcp.clone() });
         let http = Access { requested: requests.http.clone(), granted: capabilities.http.clone() };
-        let buses = capabilities.buses.iter().filter(|(name, _)| requests.covers_line(name));
         let last_words = LastWords::default();
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(Output::new(Arc::clone(&log), Severity::Info, None))
@@ -123,7 +125,8 @@ impl State {
             http: http::Client::new(http, capabilities.sockets.clone()),
             deck,
             units: ConfiguredUnits::default(),
-            buses: Arc::new(buses.map(|(name, bus)| (name.clone(), bus.clone())).collect()),
+            lines: Arc::new(capabilities.lines.requested(requests)),
+            turns: Turns::new(),
         }
     }
 }
@@ -133,10 +136,22 @@ impl State {
     /// the configuration as it may be on a tape.
     pub(super) fn configured(&mut self, configuration: &str) -> (ConfiguredUnits, String) {
         let shown = self.show(configuration);
-        if self.buses.is_empty() {
+        if self.lines.modbus.is_empty() {
             return (ConfiguredUnits::default(), shown);
         }
         (std::mem::replace(&mut self.units, ConfiguredUnits::of(&self.manifest, configuration)), shown)
+    }
+
+    /// Says that there is no such line for this driver, and why.
+    pub(super) fn no_line(&mut self, kind: RequestKind, name: &str) -> String {
+        let is_requested = self.manifest.driver.requests.covers(kind, name);
+        let why = match is_requested {
+            true => "is not granted to this device",
+            false => "is not requested by the driver's manifest",
+        };
+        let text = format!("{} {name:?} {why}", kind.noun());
+        self.complain(&text, &text);
+        text
     }
 
     pub(super) fn budget_left(&mut self) -> Remaining {
@@ -162,6 +177,7 @@ impl State {
     pub(super) fn close_connections(&mut self) {
         super::net::close_all(&mut self.table);
         super::modbus::close_all(&mut self.table);
+        self.turns.clear();
         self.close_wasi_sockets();
         self.http.close();
     }

@@ -4,7 +4,7 @@ use super::Scenario;
 use super::fault::Fault;
 use super::format::{ConfigureStep, Device, PlacedStep, Step, SwapStep, lay_over};
 use super::registers::hex;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, RequestKind, Requests};
 use crate::network::Target;
 use crate::text;
 
@@ -13,14 +13,13 @@ impl Scenario {
     pub(super) fn check_given(&self, manifest: &Manifest) -> Result<(), String> {
         let at_begin = |problem: String| format!("{}: {}: {problem}", self.given_line, self.name);
         self.given.begin().map_err(at_begin)?;
-        let lines = &manifest.driver.requests.modbus;
+        let requests = &manifest.driver.requests;
         for (name, device) in &self.given.devices.0 {
-            self.check_device(name, device, lines).map_err(at_begin)?;
+            self.check_device(name, device, requests).map_err(at_begin)?;
         }
-        if let Some(line) =
-            manifest.driver.requests.needed_lines().find(|line| self.kind_of(line).is_none() && self.tape.is_none())
-        {
-            let text = format!("devices: expected a device for the driver's Modbus line {line:?}");
+        let mut needed = requests.needed_lines();
+        if let Some((kind, line)) = needed.find(|(_, line)| self.kind_of(line).is_none() && self.tape.is_none()) {
+            let text = format!("devices: expected a device for the driver's {} {line:?}", kind.noun());
             return Err(at_begin(text));
         }
         let checked = manifest.check_configuration(self.given.configuration.clone());
@@ -58,16 +57,14 @@ impl Scenario {
     }
 
     /// Whether a device can be what it is given as, and its words can be read.
-    fn check_device(&self, name: &str, device: &Device, lines: &[String]) -> Result<(), String> {
+    fn check_device(&self, name: &str, device: &Device, requests: &Requests) -> Result<(), String> {
         if let Some(kind) = self.kind_of(name).filter(|kind| *kind != device.kind()) {
             return Err(format!("devices.{name}: is given as {kind}, found {}", device.kind()));
         }
         match device {
             Device::Modbus(_) if name.parse::<Target>().is_ok_and(|target| target.is_single()) => {}
-            Device::Modbus(_) | Device::Capture(_) if !lines.iter().any(|line| line == name || line == "*") => {
-                let expected = text::instead(name, lines);
-                return Err(format!("devices.{name}: the driver requests no Modbus line of this name; {expected}"));
-            }
+            Device::Modbus(_) | Device::Capture(_) => check_line(requests, RequestKind::Modbus, name)?,
+            Device::Serial(_) => check_line(requests, RequestKind::Serial, name)?,
             Device::Http(_) | Device::Tcp(_) if name.parse::<Target>().is_err() => {
                 return Err(format!("devices.{name}: expected host:port"));
             }
@@ -76,7 +73,7 @@ impl Scenario {
             }
             _ => {}
         }
-        if let Device::Tcp(tcp) = device {
+        if let Device::Tcp(tcp) | Device::Serial(tcp) = device {
             let texts =
                 tcp.answers.iter().flat_map(|(asked, answers)| answers.0.iter().chain([asked])).chain(&tcp.greeting);
             for text in texts {
@@ -132,7 +129,7 @@ impl Scenario {
                 checked.map(drop).map_err(|error| error.to_string())
             }
             Step::Change(changes) => changes.0.iter().try_for_each(|(name, change)| match self.kind_of(name) {
-                Some(_) => self.check_device(name, change, &manifest.driver.requests.modbus),
+                Some(_) => self.check_device(name, change, &manifest.driver.requests),
                 None if self.tape.is_some() => {
                     Err(format!("{name} answers from the tape, and cannot be changed; give a device of this name"))
                 }
@@ -143,4 +140,14 @@ impl Scenario {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a driver asks for a line of this name.
+fn check_line(requests: &Requests, kind: RequestKind, name: &str) -> Result<(), String> {
+    if requests.covers(kind, name) {
+        return Ok(());
+    }
+    let known = requests.lines().filter(|(own, _)| *own == kind).map(|(_, name)| name);
+    let expected = text::instead(name, known);
+    Err(format!("devices.{name}: the driver requests no {} of this name; {expected}", kind.noun()))
 }

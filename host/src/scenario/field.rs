@@ -1,4 +1,4 @@
-//! Simulated devices: Modbus units, web servers, devices on TCP connections.
+//! Simulated devices: Modbus units, web servers, devices on TCP connections and serial ports.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -40,7 +40,9 @@ enum Model {
         http: Http,
         turns: HashMap<String, usize>,
     },
+    /// On a TCP connection, or on a serial port.
     Tcp {
+        kind: &'static str,
         tcp: Tcp,
         turns: HashMap<String, usize>,
     },
@@ -89,7 +91,7 @@ impl Simulated {
             let kind = match simulation.model {
                 Model::Modbus(_) => "modbus",
                 Model::Http { .. } => "http",
-                Model::Tcp { .. } => "tcp",
+                Model::Tcp { kind, .. } => kind,
                 Model::Tape(_) => "tape",
             };
             let fault = |(unit, fault): (&Option<u8>, &Fault)| match unit {
@@ -120,7 +122,9 @@ impl Simulated {
             let model = match device {
                 Device::Modbus(_) => Model::Modbus(BTreeMap::new()),
                 Device::Http(_) => Model::Http { http: Http::default(), turns: HashMap::new() },
-                Device::Tcp(_) => Model::Tcp { tcp: Tcp::default(), turns: HashMap::new() },
+                Device::Tcp(_) | Device::Serial(_) => {
+                    Model::Tcp { kind: device.kind(), tcp: Tcp::default(), turns: HashMap::new() }
+                }
                 // It is added with what was captured.
                 Device::Capture(_) => return,
             };
@@ -148,7 +152,7 @@ impl Simulated {
                     }
                 }
             }
-            (Model::Tcp { tcp, turns }, Device::Tcp(change)) => {
+            (Model::Tcp { tcp, turns, .. }, Device::Tcp(change) | Device::Serial(change)) => {
                 if change.greeting.is_some() {
                     tcp.greeting.clone_from(&change.greeting);
                 }
@@ -240,30 +244,15 @@ impl bus::Simulation for Simulated {
         let name = name.strip_prefix("tcp://").unwrap_or(name);
         Arc::new(Line { field: self.clone(), name: name.to_owned() })
     }
+
+    fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        self.peer(name.to_owned())
+    }
 }
 
 impl Field for Simulated {
     fn connect(&self, host: &str, port: u16) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
-        let (field, host) = (self.clone(), host.to_owned());
-        async move {
-            let name = format!("{host}:{port}");
-            field.story.tell(|line| line.push_str(&format!("{name} connect")));
-            let fault = field.fault(&name, None);
-            if let Some(tape) = field.tape_of(&name).filter(|_| fault.is_none()) {
-                return tape.connect(&host, port).await;
-            }
-            let greeting = match field.lock().get(&name).map(|simulation| &simulation.model) {
-                Some(Model::Tcp { tcp, .. }) if fault != Some(Fault::Refuses) => tcp.greeting.clone(),
-                _ => return Err(io::ErrorKind::ConnectionRefused.into()),
-            };
-            let (near, far) = tokio::io::duplex(64 << 10);
-            tokio::spawn(async move {
-                // The driver may be gone.
-                let _ = field.talk(&name, greeting, far).await;
-            });
-            Ok(Box::new(near) as Box<dyn Stream>)
-        }
-        .boxed()
+        self.peer(format!("{host}:{port}"))
     }
 
     fn fetch(&self, request: FieldRequest) -> BoxFuture<'static, Result<FieldResponse, String>> {
@@ -357,6 +346,29 @@ fn bytes_of(text: &str) -> Vec<u8> {
 }
 
 impl Simulated {
+    /// A connection to a device that talks.
+    fn peer(&self, name: String) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        let field = self.clone();
+        async move {
+            field.story.tell(|line| line.push_str(&format!("{name} connect")));
+            let fault = field.fault(&name, None);
+            if let Some(tape) = field.tape_of(&name).filter(|_| fault.is_none()) {
+                return tape.peer(name).await;
+            }
+            let greeting = match field.lock().get(&name).map(|simulation| &simulation.model) {
+                Some(Model::Tcp { tcp, .. }) if fault != Some(Fault::Refuses) => tcp.greeting.clone(),
+                _ => return Err(io::ErrorKind::ConnectionRefused.into()),
+            };
+            let (near, far) = tokio::io::duplex(64 << 10);
+            tokio::spawn(async move {
+                // The driver may be gone.
+                let _ = field.talk(&name, greeting, far).await;
+            });
+            Ok(Box::new(near) as Box<dyn Stream>)
+        }
+        .boxed()
+    }
+
     /// The longest text with an answer that what was heard begins with, and its length.
     fn asked(&self, name: &str, heard: &[u8]) -> Option<(String, usize)> {
         let devices = self.lock();
@@ -369,7 +381,7 @@ impl Simulated {
     /// What a device on a TCP connection says to that, in its turn.
     fn reply(&self, name: &str, asked: &str) -> Option<Vec<u8>> {
         let mut devices = self.lock();
-        let Model::Tcp { tcp, turns } = &mut devices.get_mut(name)?.model else { return None };
+        let Model::Tcp { tcp, turns, .. } = &mut devices.get_mut(name)?.model else { return None };
         let answers = &tcp.answers.get(asked)?.0;
         let turn = turns.entry(asked.to_owned()).or_default();
         let answer = answers.get(*turn).or(answers.last())?;

@@ -64,6 +64,8 @@ pub(super) enum Device {
     Modbus(BTreeMap<u8, Unit>),
     Http(Http),
     Tcp(Tcp),
+    /// What is on a serial port.
+    Serial(Tcp),
     /// The units of a line as they answered while they were captured.
     Capture(CaptureFile),
 }
@@ -161,8 +163,8 @@ impl TryFrom<Json> for Answers {
     }
 }
 
-/// A device on a TCP connection: what it says to whom connects, and to what is
-/// said to it. Texts, or bytes as `hex …`.
+/// A device on a TCP connection or a serial port: what it says at first, and to
+/// what is said to it. Texts, or bytes as `hex …`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tcp {
@@ -423,6 +425,7 @@ impl Device {
             Device::Modbus(_) => "modbus",
             Device::Http(_) => "http",
             Device::Tcp(_) => "tcp",
+            Device::Serial(_) => "serial",
             Device::Capture(_) => "capture",
         }
     }

@@ -15,7 +15,7 @@ use super::{Captures, Scenario};
 use crate::bus::Simulation;
 use crate::config::ConfiguredUnits;
 use crate::gate::TapeField;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, RequestKind};
 use crate::tape::Tape;
 use crate::text;
 
@@ -66,7 +66,7 @@ pub enum Wanted<'a> {
 pub struct Device {
     /// The driver's name for its Modbus line, or `host:port`.
     pub name: String,
-    /// `modbus`, `http`, `tcp` or `tape`.
+    /// `modbus`, `http`, `tcp`, `serial` or `tape`.
     pub kind: &'static str,
     /// What is wrong with it, as it is written.
     pub faults: Vec<String>,
@@ -165,7 +165,9 @@ impl Playground {
         self.field.reset(&scenario.given.devices, &scenario.captures);
         if let Some(tape) = &scenario.tape {
             let field = TapeField::new(tape, tape.extent().1);
-            self.field.add_tape(&field, &manifest.driver.requests.modbus);
+            let names: Vec<String> =
+                manifest.driver.requests.names().into_iter().flat_map(|(_, names)| names).cloned().collect();
+            self.field.add_tape(&field, &names);
         }
         let mut inner = self.lock();
         (inner.scenario, inner.manifest) = (scenario, manifest.clone());
@@ -179,7 +181,8 @@ impl Playground {
     /// The device's table in the gateway's configuration, without its driver: the
     /// configuration, and grants for all that is given. A line is a bus of its name.
     pub fn settings(&self) -> Map<String, Json> {
-        let (devices, lines) = (self.field.devices(), self.lines());
+        let (devices, modbus) = (self.field.devices(), self.lines(RequestKind::Modbus));
+        let serial = self.lines(RequestKind::Serial);
         let inner = self.lock();
         let given = &inner.scenario.given;
         let configuration = inner.configuration(&inner.configured);
@@ -195,10 +198,14 @@ impl Playground {
             true => json!({ "bus": line, "units": ["0-255"] }),
             false => json!(line),
         };
-        let modbus: Map<String, Json> = lines.iter().map(|line| (line.clone(), grant(line))).collect();
+        let modbus: Map<String, Json> = modbus.iter().map(|line| (line.clone(), grant(line))).collect();
         let mut grants = Map::new();
         if !modbus.is_empty() {
             grants.insert("modbus".into(), modbus.into());
+        }
+        if !serial.is_empty() {
+            let serial: Map<String, Json> = serial.iter().map(|port| (port.clone(), json!(port))).collect();
+            grants.insert("serial".into(), serial.into());
         }
         let more = |targets: &[crate::network::Target]| targets.iter().map(ToString::to_string).collect::<Vec<_>>();
         if !requests.tcp.is_empty() {
@@ -217,14 +224,23 @@ impl Playground {
         settings
     }
 
-    /// The names of the Modbus lines that the driver asks for.
-    pub fn lines(&self) -> Vec<String> {
+    /// The buses of the gateway's configuration: the lines that the driver asks for.
+    pub fn buses(&self) -> Map<String, Json> {
+        let modbus = self.lines(RequestKind::Modbus).into_iter();
+        let modbus = modbus.map(|line| (line, json!({ "modbus_tcp": { "address": "simulated:502" } })));
+        let serial = self.lines(RequestKind::Serial).into_iter();
+        modbus.chain(serial.map(|port| (port, json!({ "serial": { "port": "simulated" } })))).collect()
+    }
+
+    /// The names of the lines of a kind that the driver asks for.
+    fn lines(&self, kind: RequestKind) -> Vec<String> {
         let devices = self.field.devices();
         let inner = self.lock();
         let requests = &inner.manifest.driver.requests;
-        let given = devices.into_iter().filter(|(name, kind, _)| *kind == "modbus" && !name.contains(':'));
-        let given = given.map(|(name, ..)| name).filter(|name| requests.covers_line(name));
-        let lines: BTreeSet<String> = requests.lines().cloned().chain(given).collect();
+        let given = devices.into_iter().filter(|(name, own, _)| *own == kind.key() && !name.contains(':'));
+        let given = given.map(|(name, ..)| name).filter(|name| requests.covers(kind, name));
+        let own = requests.lines().filter(|(own, _)| *own == kind).map(|(_, name)| name.clone());
+        let lines: BTreeSet<String> = own.chain(given).collect();
         lines.into_iter().collect()
     }
 

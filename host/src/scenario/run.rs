@@ -1,6 +1,6 @@
 //! Runs a scenario: one device in a runtime whose time is paused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,26 +15,25 @@ use super::field::Simulated;
 use super::format::{CommandStep, ConfigureStep, Device, Given, Lost, PlacedStep, Step, SwapStep, lay_over};
 use super::story::Story;
 use super::{Failure, Report, Scenario, Seen};
-use crate::bus::{self, Simulation as _, TcpLines};
+use crate::bus::TcpLines;
 use crate::clock::SimulatedClock;
 use crate::cloud::Channel;
 use crate::config::{ConfiguredUnits, LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
 use crate::gate::TapeField;
 use crate::journal::Journal;
-use crate::manifest::Manifest;
+use crate::lines::Granted;
+use crate::manifest::{Manifest, Requests};
 use crate::message::{CommandRequest, DeviceId, SessionName};
 use crate::network::{Lookups, Target};
 use crate::outbox::{Bounds, Outbox};
 use crate::receipt::{Outcome, Receipts};
 use crate::router::{Outlet, Route};
-use crate::sandbox::{BusGrant, Capabilities, Driver, Sandbox, Surroundings};
+use crate::sandbox::{Capabilities, Driver, Sandbox, Surroundings};
 use crate::sockets::Sockets;
 use crate::storage::{DeviceStorage, Storage};
 use crate::tape::{Room, Tapes};
 
-/// How long a unit on a line may take, as on a real one.
-const LINE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What happens at the end of a step belongs to it.
 const MOMENT: Duration = Duration::from_millis(1);
 /// A command waits in a queue for no longer.
@@ -136,7 +135,7 @@ impl<'a> Stage<'a> {
         let mut specification = specification(given, &driver.manifest, &field, &story, storage.clone(), seed);
         let tape = scenario.tape.as_ref().map(|tape| TapeField::new(tape, tape.extent().1));
         if let Some(tape) = &tape {
-            play(tape, &mut specification.capabilities, &field, &driver.manifest.driver.requests.modbus);
+            play(tape, &mut specification.capabilities, &field, &driver.manifest.driver.requests);
             for (key, value) in tape.stored() {
                 // What does not fit was never there.
                 let _ = storage.set(key, value.clone(), usize::MAX);
@@ -426,12 +425,19 @@ fn parameters(configuration: &Map<String, Json>) -> impl Iterator<Item = String>
 }
 
 /// Lets a tape answer where nothing is given.
-fn play(tape: &TapeField, capabilities: &mut Capabilities, field: &Simulated, lines: &[String]) {
-    field.add_tape(tape, lines);
-    for name in lines.iter().filter(|name| !capabilities.buses.contains_key(*name)).cloned().collect::<Vec<_>>() {
-        let line = bus::open_simulated(&name, field.line(&name), LINE_TIMEOUT);
-        let grant = BusGrant { bus: line.of(&capabilities.outlet.device), access: ModbusAccess::default() };
-        capabilities.buses.insert(name, grant);
+fn play(tape: &TapeField, capabilities: &mut Capabilities, field: &Simulated, requests: &Requests) {
+    let names: Vec<String> = requests.names().into_iter().flat_map(|(_, names)| names).cloned().collect();
+    field.add_tape(tape, &names);
+    let (lines, device) = (&mut capabilities.lines, &capabilities.outlet.device);
+    for name in requests.modbus.iter() {
+        if !lines.modbus.contains_key(name) {
+            lines.add_modbus(name, field, device, ModbusAccess::default());
+        }
+    }
+    for name in requests.serial.iter() {
+        if !lines.serial.contains_key(name) {
+            lines.add_serial(name, Arc::new(field.clone()));
+        }
     }
     let addresses: Vec<Target> = tape.addresses().iter().filter_map(|name| name.parse().ok()).collect();
     capabilities.tcp.extend(addresses.iter().cloned());
@@ -450,16 +456,16 @@ fn specification(
     // A driver that knows its units by itself gets those that are given.
     let knows_units = !ConfiguredUnits::of(manifest, "").is_declared;
     let id = DeviceId::new(DEVICE);
-    let (mut buses, mut tcp, mut http) = (BTreeMap::new(), given.grants.tcp.clone(), given.grants.http.clone());
+    let (mut lines, mut tcp, mut http) = (Granted::default(), given.grants.tcp.clone(), given.grants.http.clone());
     for (name, device) in &given.devices.0 {
         let target = name.parse::<Target>();
         match device {
             Device::Modbus(_) if target.is_ok() => tcp.extend(target),
             Device::Modbus(_) | Device::Capture(_) => {
-                let line = bus::open_simulated(name, field.line(name), LINE_TIMEOUT);
                 let access = ModbusAccess::of_units(knows_units.then(|| (0..=u8::MAX).collect()));
-                buses.insert(name.clone(), BusGrant { bus: line.of(&id), access });
+                lines.add_modbus(name, field, &id, access);
             }
+            Device::Serial(_) => lines.add_serial(name, Arc::new(field.clone())),
             Device::Http(_) => http.extend(target),
             Device::Tcp(_) => tcp.extend(target),
         }
@@ -479,7 +485,7 @@ fn specification(
             storage: Some(storage),
             tcp,
             http,
-            buses,
+            lines,
             sockets: Sockets::new(64),
             lookups: Lookups::new(),
             tcp_lines: TcpLines::default(),

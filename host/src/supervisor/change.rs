@@ -106,10 +106,10 @@ impl Supervisor {
         match change {
             Change::OpenBus(name) => {
                 if let Some(bus) = self.config.buses.get(&name).cloned() {
-                    self.open_bus(&name, &bus);
+                    self.lines.open(&name, &bus);
                 }
             }
-            Change::CloseBus(name) => drop(self.buses.remove(&name)),
+            Change::CloseBus(name) => self.lines.close(&name),
             Change::StopDevice(id) => self.end_device(&id),
             Change::StartDevice(id) => {
                 if let Some(device) = self.config.devices.get(&id).cloned() {

@@ -14,6 +14,7 @@ use sandgate_driver::alerts::{self, Alert};
 use sandgate_driver::http::{self, Header, HttpError, Request};
 use sandgate_driver::logging::{self, Level};
 use sandgate_driver::modbus::{ModbusError, Unit};
+use sandgate_driver::serial::{Parity, Port, SerialError};
 use sandgate_driver::storage::{self, StorageError};
 use sandgate_driver::{Attribute, Sample, SendError, command_log, timers};
 use serde_json::Value as Json;
@@ -44,6 +45,14 @@ fn status(value: Outcome<()>) -> (Option<&'static str>, Option<String>) {
 /// The open units, by the name of the line and the address.
 type Units = Rc<RefCell<HashMap<(String, u8), Unit>>>;
 
+/// The open serial ports, by name.
+type Ports = Rc<RefCell<HashMap<String, Port>>>;
+
+/// The silence that ends what a script receives: USB adapters hold bytes back for 16 ms.
+const SILENCE: f64 = 30.0;
+/// What a script receives at once.
+const MOST_BYTES: u16 = 4096;
+
 /// The table that the scripts of the API get.
 pub fn table(lua: &Lua, about: &Rc<About>, deadline: &Deadline) -> mlua::Result<Table> {
     let host = lua.create_table()?;
@@ -51,6 +60,7 @@ pub fn table(lua: &Lua, about: &Rc<About>, deadline: &Deadline) -> mlua::Result<
     time(lua, &host, deadline)?;
     kept(lua, &host)?;
     field(lua, &host, deadline)?;
+    serial(lua, &host, deadline)?;
     Ok(host)
 }
 
@@ -193,6 +203,80 @@ fn field(lua: &Lua, host: &Table, deadline: &Deadline) -> mlua::Result<()> {
             }
         };
     host.set("fetch", lua.create_function(fetch)?)
+}
+
+/// Serial ports.
+fn serial(lua: &Lua, host: &Table, deadline: &Deadline) -> mlua::Result<()> {
+    fn with<T>(ports: &Ports, name: &str, act: impl FnOnce(&Port) -> Result<T, SerialError>) -> Outcome<T> {
+        let mut ports = ports.borrow_mut();
+        let port = match ports.entry(name.to_owned()) {
+            Entry::Occupied(port) => port.into_mut(),
+            Entry::Vacant(place) => place.insert(Port::open(name).map_err(serial_failure)?),
+        };
+        act(port).map_err(serial_failure)
+    }
+    let ports = Ports::default();
+    let own = Rc::clone(&ports);
+    let settings = move |_: &Lua, name: String| {
+        Ok(with(&own, &name, |port| Ok(port.settings())).ok().map(|set| {
+            let parity = match set.parity {
+                Parity::None => "N",
+                Parity::Even => "E",
+                Parity::Odd => "O",
+            };
+            format!("{}, {}, {parity}, {}", set.baud_rate, set.data_bits, set.stop_bits)
+        }))
+    };
+    host.set("serial_settings", lua.create_function(settings)?)?;
+    let own = Rc::clone(&ports);
+    let write = move |_: &Lua, (name, bytes, is_fresh): (String, LuaString, bool)| {
+        let written = with(&own, &name, |port| {
+            if is_fresh {
+                port.discard()?;
+            }
+            port.write(&bytes.as_bytes())
+        });
+        Ok(status(written))
+    };
+    host.set("serial_write", lua.create_function(write)?)?;
+    let (own, time) = (Rc::clone(&ports), deadline.clone());
+    let read = move |lua: &Lua, (name, count, timeout, is_exact): (String, LuaValue, f64, bool)| {
+        let (count, patience) = match within(&count, "a count", MOST_BYTES) {
+            Ok(count) => (u32::from(count), patience(timeout, &time)),
+            Err(failure) => return Ok(answer(Err(failure))),
+        };
+        let bytes = with(&own, &name, |port| match is_exact {
+            true => port.read_exact(count, patience),
+            false => port.read_frame(SILENCE, count, patience),
+        });
+        let text = bytes.map(|bytes| lua.create_string(bytes).map(LuaValue::String));
+        Ok(match text {
+            Ok(text) => answer(Ok(text?)),
+            Err(failure) => answer(Err(failure)),
+        })
+    };
+    host.set("serial_read", lua.create_function(read)?)?;
+    let own = Rc::clone(&ports);
+    let discard = move |_: &Lua, name: String| Ok(status(with(&own, &name, Port::discard)));
+    host.set("serial_discard", lua.create_function(discard)?)?;
+    let release = move |_: &Lua, name: String| {
+        let released = with(&ports, &name, |port| {
+            port.release();
+            Ok(())
+        });
+        Ok(status(released))
+    };
+    host.set("serial_release", lua.create_function(release)?)
+}
+
+fn serial_failure(error: SerialError) -> Failure {
+    match error {
+        SerialError::NotGranted(text) => Failure("not_granted", text),
+        SerialError::TimedOut => Failure("timeout", "timeout".into()),
+        SerialError::Unavailable(text) => Failure("no_connection", text),
+        SerialError::Busy => Failure("not_ready", "the port is busy".into()),
+        SerialError::InvalidArgument(text) => Failure("invalid_argument", text),
+    }
 }
 
 fn told(error: HttpError) -> String {

@@ -303,6 +303,53 @@ mod tests {
     }
 
     #[test]
+    fn serial_ports_take_bytes_and_give_them_back() {
+        let answers = |asked: &[u8]| if asked == b"W\r" { b"ST,12.5\r\n\x00\xff".to_vec() } else { Vec::new() };
+        let (host, script) = begin(
+            Api::V1,
+            &[(
+                "main.lua",
+                "rs232.init(19200, 8, 'N', 1)
+                 scheduler.add(1000, function()
+                   enapter.log(tostring(rs232.send('W\\r')))
+                   local data, err = rs232.receive(1000)
+                   enapter.log(#data .. ' ' .. data:match('%d+%.%d') .. ' ' .. data:byte(-1) .. ' ' .. err)
+                   rs232.send('X\\r')
+                   data, err = rs232.receive(1000)
+                   enapter.log(tostring(data) .. ' ' .. rs232.err_to_str(err))
+                 end)",
+            )],
+        );
+        host.serial("rs232", answers);
+        script.timer(1).unwrap();
+        let log: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
+        let warning = "rs232 is set to 9600, 8, N, 1 by the gateway, and the script expects 19200, 8, N, 1";
+        assert_eq!(log, [warning, "0", "11 12.5 255 0", "nil timeout"]);
+        let (host, script) = begin(
+            Api::V3,
+            &[(
+                "main.lua",
+                "local line = serial.new('port://scale-1')
+                 assert(select(2, serial.new('tcp://x')):match('expected a connection'))
+                 scheduler.add(1000, function()
+                   local a, b = line:transaction(function()
+                     assert(line:write('W\\r') == nil)
+                     return line:read(2, 1000), line:read(5, 1000)
+                   end)
+                   enapter.log(a .. b)
+                   assert(line:flush() == nil)
+                   enapter.log(select(2, line:read(1, 1000)))
+                   enapter.log(select(2, line:transaction(function() error('broken', 0) end)))
+                 end)",
+            )],
+        );
+        host.serial("scale-1", answers);
+        script.timer(1).unwrap();
+        let log: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(log, ["ST,12.5", "timeout", "broken"]);
+    }
+
+    #[test]
     fn wrong_arguments_and_failed_writes_are_told_in_the_way_of_each_generation() {
         let calls = "for _, write in ipairs({ { 300, 0, 1 }, { 3, 0, nil }, { 3, 0, 70000 }, { 3, 5, 1.9 }, { 3, 6, '7' }, { 3, 7, -1 } }) do
                        tell(write_holding(write[1], write[2], write[3]))

@@ -7,6 +7,7 @@ use crate::CommandError;
 use crate::http::HttpError;
 use crate::modbus::ModbusError;
 use crate::net::NetError;
+use crate::serial::SerialError;
 
 /// Why a driver cannot go on: a text for the log.
 ///
@@ -72,6 +73,18 @@ impl From<NetError> for CommandError {
     }
 }
 
+/// A device that does not answer, or whose port is gone, is unreachable.
+impl From<SerialError> for CommandError {
+    fn from(error: SerialError) -> Self {
+        match error {
+            SerialError::TimedOut | SerialError::Unavailable(_) => CommandError::DeviceUnreachable(error.describe()),
+            SerialError::Busy => CommandError::Busy(error.describe()),
+            SerialError::InvalidArgument(text) => CommandError::InvalidArgument(text),
+            SerialError::NotGranted(text) => CommandError::Failed(text),
+        }
+    }
+}
+
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -113,6 +126,18 @@ impl Describe for NetError {
             NetError::Closed => "the host has closed the connection".into(),
             NetError::InvalidArgument(text) => format!("invalid argument: {text}"),
             NetError::Failed(text) => text.clone(),
+        }
+    }
+}
+
+impl Describe for SerialError {
+    fn describe(&self) -> String {
+        match self {
+            SerialError::NotGranted(text) => text.clone(),
+            SerialError::TimedOut => "the device does not answer".into(),
+            SerialError::Unavailable(text) => format!("the port is unavailable: {text}"),
+            SerialError::Busy => "the port is busy".into(),
+            SerialError::InvalidArgument(text) => format!("invalid argument: {text}"),
         }
     }
 }

@@ -288,6 +288,85 @@ pub mod properties {
     }
 }
 
+pub mod serial {
+    use super::{contract, with};
+    pub use contract::serial::{Parity, SerialError, Settings};
+    use std::cell::RefCell;
+
+    /// A granted port.
+    #[derive(Debug)]
+    pub struct Port {
+        name: String,
+        received: RefCell<Vec<u8>>,
+    }
+
+    impl Port {
+        /// Opens a port of the fake host.
+        pub fn open(name: &str) -> Result<Port, SerialError> {
+            if with(|state| state.ports.contains_key(name)) {
+                return Ok(Port { name: name.to_owned(), received: RefCell::default() });
+            }
+            let text = format!("the test has no serial port {name:?}; expected FakeHost::serial({name:?}, …)");
+            Err(SerialError::NotGranted(text))
+        }
+
+        /// 9600 bits a second, 8 data bits, no parity, 1 stop bit.
+        pub fn settings(&self) -> Settings {
+            Settings { baud_rate: 9600, data_bits: 8, parity: Parity::None, stop_bits: 1 }
+        }
+
+        /// Writes all bytes; what the device answers can be read.
+        pub fn write(&self, bytes: &[u8]) -> Result<(), SerialError> {
+            let Some(mut answer) = with(|state| state.ports.remove(&self.name)) else {
+                return Err(SerialError::Unavailable("the test has a new host".into()));
+            };
+            self.received.borrow_mut().extend(answer(bytes));
+            with(|state| drop(state.ports.insert(self.name.clone(), answer)));
+            Ok(())
+        }
+
+        /// What the device has answered; without any, the time is out at once.
+        pub fn read(&self, limit: u32, _: f64) -> Result<Vec<u8>, SerialError> {
+            self.take(|received| (!received.is_empty()).then_some(received.len()), limit)
+        }
+
+        /// So many bytes of it.
+        pub fn read_exact(&self, count: u32, _: f64) -> Result<Vec<u8>, SerialError> {
+            let wanted = usize::try_from(count).unwrap_or(usize::MAX);
+            self.take(|received| (received.len() >= wanted).then_some(wanted), count)
+        }
+
+        /// Up to the delimiter.
+        pub fn read_until(&self, delimiter: &[u8], limit: u32, _: f64) -> Result<Vec<u8>, SerialError> {
+            let length = delimiter.len().max(1);
+            let end = |received: &[u8]| received.windows(length).position(|bytes| bytes == delimiter);
+            self.take(|received| end(received).map(|place| place + length), limit)
+        }
+
+        /// All of it.
+        pub fn read_frame(&self, _: f64, limit: u32, timeout: f64) -> Result<Vec<u8>, SerialError> {
+            self.read(limit, timeout)
+        }
+
+        fn take(&self, enough: impl Fn(&[u8]) -> Option<usize>, limit: u32) -> Result<Vec<u8>, SerialError> {
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            let mut received = self.received.borrow_mut();
+            let found = enough(&received).or((received.len() >= limit).then_some(limit));
+            let end = found.map(|end| end.min(limit)).ok_or(SerialError::TimedOut)?;
+            Ok(received.drain(..end).collect())
+        }
+
+        /// Throws away what the device has answered.
+        pub fn discard(&self) -> Result<(), SerialError> {
+            self.received.borrow_mut().clear();
+            Ok(())
+        }
+
+        /// Has no effect: nobody else is here.
+        pub fn release(&self) {}
+    }
+}
+
 pub mod storage {
     use super::{contract, with};
     pub use contract::storage::StorageError;

@@ -18,7 +18,7 @@ pub mod bindings {
 pub mod firmware_bindings {
     wit_bindgen::generate!({
         path: "../../wit",
-        inline: "package sandgate:sdk; world firmware { export sandgate:driver/firmware@0.1.2; }",
+        inline: "package sandgate:sdk; world firmware { export sandgate:driver/firmware@0.1.3; }",
         world: "sandgate:sdk/firmware",
         pub_export_macro: true,
         export_macro_name: "export_firmware",
@@ -75,6 +75,11 @@ pub mod modbus {
 /// TCP to granted addresses.
 pub mod net {
     pub use crate::host::net::{NetError, TcpConnection};
+}
+
+/// Bytes on serial ports that the gateway owns.
+pub mod serial {
+    pub use crate::host::serial::{Parity, Port, SerialError, Settings};
 }
 
 /// Small persistent key-values of the device.

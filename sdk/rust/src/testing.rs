@@ -44,7 +44,7 @@ use crate::{Alert, Attribute, Command, Configuration, Context, StartReason, Time
 /// Answers a request.
 type HttpServer = Box<dyn FnMut(&Request) -> Result<Response, HttpError>>;
 
-/// Answers the bytes that a connection sends.
+/// Answers the bytes that come over a connection or a serial port.
 type Peer = Box<dyn FnMut(&[u8]) -> Vec<u8>>;
 
 /// What the driver of this thread did, and what it gets.
@@ -64,6 +64,7 @@ pub(crate) struct State {
     pub(crate) units: BTreeMap<(String, u8), UnitState>,
     pub(crate) http: Option<HttpServer>,
     pub(crate) peers: BTreeMap<(String, u16), Peer>,
+    pub(crate) ports: BTreeMap<String, Peer>,
 }
 
 /// One Modbus unit.
@@ -182,6 +183,11 @@ impl FakeHost {
     /// answers. Other addresses are not granted.
     pub fn tcp(&self, host: &str, port: u16, answer: impl FnMut(&[u8]) -> Vec<u8> + 'static) {
         with(|state| drop(state.peers.insert((host.to_owned(), port), Box::new(answer))));
+    }
+
+    /// A device on a serial port, in the same way. Other ports are not granted.
+    pub fn serial(&self, name: &str, answer: impl FnMut(&[u8]) -> Vec<u8> + 'static) {
+        with(|state| drop(state.ports.insert(name.to_owned(), Box::new(answer))));
     }
 }
 

@@ -20,6 +20,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("modbus.wit", include_str!("../../../../wit/modbus.wit")),
     ("net.wit", include_str!("../../../../wit/net.wit")),
     ("properties.wit", include_str!("../../../../wit/properties.wit")),
+    ("serial.wit", include_str!("../../../../wit/serial.wit")),
     ("storage.wit", include_str!("../../../../wit/storage.wit")),
     ("telemetry.wit", include_str!("../../../../wit/telemetry.wit")),
     ("timers.wit", include_str!("../../../../wit/timers.wit")),

@@ -182,9 +182,7 @@ impl Bench {
         let mut device = self.playground.settings();
         device.insert("driver".into(), json!(self.copy()?));
         device.insert("cloud_log".into(), json!("debug"));
-        let bus = |line: String| (line, json!({"modbus_tcp": {"address": "simulated:502"}}));
-        let buses: Map<String, Json> = self.playground.lines().into_iter().map(bus).collect();
-        text.push_str(&format!("\n{}", toml_of(&json!({"buses": buses}))?));
+        text.push_str(&format!("\n{}", toml_of(&json!({"buses": self.playground.buses()}))?));
         if let Some(token) = self.cloud.token(&self.device) {
             device.insert("endpoints".into(), json!({"local": {"token": token}}));
         }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use serde::de::DeserializeOwned;
 
-use super::{Known, Series, Table, key_of};
+use super::{Known, Part, Series, Table, key_of};
 use crate::sandbox::boundary;
 use crate::sandbox::contract::sandgate::driver::http;
 use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
 use crate::sandbox::contract::sandgate::driver::net::NetError;
+use crate::sandbox::contract::sandgate::driver::serial::SerialError;
 use crate::sandbox::contract::sandgate::driver::storage::StorageError;
 use crate::tape::{Exchange, Tape};
 
@@ -72,28 +73,30 @@ impl Reader {
                     connected.map(|_| Vec::new()),
                 );
             }
+            "serial.port.open" => {
+                let (port,): (String,) = read(arguments)?;
+                let handle = read::<Result<u32, SerialError>>(answer)?.ok()?;
+                self.handles.insert(handle, port.clone());
+                let connections = &mut self.known.peers.entry(port).or_default().connections;
+                connections.push(exchange.at, exchange.took, Ok(Vec::new()));
+            }
+            "serial.port.write" => {
+                let (handle, bytes): (u32, Vec<u8>) = read(arguments)?;
+                self.sent(exchange, handle, bytes)?;
+            }
+            name if name.starts_with("serial.port.read") => {
+                let (handle, _) = postcard::take_from_bytes::<u32>(arguments).ok()?;
+                let part = read::<Result<Vec<u8>, SerialError>>(answer)?.map_err(|_| NetError::TimedOut);
+                self.received(handle, (exchange.took, part))?;
+            }
             "net.tcp-connection.send" => {
                 let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
-                let peer = self.known.peers.entry(self.handles.get(&handle)?.clone()).or_default();
-                let place = peer.answers.iter().position(|(sent, _)| *sent == bytes);
-                let place = place.unwrap_or_else(|| {
-                    peer.answers.push((bytes.clone(), Series::default()));
-                    peer.answers.len() - 1
-                });
-                peer.answers.get_mut(place)?.1.push(exchange.at, exchange.took, Vec::new());
-                self.sent.insert(handle, bytes);
+                self.sent(exchange, handle, bytes)?;
             }
             "net.tcp-connection.receive" => {
                 let (handle, _, _): (u32, u32, f64) = read(arguments)?;
                 let part = (exchange.took, read::<Result<Vec<u8>, NetError>>(answer)?);
-                let peer = self.known.peers.entry(self.handles.get(&handle)?.clone()).or_default();
-                match self.sent.get(&handle) {
-                    Some(bytes) => {
-                        let answers = peer.answers.iter_mut().find(|(sent, _)| sent == bytes);
-                        answers?.1.answers.last_mut()?.value.push(part);
-                    }
-                    None => peer.connections.answers.last_mut()?.value.as_mut().ok()?.push(part),
-                }
+                self.received(handle, part)?;
             }
             "storage.get" => {
                 let (key,): (String,) = read(arguments)?;
@@ -103,6 +106,32 @@ impl Reader {
                 }
             }
             _ => {}
+        }
+        Some(())
+    }
+
+    /// What was sent to a peer or a serial port.
+    fn sent(&mut self, exchange: &Exchange<'_>, handle: u32, bytes: Vec<u8>) -> Option<()> {
+        let peer = self.known.peers.entry(self.handles.get(&handle)?.clone()).or_default();
+        let place = peer.answers.iter().position(|(sent, _)| *sent == bytes);
+        let place = place.unwrap_or_else(|| {
+            peer.answers.push((bytes.clone(), Series::default()));
+            peer.answers.len() - 1
+        });
+        peer.answers.get_mut(place)?.1.push(exchange.at, exchange.took, Vec::new());
+        self.sent.insert(handle, bytes);
+        Some(())
+    }
+
+    /// What came after that, or before anything was sent.
+    fn received(&mut self, handle: u32, part: Part) -> Option<()> {
+        let peer = self.known.peers.entry(self.handles.get(&handle)?.clone()).or_default();
+        match self.sent.get(&handle) {
+            Some(bytes) => {
+                let answers = peer.answers.iter_mut().find(|(sent, _)| sent == bytes);
+                answers?.1.answers.last_mut()?.value.push(part);
+            }
+            None => peer.connections.answers.last_mut()?.value.as_mut().ok()?.push(part),
         }
         Some(())
     }

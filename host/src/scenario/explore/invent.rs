@@ -68,7 +68,7 @@ fn fault(random: &mut Rng, name: &str, device: &Device) -> String {
             (vec![format!("status {status}")], name.to_owned())
         }
         Device::Capture(_) => (vec![format!("exception {}", random.u8(1..12))], name.to_owned()),
-        Device::Tcp(_) => (Vec::new(), name.to_owned()),
+        Device::Tcp(_) | Device::Serial(_) => (Vec::new(), name.to_owned()),
     };
     let common = ["timeout", "garbage", "closes", "refuses", &slow].map(str::to_owned);
     let all: Vec<String> = own.into_iter().chain(common).collect();

@@ -177,9 +177,11 @@ fn check_device(config: &Config, device: &Device, manifest: &Manifest, findings:
     let key = format!("devices.{}", device.id);
     let requests = &manifest.driver.requests;
     if let Err(problem) = device.check(manifest) {
-        let missing = requests.needed_lines().find(|bus| !device.grants.modbus.contains_key(*bus));
-        let bus = config.buses.keys().next().map_or("<bus>", String::as_str);
-        let add = missing.map(|name| format!("grants.modbus.{name} = \"{bus}\""));
+        let missing = requests.needed_lines().find(|(kind, line)| !device.grants.has_line(*kind, line));
+        let add = missing.map(|(kind, line)| {
+            let bus = config.buses.iter().find(|(_, bus)| bus.kind() == kind).map_or("<bus>", |(name, _)| name);
+            format!("grants.{}.{line} = \"{bus}\"", kind.key())
+        });
         findings.tell(&key, Level::Problem, problem, add);
     }
     for (own, kind, requested) in requests.targets() {
@@ -204,9 +206,10 @@ fn check_device(config: &Config, device: &Device, manifest: &Manifest, findings:
             findings.tell(&key, Level::Warning, device.wrong(&["grants", kind], &text), None);
         }
     }
-    for name in device.grants.modbus.keys().filter(|name| !requests.covers_line(name)) {
-        let text = format!("the driver requests no such line; {}", sandgate::text::instead(name, &requests.modbus));
-        findings.tell(&key, Level::Warning, device.wrong(&["grants", "modbus", name], &text), None);
+    for (kind, name, _) in device.grants.lines().filter(|(kind, name, _)| !requests.covers(*kind, name)) {
+        let known = requests.lines().filter(|(own, _)| *own == kind).map(|(_, name)| name);
+        let text = format!("the driver requests no such line; {}", sandgate::text::instead(name, known));
+        findings.tell(&key, Level::Warning, device.wrong(&["grants", kind.key(), name], &text), None);
     }
 }
 

@@ -72,8 +72,7 @@ pub(super) async fn run(options: Options, json: bool) -> Result<Outcome> {
 
 /// Compares two versions on what the device did; all that is on the tape is granted.
 pub(super) async fn compare((old, new): (Driver, Driver), tape: Tape, json: bool) -> Result<Outcome> {
-    let lines = [&old, &new].into_iter().flat_map(|driver| driver.manifest.driver.requests.modbus.clone());
-    let grounds = Grounds::of(&tape, &lines.collect::<Vec<_>>());
+    let grounds = Grounds::of(&tape, &[&old.manifest.driver.requests, &new.manifest.driver.requests]);
     let work = move || gate::compare((&Arc::new(old), &Arc::new(new)), &tape, &grounds);
     let comparison = tokio::task::spawn_blocking(work).await.context("a bug in the gate")?;
     let comparison = comparison.map_err(|problem| anyhow!(problem.text))?;

@@ -1,0 +1,128 @@
+//! The lines of the configuration, open, and what of them a device is granted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bus::{self, BusHandle, BusLine, Simulation};
+use crate::config::{Bus, Grants, ModbusAccess, Serial};
+use crate::manifest::{RequestKind, Requests};
+use crate::message::DeviceId;
+use crate::serial::SerialPort;
+
+/// How long a unit on a simulated line may take, as on a real one.
+pub const SIMULATED_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// See the module documentation.
+#[derive(Default)]
+pub struct Lines {
+    open: BTreeMap<String, Line>,
+    simulation: Option<Arc<dyn Simulation>>,
+}
+
+enum Line {
+    Modbus(BusLine),
+    Serial(SerialPort),
+}
+
+/// A granted Modbus line: what a device may do there, and how.
+#[derive(Debug, Clone)]
+pub struct BusGrant {
+    /// The line.
+    pub bus: BusHandle,
+    /// The units and writes that are granted.
+    pub access: ModbusAccess,
+}
+
+/// What a device may use, by its driver's names.
+#[derive(Clone, Default)]
+pub struct Granted {
+    /// Modbus lines.
+    pub modbus: BTreeMap<String, BusGrant>,
+    /// Serial ports.
+    pub serial: BTreeMap<String, SerialPort>,
+}
+
+impl Lines {
+    /// Opens all.
+    pub fn of(buses: &BTreeMap<String, Bus>) -> Lines {
+        let mut lines = Lines::default();
+        buses.iter().for_each(|(name, bus)| lines.open(name, bus));
+        lines
+    }
+
+    /// Puts simulated devices in the place of all that are on them.
+    pub fn simulate(&mut self, simulation: Arc<dyn Simulation>, buses: &BTreeMap<String, Bus>) {
+        self.simulation = Some(simulation);
+        buses.iter().for_each(|(name, bus)| self.open(name, bus));
+    }
+
+    /// What is simulated, if anything.
+    pub fn simulation(&self) -> Option<&Arc<dyn Simulation>> {
+        self.simulation.as_ref()
+    }
+
+    /// Opens one, in the place of an earlier one.
+    pub fn open(&mut self, name: &str, bus: &Bus) {
+        let line = match (bus, &self.simulation) {
+            (Bus::Serial(settings), simulation) => Line::Serial(SerialPort::new(name, settings, simulation.clone())),
+            (_, Some(simulation)) => Line::Modbus(simulated(name, simulation.as_ref())),
+            (Bus::ModbusTcp(bus), None) => Line::Modbus(bus::open_tcp(name, bus)),
+            (Bus::ModbusRtu(bus), None) => Line::Modbus(bus::open_rtu(name, bus)),
+        };
+        self.open.insert(name.to_owned(), line);
+    }
+
+    /// Closes one, when the last device has let go of it.
+    pub fn close(&mut self, name: &str) {
+        self.open.remove(name);
+    }
+
+    /// What a device is granted.
+    pub fn granted(&self, device: &DeviceId, grants: &Grants) -> Granted {
+        let mut granted = Granted::default();
+        for (name, grant) in &grants.modbus {
+            if let Some(Line::Modbus(line)) = self.open.get(&grant.bus) {
+                let grant = BusGrant { bus: line.of(device), access: grant.access.clone() };
+                granted.modbus.insert(name.clone(), grant);
+            }
+        }
+        for (name, bus) in &grants.serial {
+            if let Some(Line::Serial(port)) = self.open.get(bus) {
+                granted.serial.insert(name.clone(), port.clone());
+            }
+        }
+        granted
+    }
+}
+
+fn simulated(name: &str, simulation: &dyn Simulation) -> BusLine {
+    bus::open_simulated(name, simulation.line(name), SIMULATED_TIMEOUT)
+}
+
+impl Granted {
+    /// Adds a Modbus line with simulated units.
+    pub fn add_modbus(&mut self, name: &str, simulation: &dyn Simulation, device: &DeviceId, access: ModbusAccess) {
+        let grant = BusGrant { bus: simulated(name, simulation).of(device), access };
+        self.modbus.insert(name.to_owned(), grant);
+    }
+
+    /// Adds a serial port with a simulated device.
+    pub fn add_serial(&mut self, name: &str, simulation: Arc<dyn Simulation>) {
+        let port = SerialPort::new(name, &Serial::default(), Some(simulation));
+        self.serial.insert(name.to_owned(), port);
+    }
+
+    /// What of it a driver asks for.
+    pub fn requested(&self, requests: &Requests) -> Granted {
+        Granted {
+            modbus: covered(&self.modbus, RequestKind::Modbus, requests),
+            serial: covered(&self.serial, RequestKind::Serial, requests),
+        }
+    }
+}
+
+fn covered<T: Clone>(lines: &BTreeMap<String, T>, kind: RequestKind, requests: &Requests) -> BTreeMap<String, T> {
+    let covered = lines.iter().filter(|(name, _)| requests.covers(kind, name));
+    covered.map(|(name, line)| (name.clone(), line.clone())).collect()
+}
