@@ -1,5 +1,6 @@
-//! Enapter's Lua blueprints as drivers: the runtime for Lua, the blueprint's
-//! files, and a manifest that is made from the blueprint's.
+//! Folders that are drivers without a program of their own: register maps, and
+//! Enapter's Lua blueprints with a manifest that is made from theirs. A runtime
+//! that goes with the gateway follows their files.
 //!
 //! A blueprint is a folder, or a zip of one, with `manifest.yml` of the
 //! specification `device/1.0` or `device/3.0` and its scripts, as Enapter
@@ -7,6 +8,7 @@
 //! the section `driver:`.
 
 mod manifest;
+mod map;
 mod scan;
 mod sources;
 
@@ -27,6 +29,8 @@ const RUNTIME: &[u8] = include_bytes!("../../plugins/lua/lua-runtime.wasm");
 /// What the runtime wants to know; its name among the files.
 const ABOUT: &str = "blueprint.json";
 const MANIFEST: &str = "manifest.yml";
+/// The section of a manifest that makes it a register map.
+const MAP: &str = "map";
 /// What the author of a driver says beside the blueprint.
 const OVERRIDES: &str = "sandgate.yml";
 
@@ -40,12 +44,14 @@ pub struct Blueprint {
     /// What the scripts want and this gateway does not have, a sentence each.
     pub missing: Vec<String>,
     files: Files,
+    /// What follows the files.
+    runtime: &'static [u8],
 }
 
-/// Whether a folder holds a blueprint of scripts rather than the source of a component.
+/// Whether a folder holds a blueprint of scripts, or a register map, rather than the source of a component.
 pub fn is_blueprint(folder: &Path) -> bool {
     let text = std::fs::read_to_string(folder.join(MANIFEST)).unwrap_or_default();
-    yaml::read::<Json>(&text).is_ok_and(|tree| manifest::language(&tree).is_some())
+    yaml::read::<Json>(&text).is_ok_and(|tree| manifest::language(&tree).is_some() || tree.get(MAP).is_some())
 }
 
 impl Blueprint {
@@ -64,6 +70,9 @@ impl Blueprint {
             Json::Object(tree) => tree,
             _ => return Err(anyhow!("{MANIFEST}:1:1: expected a mapping with blueprint_spec and display_name")),
         };
+        if tree.contains_key(MAP) {
+            return map::driver(&text);
+        }
         let source = manifest::Source::of(&tree).map_err(|problem| anyhow!("{MANIFEST}: {problem}"))?;
         let main = sources.main(&source.script).with_context(|| MANIFEST.to_owned())?;
         let scan = Scan::of(sources, &main);
@@ -80,12 +89,12 @@ impl Blueprint {
         }
         let about = about(&manifest, &source, &main, &scan);
         files.insert(ABOUT.to_owned(), serde_json::to_vec_pretty(&about)?)?;
-        Ok(Blueprint { manifest, changes, missing: scan.missing(), files })
+        Ok(Blueprint { manifest, changes, missing: scan.missing(), files, runtime: RUNTIME })
     }
 
     /// The driver as a component.
     pub fn component(&self) -> Result<Vec<u8>> {
-        Ok(embed_files(&embed_manifest(RUNTIME, &self.manifest.text)?, &self.files))
+        Ok(embed_files(&embed_manifest(self.runtime, &self.manifest.text)?, &self.files))
     }
 }
 

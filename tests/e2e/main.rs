@@ -23,6 +23,7 @@ mod gate;
 mod hostile;
 mod kaa;
 mod languages;
+mod maps;
 mod modbus;
 mod once;
 mod order;

@@ -23,15 +23,15 @@ fn plugin(name: &str) -> Vec<u8> {
 }
 
 /// The server of tests/servers, and where it listens: a port or a serial line.
-struct Server {
+pub struct Server {
     process: Child,
-    place: String,
-    values: Json,
+    pub place: String,
+    pub values: Json,
 }
 
 impl Server {
     /// Starts tests/servers/modbus_device.py.
-    fn start(arguments: &[&str]) -> Server {
+    pub fn start(arguments: &[&str]) -> Server {
         let tools = root().join("target/tools");
         // Tests run side by side; the installation must not.
         static INSTALLED: OnceLock<()> = OnceLock::new();

@@ -1,4 +1,4 @@
-//! `sandgate build`: from a driver's source, or a blueprint of scripts, to one `.wasm` file.
+//! `sandgate build`: from a driver's source, a register map, or a blueprint of scripts, to one `.wasm` file.
 
 use std::path::PathBuf;
 
@@ -14,8 +14,8 @@ use sandgate::blueprint::is_blueprint;
 /// What to build.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The driver's folder, with a manifest.yml and a Cargo.toml or a driver.py; or a blueprint of
-    /// Enapter with Lua scripts, as a folder or a zip.
+    /// The driver's folder, with a manifest.yml and a Cargo.toml, a driver.py, a driver.js or a driver.ts,
+    /// or with a register map in its manifest; or a blueprint of Enapter with Lua scripts, as a folder or a zip.
     #[arg(default_value = ".")]
     path: PathBuf,
     /// Where to write the component; default: NAME.wasm in the driver's folder.

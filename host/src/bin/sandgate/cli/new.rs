@@ -46,6 +46,14 @@ const TYPESCRIPT: Files = &[
     (".gitignore", "node_modules/\n*.wasm\n.sandgate-dev/\n"),
 ];
 
+/// Those of a register map, instead of the common ones.
+const MAP: Files = &[
+    ("manifest.yml", include_str!("template/map/manifest.yml")),
+    ("tests/begin.test.yml", include_str!("template/map/tests/begin.test.yml")),
+    ("README.md", include_str!("template/map/README.md")),
+    (".gitignore", "*.wasm\n.sandgate-dev/\n"),
+];
+
 /// Those of one in Rust; the contract stands beside the SDK, which reads it.
 const RUST: Files = &[
     ("Cargo.toml", include_str!("template/rust/Cargo.toml.txt")),
@@ -79,6 +87,8 @@ pub(super) enum Language {
     /// The same, with types.
     #[value(name = "typescript")]
     TypeScript,
+    /// No code: a manifest that says where each value lies. Needs nothing.
+    Map,
 }
 
 impl Language {
@@ -89,6 +99,7 @@ impl Language {
             Language::Python => "Python",
             Language::JavaScript => "JavaScript",
             Language::TypeScript => "TypeScript",
+            Language::Map => "no language",
         }
     }
 }
@@ -104,15 +115,16 @@ pub(super) fn run(path: &Path, language: Language, json: bool) -> Result<Outcome
     }
     let contract: Vec<(String, &str)> = match language {
         Language::Rust => contract::FILES.iter().map(|(name, text)| (format!("wit/{name}"), *text)).collect(),
-        Language::Python | Language::JavaScript | Language::TypeScript => Vec::new(),
+        _ => Vec::new(),
     };
-    let own = match language {
-        Language::Rust => RUST,
-        Language::Python => PYTHON,
-        Language::JavaScript => JAVASCRIPT,
-        Language::TypeScript => TYPESCRIPT,
+    let (common, own) = match language {
+        Language::Rust => (COMMON, RUST),
+        Language::Python => (COMMON, PYTHON),
+        Language::JavaScript => (COMMON, JAVASCRIPT),
+        Language::TypeScript => (COMMON, TYPESCRIPT),
+        Language::Map => (&[][..], MAP),
     };
-    let own = COMMON.iter().chain(own).map(|(name, text)| ((*name).to_owned(), *text));
+    let own = common.iter().chain(own).map(|(name, text)| ((*name).to_owned(), *text));
     for (file, text) in own.chain(contract) {
         let file = path.join(file);
         let write = || -> std::io::Result<()> {
