@@ -6,6 +6,7 @@
 //! they do not slow the others down.
 
 mod line;
+mod pin;
 mod retry;
 mod schedule;
 mod simulated;
@@ -24,6 +25,7 @@ use tokio_modbus::{Request, Response};
 use crate::config::{ModbusRtu, ModbusTcp};
 use crate::message::DeviceId;
 use line::{Line, silent_interval};
+pub use pin::Pin;
 pub use retry::Retry;
 use schedule::{Next, Schedule, Wanted};
 pub use simulated::{Simulation, Units};

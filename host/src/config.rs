@@ -24,7 +24,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 pub use crate::units::{Delay, Rate, Secret, Share, Size, Source, Span};
-pub use bus::{Bus, ModbusRtu, ModbusTcp, Parity, Serial};
+pub use bus::{AnalogInput, Bias, Bus, DigitalInput, DigitalOutput, ModbusRtu, ModbusTcp, Parity, Serial};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use enapter::{EnapterSession, PropertiesTopic, TlsFiles};
@@ -242,6 +242,8 @@ pub struct Grants {
     pub modbus: BTreeMap<String, ModbusGrant>,
     /// The driver's name for a serial port → a name under `[buses]`.
     pub serial: BTreeMap<String, String>,
+    /// The same for inputs and outputs.
+    pub io: BTreeMap<String, String>,
     /// `host:port` for `net` and WASI sockets.
     pub tcp: Option<Vec<Target>>,
     /// `host:port` for `http`.
@@ -252,7 +254,8 @@ impl Grants {
     /// All lines: their kinds, the driver's names for them, the names under `[buses]`.
     pub fn lines(&self) -> impl Iterator<Item = (RequestKind, &String, &String)> {
         let modbus = self.modbus.iter().map(|(name, grant)| (RequestKind::Modbus, name, &grant.bus));
-        modbus.chain(self.serial.iter().map(|(name, bus)| (RequestKind::Serial, name, bus)))
+        let serial = self.serial.iter().map(|(name, bus)| (RequestKind::Serial, name, bus));
+        modbus.chain(serial).chain(self.io.iter().map(|(name, bus)| (RequestKind::Io, name, bus)))
     }
 
     /// Whether a line is granted under this name.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::bus::{self, BusHandle, BusLine, Simulation};
 use crate::config::{Bus, Grants, ModbusAccess, Serial};
+use crate::io::{Pin, PinKind};
 use crate::manifest::{RequestKind, Requests};
 use crate::message::DeviceId;
 use crate::serial::SerialPort;
@@ -23,6 +24,7 @@ pub struct Lines {
 enum Line {
     Modbus(BusLine),
     Serial(SerialPort),
+    Io(Pin),
 }
 
 /// A granted Modbus line: what a device may do there, and how.
@@ -41,6 +43,8 @@ pub struct Granted {
     pub modbus: BTreeMap<String, BusGrant>,
     /// Serial ports.
     pub serial: BTreeMap<String, SerialPort>,
+    /// Inputs and outputs.
+    pub io: BTreeMap<String, Pin>,
 }
 
 impl Lines {
@@ -66,6 +70,12 @@ impl Lines {
     pub fn open(&mut self, name: &str, bus: &Bus) {
         let line = match (bus, &self.simulation) {
             (Bus::Serial(settings), simulation) => Line::Serial(SerialPort::new(name, settings, simulation.clone())),
+            (Bus::DigitalOutput(_), Some(simulation)) => Line::Io(pin(name, PinKind::Output, simulation.as_ref())),
+            (Bus::DigitalInput(_), Some(simulation)) => Line::Io(pin(name, PinKind::Input, simulation.as_ref())),
+            (Bus::AnalogInput(_), Some(simulation)) => Line::Io(pin(name, PinKind::Analog, simulation.as_ref())),
+            (Bus::DigitalOutput(settings), None) => Line::Io(Pin::output(name, settings)),
+            (Bus::DigitalInput(settings), None) => Line::Io(Pin::input(name, settings)),
+            (Bus::AnalogInput(settings), None) => Line::Io(Pin::analog(name, settings)),
             (_, Some(simulation)) => Line::Modbus(simulated(name, simulation.as_ref())),
             (Bus::ModbusTcp(bus), None) => Line::Modbus(bus::open_tcp(name, bus)),
             (Bus::ModbusRtu(bus), None) => Line::Modbus(bus::open_rtu(name, bus)),
@@ -92,8 +102,17 @@ impl Lines {
                 granted.serial.insert(name.clone(), port.clone());
             }
         }
+        for (name, bus) in &grants.io {
+            if let Some(Line::Io(pin)) = self.open.get(bus) {
+                granted.io.insert(name.clone(), pin.clone());
+            }
+        }
         granted
     }
+}
+
+fn pin(name: &str, kind: PinKind, simulation: &dyn Simulation) -> Pin {
+    Pin::simulated(name, kind, simulation.pin(name))
 }
 
 fn simulated(name: &str, simulation: &dyn Simulation) -> BusLine {
@@ -113,11 +132,17 @@ impl Granted {
         self.serial.insert(name.to_owned(), port);
     }
 
+    /// Adds a simulated input or output.
+    pub fn add_io(&mut self, name: &str, kind: PinKind, simulation: &dyn Simulation) {
+        self.io.insert(name.to_owned(), pin(name, kind, simulation));
+    }
+
     /// What of it a driver asks for.
     pub fn requested(&self, requests: &Requests) -> Granted {
         Granted {
             modbus: covered(&self.modbus, RequestKind::Modbus, requests),
             serial: covered(&self.serial, RequestKind::Serial, requests),
+            io: covered(&self.io, RequestKind::Io, requests),
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod contract;
 mod engine;
 mod http;
 mod instance;
+mod io;
 mod limits;
 mod log;
 mod metadata;

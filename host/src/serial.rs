@@ -289,6 +289,10 @@ mod tests {
             self.0.lock().unwrap().push(far);
             async move { Ok(Box::new(near) as Box<dyn Stream>) }.boxed()
         }
+
+        fn pin(&self, _: &str) -> Box<dyn crate::bus::Pin> {
+            unreachable!()
+        }
     }
 
     const SECOND: Duration = Duration::from_secs(1);

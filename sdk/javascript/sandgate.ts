@@ -36,6 +36,8 @@ import filesHost from "sandgate:driver/files@0.1.3";
 // @ts-ignore
 import httpHost from "sandgate:driver/http@0.1.3";
 // @ts-ignore
+import ioHost from "sandgate:driver/io@0.1.3";
+// @ts-ignore
 import loggingHost from "sandgate:driver/logging@0.1.3";
 // @ts-ignore
 import modbusHost from "sandgate:driver/modbus@0.1.3";
@@ -422,6 +424,59 @@ export class Connection {
       this.rest.push(...Array.from(asked<any>(() => this.connection.receive(4096, this.timeout), tcpProblem) as number[]));
     }
   }
+}
+
+function pinProblem(problem: any): DriverError {
+  if (problem.tag === "not-granted") return new DriverError(problem.val);
+  return new DriverError(problem.val, problem.tag === "invalid-argument" ? "invalid-argument" : "device-unreachable");
+}
+
+/** A relay or another output of the gateway's machine. */
+export class Output {
+  private pin: any;
+  constructor(name: string) {
+    this.pin = asked(() => ioHost.Output.open(name), pinProblem);
+  }
+  /** Whether it is on. */
+  get = (): boolean => asked<boolean>(() => this.pin.get(), pinProblem);
+  /** Switches it. */
+  set(on: boolean): void {
+    asked(() => this.pin.set(on), pinProblem);
+  }
+  /** Switches it over for that time, and then back; the gateway does so. */
+  pulse(seconds: number): void {
+    asked(() => this.pin.pulse(seconds * 1000), pinProblem);
+  }
+}
+
+/** A contact or another input of the gateway's machine. */
+export class Input {
+  private pin: any;
+  constructor(name: string) {
+    this.pin = asked(() => ioHost.Input.open(name), pinProblem);
+  }
+  /** Whether it is on. */
+  get = (): boolean => asked<boolean>(() => this.pin.get(), pinProblem);
+  /** How often it went on; the gateway counts. Exact up to 2^53. */
+  count = (): number => Number(asked<any>(() => this.pin.count(), pinProblem).count);
+  /** Lets it be counted from here. */
+  setCount(count: number): void {
+    asked(() => this.pin.setCount(within(count, Number.MAX_SAFE_INTEGER, "a count")), pinProblem);
+  }
+  /** For how long a change has to last to be one. */
+  setDebounce(seconds: number): void {
+    asked(() => this.pin.setDebounce(seconds * 1000), pinProblem);
+  }
+}
+
+/** An analog input of the gateway's machine. */
+export class Analog {
+  private pin: any;
+  constructor(name: string) {
+    this.pin = asked(() => ioHost.Analog.open(name), pinProblem);
+  }
+  /** What it is now: in V, A or degrees Celsius. */
+  read = (): number => asked<number>(() => this.pin.read(), pinProblem);
 }
 
 function serialProblem(problem: any): DriverError {

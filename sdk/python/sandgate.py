@@ -38,6 +38,7 @@ from wit_world.imports import alerts as _alerts
 from wit_world.imports import command_log as _command_log
 from wit_world.imports import files as _files
 from wit_world.imports import http as _http
+from wit_world.imports import io as _io
 from wit_world.imports import logging as _logging
 from wit_world.imports import modbus as _modbus
 from wit_world.imports import net as _net
@@ -50,7 +51,7 @@ from wit_world.imports import types as _types
 
 __all__ = [
     "Alert", "Busy", "Driver", "Error", "Failed", "InvalidArgument", "TimedOut", "Unreachable", "Unsupported",
-    "DeviceException", "NotGranted", "alerts", "alerts_unknown", "after", "cancel", "command", "command_log", "every", "files", "http", "log", "modbus",
+    "DeviceException", "NotGranted", "alerts", "alerts_unknown", "after", "cancel", "command", "command_log", "every", "files", "http", "io", "log", "modbus",
     "net", "publish", "send", "serial", "storage",
 ]
 
@@ -494,6 +495,78 @@ class http:
             headers = {"content-type": "application/json", **(more.pop("headers", None) or {})}
             return http.request("POST", url, json.dumps(body), headers=headers, **more)
         return http.request("POST", url, body, **more)
+
+
+class _Pin:
+    def __init__(self, open: Callable[[str], Any], name: str) -> None:
+        self._pin = self._call(lambda: open(name))
+
+    @staticmethod
+    def _call(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Err as error:
+            problem = error.value
+            if isinstance(problem, _io.IoError_NotGranted):
+                raise NotGranted(problem.value) from None
+            if isinstance(problem, _io.IoError_Unavailable):
+                raise Unreachable(problem.value) from None
+            raise InvalidArgument(problem.value) from None
+
+
+class io:
+    """Inputs and outputs of the gateway's machine."""
+
+    class Output(_Pin):
+        """A relay or another output."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__(_io.Output.open, name)
+
+        def get(self) -> bool:
+            """Whether it is on."""
+            return self._call(self._pin.get)
+
+        def set(self, on: bool) -> None:
+            """Switches it."""
+            self._call(lambda: self._pin.set(bool(on)))
+
+        def pulse(self, seconds: float) -> None:
+            """Switches it over for that time, and then back; the gateway does so."""
+            self._call(lambda: self._pin.pulse(seconds * 1000.0))
+
+    class Input(_Pin):
+        """A contact or another input."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__(_io.Input.open, name)
+
+        def get(self) -> bool:
+            """Whether it is on."""
+            return self._call(self._pin.get)
+
+        def count(self) -> int:
+            """How often it went on; the gateway counts."""
+            return self._call(self._pin.count).count
+
+        def set_count(self, count: int) -> None:
+            """Lets it be counted from here."""
+            given = _within(count, 2**64 - 1, "a count")
+            self._call(lambda: self._pin.set_count(given))
+
+        def set_debounce(self, seconds: float) -> None:
+            """For how long a change has to last to be one."""
+            self._call(lambda: self._pin.set_debounce(seconds * 1000.0))
+
+    class Analog(_Pin):
+        """A voltage, a current or a temperature."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__(_io.Analog.open, name)
+
+        def read(self) -> float:
+            """What it is now: in V, A or degrees Celsius."""
+            return self._call(self._pin.read)
 
 
 def _serial_error(problem: Any) -> Error:

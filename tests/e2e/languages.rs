@@ -102,7 +102,7 @@ fn conforms(fixture: &str) {
     must(Command::new("cp").arg("-r").arg(fixtures.join(fixture)).arg(folder.path()));
     let scenarios = fixtures.join("meter-python").join("tests");
     let said = sandgate(&["test", fixture, "--tests", scenarios.to_str().unwrap()], folder.path());
-    assert!(said.contains("4 scenarios passed"), "{said}");
+    assert!(said.contains("5 scenarios passed"), "{said}");
 }
 
 #[needs("python3")]

@@ -47,6 +47,8 @@ pub struct Requests {
     pub modbus: Vec<String>,
     /// Names of serial ports, in the same way.
     pub serial: Vec<String>,
+    /// Names of inputs and outputs, in the same way.
+    pub io: Vec<String>,
     /// `host:port` patterns for `net` and WASI sockets.
     pub tcp: Vec<Target>,
     /// `host:port` patterns for `http`.
@@ -62,6 +64,7 @@ pub struct Requests {
 pub enum RequestKind {
     Modbus,
     Serial,
+    Io,
     Tcp,
     Http,
 }
@@ -72,6 +75,7 @@ impl RequestKind {
         match self {
             RequestKind::Modbus => "modbus",
             RequestKind::Serial => "serial",
+            RequestKind::Io => "io",
             RequestKind::Tcp => "tcp",
             RequestKind::Http => "http",
         }
@@ -82,6 +86,7 @@ impl RequestKind {
         match self {
             RequestKind::Modbus => "Modbus line",
             RequestKind::Serial => "serial port",
+            RequestKind::Io => "input or output",
             RequestKind::Tcp => "TCP address",
             RequestKind::Http => "web server",
         }
@@ -108,12 +113,13 @@ pub struct Requested {
 
 impl Requests {
     /// All kinds, with what is asked for.
-    pub fn list(&self) -> [Requested; 4] {
+    pub fn list(&self) -> [Requested; 5] {
         let texts = |targets: &[Target]| targets.iter().map(ToString::to_string).collect();
         let of = |key, title, import, items| Requested { key, title, import, is_shared: key == "tcp", items };
         [
             of("modbus", "Modbus lines", "modbus", self.modbus.clone()),
             of("serial", "serial ports", "serial", self.serial.clone()),
+            of("io", "inputs and outputs", "io", self.io.clone()),
             // WASI sockets use it as well.
             of("tcp", "TCP", "net", texts(&self.tcp)),
             of("http", "HTTP", "http", texts(&self.http)),
@@ -126,8 +132,8 @@ impl Requests {
     }
 
     /// The kinds that are names, for each of which the operator says which line it is.
-    pub fn names(&self) -> [(RequestKind, &[String]); 2] {
-        [(RequestKind::Modbus, &self.modbus), (RequestKind::Serial, &self.serial)]
+    pub fn names(&self) -> [(RequestKind, &[String]); 3] {
+        [(RequestKind::Modbus, &self.modbus), (RequestKind::Serial, &self.serial), (RequestKind::Io, &self.io)]
     }
 
     /// Whether a line of this name may be used where it is granted.

@@ -379,6 +379,15 @@ driver:
     }
 
     #[test]
+    fn the_map_in_the_readme_can_be_read() {
+        let readme = include_str!("../../../README.md");
+        let begin = readme.find("```yaml\nmap:\n").unwrap() + "```yaml\n".len();
+        let text = readme[begin..].split("```").next().unwrap();
+        let Mapped { map } = yaml::read(text).unwrap();
+        assert_eq!((map.telemetry.len(), map.alerts.len(), map.gap), (4, 3, 4));
+    }
+
+    #[test]
     fn what_does_not_fit_the_manifest_is_refused_with_its_place() {
         for (from, to, expected) in [
             (

@@ -23,17 +23,9 @@ const LIBRARIES: [&str; 11] = [
 const OF_OTHERS: [&str; 4] = ["bit", "bit32", "ffi", "jit"];
 
 /// Modules of the API that this gateway has nothing for, with what that is.
-const NOT_HERE: [(&str, &str); 12] = [
-    ("ai4", "analog inputs"),
-    ("analogin", "analog inputs"),
+const NOT_HERE: [(&str, &str); 4] = [
     ("analogout", "analog outputs"),
     ("can", "CAN"),
-    ("di7", "digital inputs"),
-    ("digitalin", "digital inputs"),
-    ("digitalout", "digital outputs"),
-    ("rl", "relays"),
-    ("rl6", "relays"),
-    ("relay", "relays"),
     ("ucm", "commands to other devices"),
     ("websocket", "web sockets"),
 ];
@@ -147,6 +139,12 @@ impl Scan {
         let of = |name: &'static str| (self.calls(name, "send") || self.calls(name, "receive")).then_some(name);
         let any = self.calls("serial", "new").then_some("*");
         [of("rs485"), of("rs232"), any].into_iter().flatten().collect()
+    }
+
+    /// Whether inputs or outputs of the machine are asked for.
+    pub fn wants_io(&self) -> bool {
+        const MODULES: [&str; 8] = ["ai4", "analogin", "di7", "digitalin", "digitalout", "relay", "rl", "rl6"];
+        MODULES.iter().any(|module| self.calls.contains_key(*module))
     }
 
     /// The line of scripts that do not name one.

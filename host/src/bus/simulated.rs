@@ -8,6 +8,7 @@ use tokio_modbus::client::{Client, Context};
 use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{Request, Response};
 
+use super::Pin;
 use crate::network::{Field, Stream};
 
 /// Simulated devices in the place of a gateway's whole field.
@@ -17,6 +18,9 @@ pub trait Simulation: Field {
 
     /// The device on a serial port.
     fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>>;
+
+    /// What is behind an input or an output.
+    fn pin(&self, name: &str) -> Box<dyn Pin>;
 }
 
 /// The units on a line.

@@ -19,6 +19,12 @@ pub enum Bus {
     ModbusRtu(ModbusRtu),
     /// A serial port for whoever speaks something else than Modbus there.
     Serial(Serial),
+    /// A relay or another output.
+    DigitalOutput(DigitalOutput),
+    /// A contact or another input.
+    DigitalInput(DigitalInput),
+    /// A voltage, a current or a temperature.
+    AnalogInput(AnalogInput),
 }
 
 impl Bus {
@@ -27,6 +33,7 @@ impl Bus {
         match self {
             Bus::ModbusTcp(_) | Bus::ModbusRtu(_) => RequestKind::Modbus,
             Bus::Serial(_) => RequestKind::Serial,
+            Bus::DigitalOutput(_) | Bus::DigitalInput(_) | Bus::AnalogInput(_) => RequestKind::Io,
         }
     }
 }
@@ -93,6 +100,63 @@ impl Default for Serial {
             stop_bits: default_stop_bits(),
         }
     }
+}
+
+/// A digital output of Linux's GPIO character devices.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DigitalOutput {
+    /// The device, such as `/dev/gpiochip0`.
+    pub chip: PathBuf,
+    /// The pin's number there.
+    pub line: u32,
+    /// Whether it is on when its level is low.
+    #[serde(default)]
+    pub active_low: bool,
+}
+
+/// A digital input of Linux's GPIO character devices.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DigitalInput {
+    /// The device, such as `/dev/gpiochip0`.
+    pub chip: PathBuf,
+    /// The pin's number there.
+    pub line: u32,
+    /// Whether it is on when its level is low.
+    #[serde(default)]
+    pub active_low: bool,
+    /// The resistor at it; as it is when nothing is said.
+    pub bias: Option<Bias>,
+    /// How long a change has to last.
+    pub debounce: Option<Span>,
+}
+
+/// The resistor at a digital input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// To the supply.
+    PullUp,
+    /// To ground.
+    PullDown,
+    /// None.
+    Disabled,
+}
+
+/// An analog input of Linux's industrial I/O.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnalogInput {
+    /// What its files begin with, such as `/sys/bus/iio/devices/iio:device0/in_voltage0`.
+    pub channel: PathBuf,
+    /// What its value in V, A or degrees Celsius is multiplied by: a divider, a shunt.
+    #[serde(default = "default_factor")]
+    pub factor: f64,
+}
+
+fn default_factor() -> f64 {
+    1.0
 }
 
 /// The parity of a serial line.

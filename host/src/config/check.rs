@@ -5,6 +5,7 @@
 use super::enapter::{KEEP_ALIVE, keep_alive_fits};
 use super::original::{line_and_column, offset_of};
 use super::{Bus, Config, Device, EnapterSession, Endpoint, Session, Source};
+use crate::manifest::RequestKind;
 use crate::text;
 
 /// Checks a parsed configuration; `original` is what it was parsed from.
@@ -51,7 +52,7 @@ impl Config {
         for (kind, name, bus) in device.grants.lines() {
             let text = match self.buses.get(bus) {
                 Some(found) if found.kind() == kind => continue,
-                Some(found) => format!("expected a {}, found {bus:?}, a {}", kind.noun(), found.kind().noun()),
+                Some(found) => format!("expected {}, found {bus:?}, which is {}", a(kind), a(found.kind())),
                 None => missing("bus", bus, self.buses.keys(), &format!("buses.{bus}")),
             };
             return Err(Problem::new(&["devices", id, "grants", kind.key(), name], text));
@@ -131,7 +132,7 @@ fn wrong_setting(bus: &Bus) -> Option<(&'static str, &'static str, &'static str)
             return Some(("serial", "data_bits", "expected 5 to 8"));
         }
         Bus::Serial(line) => ("serial", line.stop_bits),
-        Bus::ModbusTcp(_) => return None,
+        _ => return None,
     };
     (!(1..=2).contains(&stop_bits)).then_some((kind, "stop_bits", "expected 1 or 2"))
 }
@@ -189,4 +190,10 @@ fn missing<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a String>, 
         return format!("no {what} {name:?}; none is configured, expected a table [{table}]");
     }
     format!("no {what} {name:?}; {}", text::instead(name, known))
+}
+
+/// One of a kind, in words.
+fn a(kind: RequestKind) -> String {
+    let article = if kind == RequestKind::Io { "an" } else { "a" };
+    format!("{article} {}", kind.noun())
 }

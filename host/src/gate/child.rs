@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Grounds, PATIENCE, Problem, compare};
 use crate::config::{Limits, ModbusAccess, Rate, Size, Span};
 use crate::device::Configuration;
+use crate::io::PinKind;
 use crate::receipt::Comparison;
 use crate::sandbox::{Compiler, Sandbox};
 use crate::tape::Tape;
@@ -58,13 +59,15 @@ pub struct Allowed {
     lines: BTreeMap<String, Option<Vec<u8>>>,
     /// Serial ports.
     ports: Vec<String>,
+    /// Inputs and outputs.
+    pins: BTreeMap<String, PinKind>,
     configuration: Map<String, Json>,
     whole_configuration: Map<String, Json>,
 }
 
 impl From<&Grounds> for Allowed {
     fn from(grounds: &Grounds) -> Allowed {
-        let Grounds { limits, tcp, http, buses, ports, configuration } = grounds;
+        let Grounds { limits, tcp, http, buses, ports, pins, configuration } = grounds;
         let rate = |rate: Option<Rate>| rate.map(|rate| (rate.per_second, rate.burst));
         Allowed {
             memory: limits.memory.map(|size| size.0),
@@ -77,6 +80,7 @@ impl From<&Grounds> for Allowed {
             http: http.iter().map(ToString::to_string).collect(),
             lines: buses.iter().map(|(name, access)| (name.clone(), access.unit_numbers())).collect(),
             ports: ports.clone(),
+            pins: pins.clone(),
             configuration: configuration.own.clone(),
             whole_configuration: configuration.whole.clone(),
         }
@@ -102,6 +106,7 @@ impl From<Allowed> for Grounds {
             http: targets(allowed.http),
             buses: buses.collect(),
             ports: allowed.ports,
+            pins: allowed.pins,
             configuration: Configuration { own: allowed.configuration, whole: allowed.whole_configuration },
         }
     }

@@ -9,6 +9,7 @@ use crate::message::{Attribute, CommandResult, Rejection, Value};
 use crate::sandbox::boundary;
 use crate::sandbox::contract::sandgate::driver::alerts::Alert;
 use crate::sandbox::contract::sandgate::driver::http::Request;
+use crate::sandbox::contract::sandgate::driver::io::IoError;
 use crate::sandbox::contract::sandgate::driver::logging::Level;
 use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
 use crate::sandbox::contract::sandgate::driver::net::NetError;
@@ -95,6 +96,20 @@ impl Deeds {
                 let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
                 let peer = handles.get(&handle).cloned().unwrap_or_default();
                 self.request(format!("{peer} {}", bytes.escape_ascii()));
+            }
+            "io.output.open" => {
+                let (pin,): (String,) = read(arguments)?;
+                handles.insert(read::<Result<u32, IoError>>(answer)?.ok()?, pin);
+            }
+            "io.output.set" => {
+                let (handle, on): (u32, bool) = read(arguments)?;
+                let pin = handles.get(&handle).cloned().unwrap_or_default();
+                self.writes.push(format!("{pin} {}", if on { "on" } else { "off" }));
+            }
+            "io.output.pulse" => {
+                let (handle, duration): (u32, f64) = read(arguments)?;
+                let pin = handles.get(&handle).cloned().unwrap_or_default();
+                self.writes.push(format!("{pin} pulse of {duration} ms"));
             }
             "serial.port.open" => {
                 let (port,): (String,) = read(arguments)?;

@@ -21,8 +21,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
-use crate::bus::{Simulation, Units};
+use crate::bus::{self, Simulation, Units};
 use crate::capture;
+use crate::io::PinKind;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 use crate::sandbox::contract::sandgate::driver::http::{self, HttpError};
 use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
@@ -54,6 +55,10 @@ struct Known {
     units: HashMap<(String, u8), Unit>,
     web: HashMap<String, Series<Result<http::Response, HttpError>>>,
     peers: HashMap<String, Peer>,
+    /// What inputs and outputs have shown, by their names and by what was asked.
+    pins: HashMap<(String, &'static str), Series<Result<f64, String>>>,
+    /// Which there are.
+    pin_kinds: BTreeMap<String, PinKind>,
     /// What the driver had stored.
     stored: BTreeMap<String, Vec<u8>>,
 }
@@ -63,6 +68,8 @@ struct Known {
 struct Changed {
     /// What was written, by line, unit, table and address.
     registers: HashMap<(String, u8, Table, u16), u16>,
+    /// How outputs were switched.
+    switched: HashMap<String, bool>,
     unknown: BTreeSet<String>,
 }
 
@@ -169,6 +176,11 @@ impl TapeField {
     /// What was asked that the tape has no answer to.
     pub(crate) fn unknown(&self) -> Vec<String> {
         self.lock().unknown.iter().cloned().collect()
+    }
+
+    /// The inputs and outputs on the tape.
+    pub(crate) fn pins(&self) -> BTreeMap<String, PinKind> {
+        self.0.known.pin_kinds.clone()
     }
 
     /// The peers and web servers on the tape, as `host:port`.
@@ -398,6 +410,58 @@ impl Simulation for TapeField {
 
     fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
         self.peer(name.to_owned())
+    }
+
+    fn pin(&self, name: &str) -> Box<dyn bus::Pin> {
+        Box::new(Pin { field: self.clone(), name: name.to_owned() })
+    }
+}
+
+/// An input or an output.
+struct Pin {
+    field: TapeField,
+    name: String,
+}
+
+impl Pin {
+    fn asked(&self, what: &'static str) -> io::Result<f64> {
+        let series = self.field.0.known.pins.get(&(self.name.clone(), what));
+        match series.and_then(|series| series.take(self.field.now())) {
+            Some(answer) => answer.value.clone().map_err(io::Error::other),
+            None => {
+                self.field.no_answer(format!("{} {what}", self.name));
+                Err(io::Error::other("the tape has no answer to this"))
+            }
+        }
+    }
+}
+
+impl bus::Pin for Pin {
+    fn get(&self) -> io::Result<bool> {
+        let switched = self.field.lock().switched.get(&self.name).copied();
+        switched.map_or_else(|| self.asked("get").map(|value| value != 0.0), Ok)
+    }
+
+    fn set(&self, on: bool) -> io::Result<()> {
+        self.field.lock().switched.insert(self.name.clone(), on);
+        Ok(())
+    }
+
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // it was a count
+    fn count(&self) -> io::Result<u64> {
+        self.asked("count").map(|count| count as u64)
+    }
+
+    fn set_count(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_debounce(&self, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read(&self) -> io::Result<f64> {
+        self.asked("read")
     }
 }
 

@@ -15,6 +15,7 @@ use crate::bus::TcpLines;
 use crate::clock::SimulatedClock;
 use crate::config::{Limits, LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Specification, prepare};
+use crate::io::PinKind;
 use crate::journal::Journal;
 use crate::lines::Granted;
 use crate::manifest::Requests;
@@ -52,6 +53,8 @@ pub struct Grounds {
     pub buses: BTreeMap<String, ModbusAccess>,
     /// Granted serial ports.
     pub ports: Vec<String>,
+    /// Granted inputs and outputs.
+    pub pins: BTreeMap<String, PinKind>,
     /// What counts now; what is sensitive in it is hidden before a driver sees it.
     pub configuration: Configuration,
 }
@@ -71,6 +74,7 @@ impl Grounds {
                 .map(|line| (line.clone(), ModbusAccess::default()))
                 .collect(),
             ports: requests.iter().flat_map(|requests| &requests.serial).cloned().collect(),
+            pins: TapeField::new(tape, Duration::ZERO).pins(),
             configuration: Configuration::own(tape.header.configuration.as_object().cloned().unwrap_or_default()),
         }
     }
@@ -92,7 +96,9 @@ impl Specification {
         let Capabilities { tcp, http, lines, .. } = &self.capabilities;
         let buses = lines.modbus.iter().map(|(name, grant)| (name.clone(), grant.access.clone())).collect();
         let ports = lines.serial.keys().cloned().collect();
-        Grounds { limits: self.limits.clone(), tcp: tcp.clone(), http: http.clone(), buses, ports, configuration }
+        let pins = lines.io.iter().map(|(name, pin)| (name.clone(), pin.kind)).collect();
+        let (limits, tcp, http) = (self.limits.clone(), tcp.clone(), http.clone());
+        Grounds { limits, tcp, http, buses, ports, pins, configuration }
     }
 }
 
@@ -177,6 +183,9 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
     let mut lines = Granted::default();
     for (name, access) in &grounds.buses {
         lines.add_modbus(name, &field, &id, access.clone());
+    }
+    for (name, kind) in &grounds.pins {
+        lines.add_io(name, *kind, &field);
     }
     for name in &grounds.ports {
         lines.add_serial(name, Arc::new(field.clone()));

@@ -20,6 +20,7 @@ use wasmtime_wasi::{WasiView, random::WasiRandomCtx};
 
 use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError, Context};
 use super::contract::sandgate::driver as wit;
+use super::io::{Analog, Input, Output};
 use super::modbus::Unit;
 use super::net::Connection;
 use super::serial::Port;
@@ -30,6 +31,7 @@ use wit::alerts::Alert;
 use wit::blobs::BlobError;
 use wit::budget::Remaining;
 use wit::http::{Header, HttpError, Request, Response};
+use wit::io::{Counter, IoError};
 use wit::logging::Level;
 use wit::metadata::MetadataError;
 use wit::modbus::ModbusError;
@@ -313,15 +315,59 @@ imports! {
         [59 own] drop(handle: u32) -> ();
         own {
             fn open(&mut self, name: Text) -> wasmtime::Result<Result<Resource<Port>, SerialError>> {
-                if let Some(answer) = self.deck.import::<Result<u32, SerialError>>(50, false, &(&name,))? {
-                    return Ok(answer.map(Resource::new_own));
-                }
-                let answer = self.open_port(name.clone())?;
-                Ok(self.handed(false, name, answer))
+                self.opened(50, name, State::open_port)
             }
 
             async fn drop(&mut self, port: Resource<Port>) -> wasmtime::Result<()> {
                 self.let_go(59, port)
+            }
+        }
+    }
+    impl wit::io::Host as "io" {}
+    impl wit::io::HostOutput as "io.output" {
+        [60 own] open(name: Text) -> Result<u32, IoError>;
+        [61 handle async fn] get(Output) -> Result<bool, IoError> = output_state;
+        [62 handle async fn] set(Output, on: bool) -> Result<(), IoError> = switch;
+        [63 handle async fn] pulse(Output, duration: f64) -> Result<(), IoError> = pulse;
+        [64 own] drop(handle: u32) -> ();
+        own {
+            fn open(&mut self, name: Text) -> wasmtime::Result<Result<Resource<Output>, IoError>> {
+                self.opened(60, name, State::open_output)
+            }
+
+            async fn drop(&mut self, handle: Resource<Output>) -> wasmtime::Result<()> {
+                self.let_go(64, handle)
+            }
+        }
+    }
+    impl wit::io::HostInput as "io.input" {
+        [65 own] open(name: Text) -> Result<u32, IoError>;
+        [66 handle async fn] get(Input) -> Result<bool, IoError> = input_state;
+        [67 handle async fn] count(Input) -> Result<Counter, IoError> = pulses;
+        [68 handle async fn] set_count(Input, count: u64) -> Result<(), IoError> = set_pulses;
+        [69 handle async fn] set_debounce(Input, time: f64) -> Result<(), IoError> = set_debounce;
+        [70 own] drop(handle: u32) -> ();
+        own {
+            fn open(&mut self, name: Text) -> wasmtime::Result<Result<Resource<Input>, IoError>> {
+                self.opened(65, name, State::open_input)
+            }
+
+            async fn drop(&mut self, handle: Resource<Input>) -> wasmtime::Result<()> {
+                self.let_go(70, handle)
+            }
+        }
+    }
+    impl wit::io::HostAnalog as "io.analog" {
+        [71 own] open(name: Text) -> Result<u32, IoError>;
+        [72 handle async fn] read(Analog) -> Result<f64, IoError> = analog;
+        [73 own] drop(handle: u32) -> ();
+        own {
+            fn open(&mut self, name: Text) -> wasmtime::Result<Result<Resource<Analog>, IoError>> {
+                self.opened(71, name, State::open_analog)
+            }
+
+            async fn drop(&mut self, handle: Resource<Analog>) -> wasmtime::Result<()> {
+                self.let_go(73, handle)
             }
         }
     }
@@ -486,6 +532,20 @@ impl State {
         }
         self.deck.answered(waits, &answer.as_ref().map(Resource::rep));
         answer
+    }
+
+    /// What a driver opens by its name.
+    fn opened<T: 'static, E: Serialize + DeserializeOwned>(
+        &mut self,
+        number: u8,
+        name: Text,
+        open: impl FnOnce(&mut State, &str) -> wasmtime::Result<Result<Resource<T>, E>>,
+    ) -> wasmtime::Result<Result<Resource<T>, E>> {
+        if let Some(answer) = self.deck.import::<Result<u32, E>>(number, false, &(&name,))? {
+            return Ok(answer.map(Resource::new_own));
+        }
+        let answer = open(self, &name)?;
+        Ok(self.handed(false, name, answer))
     }
 
     /// Lets go of what a driver had opened.

@@ -58,12 +58,12 @@ fn time(milliseconds: f64) -> Result<Duration, SerialError> {
 }
 
 impl State {
-    pub(super) fn open_port(&mut self, name: String) -> Outcome<Resource<Port>> {
-        if !self.lines.serial.contains_key(&name) {
-            let text = self.no_line(RequestKind::Serial, &name);
+    pub(super) fn open_port(&mut self, name: &str) -> Outcome<Resource<Port>> {
+        if !self.lines.serial.contains_key(name) {
+            let text = self.no_line(RequestKind::Serial, name);
             return Ok(Err(SerialError::NotGranted(text)));
         }
-        Ok(Ok(self.table.push(Port(name))?))
+        Ok(Ok(self.table.push(Port(name.to_owned()))?))
     }
 
     pub(super) fn port_settings(&mut self, port: Resource<Port>) -> wasmtime::Result<Settings> {

@@ -71,6 +71,7 @@ impl std::fmt::Display for Fault {
 /// What can be wrong with a device of a kind, for people to choose from.
 pub(super) fn faults_of(kind: &str) -> Vec<Fault> {
     let own: &[Fault] = match kind {
+        "output" | "input" | "analog" => return vec![Fault::Refuses],
         "modbus" => &[Fault::Exception(2), Fault::WrongCount],
         "http" => &[Fault::Status(500)],
         _ => &[],

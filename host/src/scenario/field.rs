@@ -1,8 +1,10 @@
-//! Simulated devices: Modbus units, web servers, devices on TCP connections and serial ports.
+//! Simulated devices: Modbus units, web servers, devices on TCP connections and
+//! serial ports, inputs and outputs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,7 +19,7 @@ use super::format::{Answer, Device, Http, Ordered, Tcp};
 use super::registers::hex;
 use super::story::Story;
 use super::tables::{Tables, describe, shortened};
-use crate::bus::{self, Units};
+use crate::bus::{self, Simulation as _, Units};
 use crate::gate::TapeField;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 
@@ -45,6 +47,13 @@ enum Model {
         kind: &'static str,
         tcp: Tcp,
         turns: HashMap<String, usize>,
+    },
+    /// An input or an output.
+    Pin {
+        kind: &'static str,
+        on: bool,
+        count: u64,
+        value: f64,
     },
     /// It answers from a tape.
     Tape(TapeField),
@@ -91,7 +100,7 @@ impl Simulated {
             let kind = match simulation.model {
                 Model::Modbus(_) => "modbus",
                 Model::Http { .. } => "http",
-                Model::Tcp { kind, .. } => kind,
+                Model::Tcp { kind, .. } | Model::Pin { kind, .. } => kind,
                 Model::Tape(_) => "tape",
             };
             let fault = |(unit, fault): (&Option<u8>, &Fault)| match unit {
@@ -118,12 +127,16 @@ impl Simulated {
     /// Adds a device, or changes what is there.
     pub(super) fn change(&self, name: &str, device: &Device) {
         let mut devices = self.lock();
-        if !devices.contains_key(name) {
+        let is_new = !devices.contains_key(name);
+        if is_new {
             let model = match device {
                 Device::Modbus(_) => Model::Modbus(BTreeMap::new()),
                 Device::Http(_) => Model::Http { http: Http::default(), turns: HashMap::new() },
                 Device::Tcp(_) | Device::Serial(_) => {
                     Model::Tcp { kind: device.kind(), tcp: Tcp::default(), turns: HashMap::new() }
+                }
+                Device::Output(_) | Device::Input(_) | Device::Analog(_) => {
+                    Model::Pin { kind: device.kind(), on: false, count: 0, value: 0.0 }
                 }
                 // It is added with what was captured.
                 Device::Capture(_) => return,
@@ -159,6 +172,13 @@ impl Simulated {
                 turns.retain(|asked, _| !change.answers.contains_key(asked));
                 tcp.answers.extend(change.answers.clone());
             }
+            (Model::Pin { on, .. }, Device::Output(change)) => *on = *change,
+            (Model::Pin { on, count, .. }, Device::Input(change)) => {
+                let goes_on = change.on == Some(true) && !std::mem::replace(on, change.on.unwrap_or(*on));
+                *on = change.on.unwrap_or(*on);
+                *count = change.count.unwrap_or(*count + u64::from(goes_on && !is_new));
+            }
+            (Model::Pin { value, .. }, Device::Analog(change)) => *value = *change,
             // What a device is stays: the format was checked.
             _ => {}
         }
@@ -247,6 +267,62 @@ impl bus::Simulation for Simulated {
 
     fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
         self.peer(name.to_owned())
+    }
+
+    fn pin(&self, name: &str) -> Box<dyn bus::Pin> {
+        Box::new(Pin { field: self.clone(), name: name.to_owned() })
+    }
+}
+
+/// An input or an output.
+struct Pin {
+    field: Simulated,
+    name: String,
+}
+
+impl Pin {
+    /// Asks what it is, unless something is wrong with it.
+    fn ask<T>(&self, ask: impl FnOnce(&mut bool, &mut u64, &mut f64) -> T) -> io::Result<T> {
+        if let Some(fault) = self.field.fault(&self.name, None) {
+            return Err(io::Error::other(fault.to_string()));
+        }
+        let mut devices = self.field.lock();
+        match devices.get_mut(&self.name).map(|simulation| &mut simulation.model) {
+            Some(Model::Pin { on, count, value, .. }) => Ok(ask(on, count, value)),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// What answers from a tape.
+    fn on_tape(&self) -> Option<Box<dyn bus::Pin>> {
+        Some(self.field.tape_of(&self.name)?.pin(&self.name))
+    }
+}
+
+impl bus::Pin for Pin {
+    fn get(&self) -> io::Result<bool> {
+        self.on_tape().map_or_else(|| self.ask(|on, _, _| *on), |tape| tape.get())
+    }
+
+    fn set(&self, on: bool) -> io::Result<()> {
+        self.field.story.request(format!("{} = {}", self.name, if on { "on" } else { "off" }), true);
+        self.on_tape().map_or_else(|| self.ask(|own, _, _| *own = on), |tape| tape.set(on))
+    }
+
+    fn count(&self) -> io::Result<u64> {
+        self.on_tape().map_or_else(|| self.ask(|_, count, _| *count), |tape| tape.count())
+    }
+
+    fn set_count(&self, count: u64) -> io::Result<()> {
+        self.on_tape().map_or_else(|| self.ask(|_, own, _| *own = count), |tape| tape.set_count(count))
+    }
+
+    fn set_debounce(&self, _: Duration) -> io::Result<()> {
+        self.ask(|_, _, _| ())
+    }
+
+    fn read(&self) -> io::Result<f64> {
+        self.on_tape().map_or_else(|| self.ask(|_, _, value| *value), |tape| tape.read())
     }
 }
 

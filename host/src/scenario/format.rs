@@ -66,6 +66,11 @@ pub(super) enum Device {
     Tcp(Tcp),
     /// What is on a serial port.
     Serial(Tcp),
+    /// Whether an output is on.
+    Output(bool),
+    Input(Input),
+    /// What an analog input shows.
+    Analog(f64),
     /// The units of a line as they answered while they were captured.
     Capture(CaptureFile),
 }
@@ -170,6 +175,34 @@ impl TryFrom<Json> for Answers {
 pub(super) struct Tcp {
     pub greeting: Option<String>,
     pub answers: BTreeMap<String, Texts>,
+}
+
+/// Whether an input is on, and its pulses, where they are said.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "Json")]
+pub(super) struct Input {
+    pub on: Option<bool>,
+    pub count: Option<u64>,
+}
+
+impl TryFrom<Json> for Input {
+    type Error = String;
+
+    fn try_from(value: Json) -> Result<Input, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Named {
+            on: Option<bool>,
+            count: Option<u64>,
+        }
+        match value {
+            Json::Bool(on) => Ok(Input { on: Some(on), count: None }),
+            other => match serde_json::from_value::<Named>(other) {
+                Ok(Named { on, count }) => Ok(Input { on, count }),
+                Err(error) => Err(format!("expected true, false, or {{ on: true, count: 7 }}: {error}")),
+            },
+        }
+    }
 }
 
 /// One text, or several that come in turn; the last one stays.
@@ -426,6 +459,9 @@ impl Device {
             Device::Http(_) => "http",
             Device::Tcp(_) => "tcp",
             Device::Serial(_) => "serial",
+            Device::Output(_) => "output",
+            Device::Input(_) => "input",
+            Device::Analog(_) => "analog",
             Device::Capture(_) => "capture",
         }
     }

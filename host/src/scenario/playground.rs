@@ -1,7 +1,7 @@
 //! Devices to play with: simulated as scenarios give them, and changed by steps
 //! that people type while a gateway runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -66,7 +66,7 @@ pub enum Wanted<'a> {
 pub struct Device {
     /// The driver's name for its Modbus line, or `host:port`.
     pub name: String,
-    /// `modbus`, `http`, `tcp`, `serial` or `tape`.
+    /// `modbus`, `http`, `tcp`, `serial`, `output`, `input`, `analog` or `tape`.
     pub kind: &'static str,
     /// What is wrong with it, as it is written.
     pub faults: Vec<String>,
@@ -183,6 +183,7 @@ impl Playground {
     pub fn settings(&self) -> Map<String, Json> {
         let (devices, modbus) = (self.field.devices(), self.lines(RequestKind::Modbus));
         let serial = self.lines(RequestKind::Serial);
+        let pins: Map<String, Json> = self.pins().into_keys().map(|name| (name.clone(), json!(name))).collect();
         let inner = self.lock();
         let given = &inner.scenario.given;
         let configuration = inner.configuration(&inner.configured);
@@ -202,6 +203,9 @@ impl Playground {
         let mut grants = Map::new();
         if !modbus.is_empty() {
             grants.insert("modbus".into(), modbus.into());
+        }
+        if !pins.is_empty() {
+            grants.insert("io".into(), pins.into());
         }
         if !serial.is_empty() {
             let serial: Map<String, Json> = serial.iter().map(|port| (port.clone(), json!(port))).collect();
@@ -229,7 +233,25 @@ impl Playground {
         let modbus = self.lines(RequestKind::Modbus).into_iter();
         let modbus = modbus.map(|line| (line, json!({ "modbus_tcp": { "address": "simulated:502" } })));
         let serial = self.lines(RequestKind::Serial).into_iter();
-        modbus.chain(serial.map(|port| (port, json!({ "serial": { "port": "simulated" } })))).collect()
+        let serial = serial.map(|port| (port, json!({ "serial": { "port": "simulated" } })));
+        let pins = self.pins().into_iter().map(|(name, kind)| {
+            let bus = match kind {
+                "output" => json!({ "digital_output": { "chip": "simulated", "line": 0 } }),
+                "input" => json!({ "digital_input": { "chip": "simulated", "line": 0 } }),
+                _ => json!({ "analog_input": { "channel": "simulated" } }),
+            };
+            (name, bus)
+        });
+        modbus.chain(serial).chain(pins).collect()
+    }
+
+    /// The inputs and outputs that are given and asked for, with their kinds.
+    fn pins(&self) -> BTreeMap<String, &'static str> {
+        let devices = self.field.devices();
+        let inner = self.lock();
+        let requests = &inner.manifest.driver.requests;
+        let pins = devices.into_iter().filter(|(_, kind, _)| ["output", "input", "analog"].contains(kind));
+        pins.filter(|(name, ..)| requests.covers(RequestKind::Io, name)).map(|(name, kind, _)| (name, kind)).collect()
     }
 
     /// The names of the lines of a kind that the driver asks for.

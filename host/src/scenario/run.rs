@@ -21,6 +21,7 @@ use crate::cloud::Channel;
 use crate::config::{ConfiguredUnits, LogLevel, ModbusAccess};
 use crate::device::{Configuration, DeviceHandle, Input, News, Phase, Specification, prepare};
 use crate::gate::TapeField;
+use crate::io::PinKind;
 use crate::journal::Journal;
 use crate::lines::Granted;
 use crate::manifest::{Manifest, Requests};
@@ -434,6 +435,11 @@ fn play(tape: &TapeField, capabilities: &mut Capabilities, field: &Simulated, re
             lines.add_modbus(name, field, device, ModbusAccess::default());
         }
     }
+    for (name, kind) in tape.pins() {
+        if !lines.io.contains_key(&name) {
+            lines.add_io(&name, kind, field);
+        }
+    }
     for name in requests.serial.iter() {
         if !lines.serial.contains_key(name) {
             lines.add_serial(name, Arc::new(field.clone()));
@@ -466,6 +472,9 @@ fn specification(
                 lines.add_modbus(name, field, &id, access);
             }
             Device::Serial(_) => lines.add_serial(name, Arc::new(field.clone())),
+            Device::Output(_) => lines.add_io(name, PinKind::Output, field),
+            Device::Input(_) => lines.add_io(name, PinKind::Input, field),
+            Device::Analog(_) => lines.add_io(name, PinKind::Analog, field),
             Device::Http(_) => http.extend(target),
             Device::Tcp(_) => tcp.extend(target),
         }

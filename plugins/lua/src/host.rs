@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use mlua::{Lua, LuaString, Table, Value as LuaValue};
 use sandgate_driver::alerts::{self, Alert};
 use sandgate_driver::http::{self, Header, HttpError, Request};
+use sandgate_driver::io::{Analog, Input, IoError, Output};
 use sandgate_driver::logging::{self, Level};
 use sandgate_driver::modbus::{ModbusError, Unit};
 use sandgate_driver::serial::{Parity, Port, SerialError};
@@ -61,6 +62,7 @@ pub fn table(lua: &Lua, about: &Rc<About>, deadline: &Deadline) -> mlua::Result<
     kept(lua, &host)?;
     field(lua, &host, deadline)?;
     serial(lua, &host, deadline)?;
+    pins(lua, &host)?;
     Ok(host)
 }
 
@@ -267,6 +269,63 @@ fn serial(lua: &Lua, host: &Table, deadline: &Deadline) -> mlua::Result<()> {
         Ok(status(released))
     };
     host.set("serial_release", lua.create_function(release)?)
+}
+
+/// Inputs and outputs: `output`, `input` and `analog` take a name, what is asked, and a value.
+fn pins(lua: &Lua, host: &Table) -> mlua::Result<()> {
+    let outputs: RefCell<HashMap<String, Output>> = RefCell::default();
+    let output = move |_: &Lua, (name, what, value): (String, String, LuaValue)| {
+        let asked = with_pin(&outputs, &name, Output::open, |pin| match (what.as_str(), &value) {
+            ("set", LuaValue::Boolean(on)) => pin.set(*on).map(|()| LuaValue::Nil),
+            ("pulse", value) => pin.pulse(real(value)).map(|()| LuaValue::Nil),
+            _ => pin.get().map(LuaValue::Boolean),
+        });
+        Ok(answer(asked))
+    };
+    host.set("output", lua.create_function(output)?)?;
+    let inputs: RefCell<HashMap<String, Input>> = RefCell::default();
+    let input = move |_: &Lua, (name, what, value): (String, String, LuaValue)| {
+        let count = u64::try_from(whole(&value).unwrap_or_default()).unwrap_or_default();
+        let asked = with_pin(&inputs, &name, Input::open, |pin| match what.as_str() {
+            "count" => pin.count().map(|counter| LuaValue::Integer(i64::try_from(counter.count).unwrap_or(i64::MAX))),
+            "since" => pin.count().map(|counter| LuaValue::Number((counter.since / 1000.0).floor())),
+            "set_count" => pin.set_count(count).map(|()| LuaValue::Nil),
+            "set_debounce" => pin.set_debounce(real(&value)).map(|()| LuaValue::Nil),
+            _ => pin.get().map(LuaValue::Boolean),
+        });
+        Ok(answer(asked))
+    };
+    host.set("input", lua.create_function(input)?)?;
+    let analogs: RefCell<HashMap<String, Analog>> = RefCell::default();
+    let analog = move |_: &Lua, name: String| {
+        Ok(answer(with_pin(&analogs, &name, Analog::open, |pin| pin.read().map(LuaValue::Number))))
+    };
+    host.set("analog", lua.create_function(analog)?)
+}
+
+/// Asks a pin, which is opened once.
+fn with_pin<P, T>(
+    pins: &RefCell<HashMap<String, P>>,
+    name: &str,
+    open: impl FnOnce(&str) -> Result<P, IoError>,
+    ask: impl FnOnce(&P) -> Result<T, IoError>,
+) -> Outcome<T> {
+    let failure = |error| match error {
+        IoError::NotGranted(text) => Failure("not_granted", text),
+        IoError::Unavailable(text) => Failure("no_connection", text),
+        IoError::InvalidArgument(text) => Failure("invalid_argument", text),
+    };
+    let mut pins = pins.borrow_mut();
+    let pin = match pins.entry(name.to_owned()) {
+        Entry::Occupied(pin) => pin.into_mut(),
+        Entry::Vacant(place) => place.insert(open(name).map_err(failure)?),
+    };
+    ask(pin).map_err(failure)
+}
+
+/// A number, whichever way a script has it; none is no time at all.
+fn real(value: &LuaValue) -> f64 {
+    text_of(value).and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
 }
 
 fn serial_failure(error: SerialError) -> Failure {

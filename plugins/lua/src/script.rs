@@ -303,6 +303,58 @@ mod tests {
     }
 
     #[test]
+    fn relays_contacts_and_sensors_have_the_names_of_their_ports() {
+        let (host, script) = begin(
+            Api::V1,
+            &[(
+                "main.lua",
+                "function tell(...) local t = table.pack(...) for i = 1, t.n do t[i] = tostring(t[i]) end enapter.log(table.concat(t, ' ')) end
+                 scheduler.add(1000, function()
+                   tell(rl6.close(2), rl6.get(2), rl6.impulse(2, 500), rl6.open(3))
+                   tell(di7.is_closed(1))
+                   tell(di7.is_opened(1))
+                   tell(di7.read_counter(1))
+                   tell(di7.set_counter(1, 3), di7.set_debounce(10), di7.err_to_str((select(2, di7.is_closed(9)))))
+                   tell(ai4.read_volts(1))
+                   tell(rl.close(), rl.is_closed())
+                 end)",
+            )],
+        );
+        for name in ["rl-1", "rl-2"] {
+            host.pin(name);
+        }
+        let contact = host.pin("di-1");
+        contact.set(true).count(7);
+        host.pin("ai-1").value(3.3);
+        script.timer(1).unwrap();
+        let log: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(log, ["0 true 0 3", "true 0", "false 0", "7 60 0", "0 0 not granted", "3.3 0", "0 true 0"]);
+        assert_eq!(host.pin("rl-2").deeds(), ["on", "pulse of 500 ms"]);
+        let (host, script) = begin(
+            Api::V3,
+            &[(
+                "main.lua",
+                "local valve, door, level = relay.new('port://rl-1'), digitalin.new('port://di-1'), analogin.new('port://ai-1')
+                 scheduler.add(1000, function()
+                   assert(valve:close() == nil and valve:is_closed() == true and valve:impulse(20) == nil)
+                   assert(door:get_state() == digitalin.HIGH and door:read_counter() == 7 and door:reset_counter() == nil)
+                   assert(door:read_counter() == 0)
+                   enapter.log(tostring(level:get_amps()))
+                   enapter.log(select(2, relay.new('rl-1')))
+                   enapter.log(relay.new('port://rl-9'):open())
+                 end)",
+            )],
+        );
+        host.pin("rl-1");
+        host.pin("di-1").set(true).count(7);
+        host.pin("ai-1").value(0.012);
+        script.timer(1).unwrap();
+        let log: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(log[..2], ["0.012", "expected a connection such as port://rl-1, found rl-1"]);
+        assert!(log[2].contains("rl-9"), "{log:?}");
+    }
+
+    #[test]
     fn serial_ports_take_bytes_and_give_them_back() {
         let answers = |asked: &[u8]| if asked == b"W\r" { b"ST,12.5\r\n\x00\xff".to_vec() } else { Vec::new() };
         let (host, script) = begin(

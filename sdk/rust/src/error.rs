@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::CommandError;
 use crate::http::HttpError;
+use crate::io::IoError;
 use crate::modbus::ModbusError;
 use crate::net::NetError;
 use crate::serial::SerialError;
@@ -73,6 +74,17 @@ impl From<NetError> for CommandError {
     }
 }
 
+/// A pin that is gone is unreachable.
+impl From<IoError> for CommandError {
+    fn from(error: IoError) -> Self {
+        match error {
+            IoError::Unavailable(text) => CommandError::DeviceUnreachable(text),
+            IoError::InvalidArgument(text) => CommandError::InvalidArgument(text),
+            IoError::NotGranted(text) => CommandError::Failed(text),
+        }
+    }
+}
+
 /// A device that does not answer, or whose port is gone, is unreachable.
 impl From<SerialError> for CommandError {
     fn from(error: SerialError) -> Self {
@@ -126,6 +138,15 @@ impl Describe for NetError {
             NetError::Closed => "the host has closed the connection".into(),
             NetError::InvalidArgument(text) => format!("invalid argument: {text}"),
             NetError::Failed(text) => text.clone(),
+        }
+    }
+}
+
+impl Describe for IoError {
+    fn describe(&self) -> String {
+        match self {
+            IoError::NotGranted(text) | IoError::Unavailable(text) => text.clone(),
+            IoError::InvalidArgument(text) => format!("invalid argument: {text}"),
         }
     }
 }

@@ -83,6 +83,94 @@ pub mod http {
     }
 }
 
+pub mod io {
+    use super::{contract, with};
+    use crate::testing::PinState;
+    pub use contract::io::{Counter, IoError};
+
+    fn ask<T>(name: &str, act: impl FnOnce(&mut PinState) -> T) -> Result<T, IoError> {
+        with(|state| state.pins.get_mut(name).map(act)).ok_or_else(|| {
+            IoError::NotGranted(format!("the test has no pin {name:?}; expected FakeHost::pin({name:?})"))
+        })
+    }
+
+    /// A relay or another output.
+    #[derive(Debug)]
+    pub struct Output(String);
+
+    impl Output {
+        /// Opens a pin of the fake host.
+        pub fn open(name: &str) -> Result<Output, IoError> {
+            ask(name, |_| Output(name.to_owned()))
+        }
+
+        /// Whether it is on.
+        pub fn get(&self) -> Result<bool, IoError> {
+            ask(&self.0, |pin| pin.on)
+        }
+
+        /// Switches it.
+        pub fn set(&self, on: bool) -> Result<(), IoError> {
+            ask(&self.0, |pin| {
+                pin.on = on;
+                pin.deeds.push(if on { "on" } else { "off" }.into());
+            })
+        }
+
+        /// Is noted; there is no time here that could pass.
+        pub fn pulse(&self, duration: f64) -> Result<(), IoError> {
+            ask(&self.0, |pin| pin.deeds.push(format!("pulse of {duration} ms")))
+        }
+    }
+
+    /// A contact or another input.
+    #[derive(Debug)]
+    pub struct Input(String);
+
+    impl Input {
+        /// Opens a pin of the fake host.
+        pub fn open(name: &str) -> Result<Input, IoError> {
+            ask(name, |_| Input(name.to_owned()))
+        }
+
+        /// Whether it is on.
+        pub fn get(&self) -> Result<bool, IoError> {
+            ask(&self.0, |pin| pin.on)
+        }
+
+        /// Its pulses, since a minute.
+        pub fn count(&self) -> Result<Counter, IoError> {
+            ask(&self.0, |pin| Counter { count: pin.count, since: 60_000.0 })
+        }
+
+        /// Lets them be counted from here.
+        pub fn set_count(&self, count: u64) -> Result<(), IoError> {
+            ask(&self.0, |pin| pin.count = count)
+        }
+
+        /// Has no effect: nothing bounces here.
+        pub fn set_debounce(&self, _: f64) -> Result<(), IoError> {
+            ask(&self.0, |_| ())
+        }
+    }
+
+    /// A voltage, a current or a temperature.
+    #[derive(Debug)]
+    pub struct Analog(String);
+
+    impl Analog {
+        /// Opens a pin of the fake host.
+        pub fn open(name: &str) -> Result<Analog, IoError> {
+            ask(name, |_| Analog(name.to_owned()))
+        }
+
+        /// What it shows.
+        pub fn read(&self) -> Result<f64, IoError> {
+            ask(&self.0, |pin| pin.value)
+        }
+    }
+}
+
 pub mod logging {
     use super::{contract, with};
     pub use contract::logging::Level;

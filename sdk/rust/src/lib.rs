@@ -67,6 +67,11 @@ pub mod http {
     }
 }
 
+/// Inputs and outputs of the gateway's machine.
+pub mod io {
+    pub use crate::host::io::{Analog, Counter, Input, IoError, Output};
+}
+
 /// Modbus lines that the gateway owns.
 pub mod modbus {
     pub use crate::host::modbus::{ModbusError, Unit};

@@ -65,6 +65,16 @@ pub(crate) struct State {
     pub(crate) http: Option<HttpServer>,
     pub(crate) peers: BTreeMap<(String, u16), Peer>,
     pub(crate) ports: BTreeMap<String, Peer>,
+    pub(crate) pins: BTreeMap<String, PinState>,
+}
+
+/// An input or an output.
+#[derive(Default)]
+pub(crate) struct PinState {
+    pub(crate) on: bool,
+    pub(crate) count: u64,
+    pub(crate) value: f64,
+    pub(crate) deeds: Vec<String>,
 }
 
 /// One Modbus unit.
@@ -185,9 +195,53 @@ impl FakeHost {
         with(|state| drop(state.peers.insert((host.to_owned(), port), Box::new(answer))));
     }
 
+    /// An input or an output, which is granted from now on.
+    pub fn pin(&self, name: &str) -> FakePin {
+        with(|state| {
+            state.pins.entry(name.to_owned()).or_default();
+        });
+        FakePin { name: name.to_owned(), thread: PhantomData }
+    }
+
     /// A device on a serial port, in the same way. Other ports are not granted.
     pub fn serial(&self, name: &str, answer: impl FnMut(&[u8]) -> Vec<u8> + 'static) {
         with(|state| drop(state.ports.insert(name.to_owned(), Box::new(answer))));
+    }
+}
+
+/// An input or an output of the fake host.
+pub struct FakePin {
+    name: String,
+    thread: PhantomData<*const ()>,
+}
+
+impl FakePin {
+    fn with<R: Default>(&self, act: impl FnOnce(&mut PinState) -> R) -> R {
+        // A newer host has other pins.
+        with(|state| state.pins.get_mut(&self.name).map(act)).unwrap_or_default()
+    }
+
+    /// Lets it be on or off.
+    pub fn set(&self, on: bool) -> &Self {
+        self.with(|pin| pin.on = on);
+        self
+    }
+
+    /// Lets it have counted so many pulses.
+    pub fn count(&self, count: u64) -> &Self {
+        self.with(|pin| pin.count = count);
+        self
+    }
+
+    /// Lets it show a value.
+    pub fn value(&self, value: f64) -> &Self {
+        self.with(|pin| pin.value = value);
+        self
+    }
+
+    /// What was done with it: `on`, `off`, `pulse of 500 ms`.
+    pub fn deeds(&self) -> Vec<String> {
+        self.with(|pin| pin.deeds.clone())
     }
 }
 

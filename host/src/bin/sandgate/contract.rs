@@ -14,6 +14,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("files.wit", include_str!("../../../../wit/files.wit")),
     ("firmware.wit", include_str!("../../../../wit/firmware.wit")),
     ("http.wit", include_str!("../../../../wit/http.wit")),
+    ("io.wit", include_str!("../../../../wit/io.wit")),
     ("logging.wit", include_str!("../../../../wit/logging.wit")),
     ("metadata.wit", include_str!("../../../../wit/metadata.wit")),
     ("migration.wit", include_str!("../../../../wit/migration.wit")),

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use serde::de::DeserializeOwned;
 
 use super::{Known, Part, Series, Table, key_of};
+use crate::io::PinKind;
 use crate::sandbox::boundary;
 use crate::sandbox::contract::sandgate::driver::http;
+use crate::sandbox::contract::sandgate::driver::io::{Counter, IoError};
 use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
 use crate::sandbox::contract::sandgate::driver::net::NetError;
 use crate::sandbox::contract::sandgate::driver::serial::SerialError;
@@ -98,6 +100,26 @@ impl Reader {
                 let part = (exchange.took, read::<Result<Vec<u8>, NetError>>(answer)?);
                 self.received(handle, part)?;
             }
+            "io.output.open" | "io.input.open" | "io.analog.open" => {
+                let (pin,): (String,) = read(arguments)?;
+                self.handles.insert(read::<Result<u32, IoError>>(answer)?.ok()?, pin.clone());
+                let kind = match name {
+                    "io.output.open" => PinKind::Output,
+                    "io.input.open" => PinKind::Input,
+                    _ => PinKind::Analog,
+                };
+                self.known.pin_kinds.insert(pin, kind);
+            }
+            "io.output.get" | "io.input.get" => {
+                let answer = read::<Result<bool, IoError>>(answer)?;
+                self.pin(exchange, "get", answer.map(|on| f64::from(u8::from(on))))?;
+            }
+            #[allow(clippy::cast_precision_loss)] // of pulses beyond 2^53
+            "io.input.count" => {
+                let answer = read::<Result<Counter, IoError>>(answer)?;
+                self.pin(exchange, "count", answer.map(|counter| counter.count as f64))?;
+            }
+            "io.analog.read" => self.pin(exchange, "read", read(answer)?)?,
             "storage.get" => {
                 let (key,): (String,) = read(arguments)?;
                 if let Some(Ok(Some(value))) = read::<Result<Option<Vec<u8>>, StorageError>>(answer) {
@@ -133,6 +155,15 @@ impl Reader {
             }
             None => peer.connections.answers.last_mut()?.value.as_mut().ok()?.push(part),
         }
+        Some(())
+    }
+
+    /// What an input or an output has shown.
+    fn pin(&mut self, exchange: &Exchange<'_>, what: &'static str, answer: Result<f64, IoError>) -> Option<()> {
+        let (handle, _) = postcard::take_from_bytes::<u32>(exchange.arguments).ok()?;
+        let name = self.handles.get(&handle)?.clone();
+        let answer = answer.map_err(|error| format!("{error:?}"));
+        self.known.pins.entry((name, what)).or_default().push(exchange.at, exchange.took, answer);
         Some(())
     }
 

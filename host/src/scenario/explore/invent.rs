@@ -68,8 +68,11 @@ fn fault(random: &mut Rng, name: &str, device: &Device) -> String {
             (vec![format!("status {status}")], name.to_owned())
         }
         Device::Capture(_) => (vec![format!("exception {}", random.u8(1..12))], name.to_owned()),
-        Device::Tcp(_) | Device::Serial(_) => (Vec::new(), name.to_owned()),
+        _ => (Vec::new(), name.to_owned()),
     };
+    if matches!(device, Device::Output(_) | Device::Input(_) | Device::Analog(_)) {
+        return format!("- break: {{ {}: refuses }}", json!(place));
+    }
     let common = ["timeout", "garbage", "closes", "refuses", &slow].map(str::to_owned);
     let all: Vec<String> = own.into_iter().chain(common).collect();
     let fault = random.choice(all).unwrap_or_default();

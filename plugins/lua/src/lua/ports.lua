@@ -1,5 +1,5 @@
--- The ports of Enapter's modules. The gateway has Modbus lines and serial ports;
--- whatever else a module has says of each call that it is not available.
+-- The ports of Enapter's modules. The gateway has Modbus lines, serial ports,
+-- inputs and outputs; whatever else a module has says of each call that it is not available.
 local host, about, outcome = ...
 local ports = {}
 
@@ -83,17 +83,141 @@ function ports.serial.new(uri)
   return setmetatable({ name = name }, Serial)
 end
 
+-- Inputs and outputs are granted under the names that v3 has for them: `rl-1`,
+-- `do-1`, `di-1`, `ai-1`; v1 counts them.
+local function told(_, ...) return outcome.status(...) end
+
+local function switch(name, on) return told(host.output(name, 'set', on)) end
+local function pulse(name, duration) return told(host.output(name, 'pulse', duration)) end
+local function state(name) return outcome.answer(host.output(name, 'get')) end
+local function contact(name) return outcome.answer(host.input(name, 'get')) end
+local function opposite(value, ...)
+  if value == nil then return nil, ... end
+  return not value, ...
+end
+
+local function numbered(prefix)
+  return function(id) return prefix .. tostring(math.tointeger(tonumber(id)) or id) end
+end
+
+local RELAYS = 6
+local relay_name = numbered('rl-')
+
+-- Switches them in turn; the first that fails is told.
+local function switch_all(wanted)
+  local first = outcome.status()
+  for id = 1, RELAYS do
+    local result = switch(relay_name(id), wanted(id))
+    if first == outcome.status() then first = result end
+  end
+  return first
+end
+
+ports.rl6 = {
+  err_to_str = outcome.err_to_str,
+  get = function(id) return state(relay_name(id)) end,
+  open = function(id) return switch(relay_name(id), false) end,
+  close = function(id) return switch(relay_name(id), true) end,
+  impulse = function(id, duration) return pulse(relay_name(id), duration) end,
+  open_all = function() return switch_all(function() return false end) end,
+  close_all = function() return switch_all(function() return true end) end,
+  set_all = function(...)
+    local wanted = { ... }
+    return switch_all(function(id) return wanted[id] == true end)
+  end,
+}
+
+ports.rl = {
+  err_to_str = outcome.err_to_str,
+  is_closed = function() return state('rl-1') end,
+  open = function() return switch('rl-1', false) end,
+  close = function() return switch('rl-1', true) end,
+  impulse = function(duration) return pulse('rl-1', duration) end,
+}
+
+local input_name = numbered('di-')
+
+ports.di7 = {
+  err_to_str = outcome.err_to_str,
+  is_closed = function(id) return contact(input_name(id)) end,
+  is_opened = function(id) return opposite(contact(input_name(id))) end,
+  read_counter = function(id)
+    local name = input_name(id)
+    local count, kind, text = host.input(name, 'count')
+    if count == nil then return nil, nil, outcome.status(kind, text) end
+    return count, math.tointeger(host.input(name, 'since')), 0
+  end,
+  set_counter = function(id, count) return told(host.input(input_name(id), 'set_count', count)) end,
+  -- In steps of 0.1 ms, of all inputs that are granted.
+  set_debounce = function(time)
+    local is_one_set, problem = false, nil
+    for id = 1, 7 do
+      local _, kind, text = host.input(input_name(id), 'set_debounce', (tonumber(time) or 0) / 10)
+      if kind == nil then
+        is_one_set = true
+      elseif kind ~= 'not_granted' or problem == nil then
+        problem = { kind, text }
+      end
+    end
+    if is_one_set and (problem == nil or problem[1] == 'not_granted') then return outcome.status() end
+    return outcome.status(problem[1], problem[2])
+  end,
+}
+
+local analog_name = numbered('ai-')
+local function measured(name) return outcome.answer(host.analog(name)) end
+
+ports.ai4 = {
+  err_to_str = outcome.err_to_str,
+  read_volts = function(id) return measured(analog_name(id)) end,
+  -- Enapter's documentation says amperes, whatever its name does.
+  read_milliamps = function(id) return measured(analog_name(id)) end,
+}
+
+-- A class of v3 by `port://NAME`.
+local function client(methods, example)
+  methods.__index = methods
+  return {
+    new = function(uri)
+      local name = type(uri) == 'string' and uri:match('^port://([^/?#]+)$')
+      if not name then return nil, ('expected a connection such as port://%s, found %s'):format(example, tostring(uri)) end
+      return setmetatable({ name = name }, methods)
+    end,
+  }
+end
+
+ports.relay = client({
+  open = function(self) return switch(self.name, false) end,
+  close = function(self) return switch(self.name, true) end,
+  impulse = function(self, duration) return pulse(self.name, duration) end,
+  is_closed = function(self) return state(self.name) end,
+}, 'rl-1')
+
+local function level(value, ...)
+  if value == nil then return nil, ... end
+  return value and 1 or 0, ...
+end
+
+ports.digitalout = client({
+  set_state = function(self, wanted) return switch(self.name, wanted == 1 or wanted == true) end,
+  get_state = function(self) return level(state(self.name)) end,
+}, 'do-1')
+
+ports.digitalin = client({
+  get_state = function(self) return level(contact(self.name)) end,
+  read_counter = function(self) return outcome.answer(host.input(self.name, 'count')) end,
+  reset_counter = function(self) return told(host.input(self.name, 'set_count', 0)) end,
+}, 'di-1')
+
+ports.analogin = client({
+  get_volts = function(self) return measured(self.name) end,
+  get_amps = function(self) return measured(self.name) end,
+  get_temperature = function(self) return measured(self.name) end,
+}, 'ai-1')
+
 for name, what in pairs({
-  ai4 = 'analog inputs',
-  analogin = 'analog inputs',
   analogout = 'analog outputs',
   can = 'CAN buses',
-  di7 = 'digital inputs',
-  digitalin = 'digital inputs',
-  digitalout = 'digital outputs',
-  relay = 'relays',
-  rl = 'relays',
-  rl6 = 'relays',
 }) do
   ports[name] = absent(what)
 end
