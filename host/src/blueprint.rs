@@ -178,11 +178,11 @@ scheduler.add(1000, function() enapter.send_telemetry({ temperature = parser(mod
 
     #[test]
     fn what_is_required_and_nowhere_is_named() {
-        let script = "local a = require 'somewhere'\nlocal b = require('json')\ncan.init(250, print)";
+        let script = "local a = require 'somewhere'\nlocal b = require('json')\nanalogout.new('port://ao-1')";
         let sources = sources(&[("manifest.yml", V1), ("firmware.lua", script)]);
         let missing = Blueprint::read("x", &sources).unwrap().missing.join("\n");
         assert!(missing.contains("firmware.lua:1: require \"somewhere\""), "{missing}");
-        assert!(missing.contains("CAN"), "{missing}");
+        assert!(missing.contains("analog outputs"), "{missing}");
         assert!(!missing.contains("json"), "{missing}");
     }
 }

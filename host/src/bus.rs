@@ -5,6 +5,7 @@
 //! quarantines units that do not answer a device, for that device, so that
 //! they do not slow the others down.
 
+mod frame;
 mod line;
 mod pin;
 mod retry;
@@ -24,6 +25,7 @@ use tokio_modbus::{Request, Response};
 
 use crate::config::{ModbusRtu, ModbusTcp};
 use crate::message::DeviceId;
+pub use frame::{BASE_ID, EXTENDED_ID, FarWire, Frame, MOST_DATA, Wire, wire};
 use line::{Line, silent_interval};
 pub use pin::Pin;
 pub use retry::Retry;

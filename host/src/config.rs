@@ -24,7 +24,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 pub use crate::units::{Delay, Rate, Secret, Share, Size, Source, Span};
-pub use bus::{AnalogInput, Bias, Bus, DigitalInput, DigitalOutput, ModbusRtu, ModbusTcp, Parity, Serial};
+pub use bus::{AnalogInput, Bias, Bus, Can, DigitalInput, DigitalOutput, ModbusRtu, ModbusTcp, Parity, Serial};
 pub use communication::{Broker, Communication, Credentials, Tls};
 pub use diff::{Change, diff};
 pub use enapter::{EnapterSession, PropertiesTopic, TlsFiles};
@@ -242,12 +242,16 @@ pub struct Grants {
     pub modbus: BTreeMap<String, ModbusGrant>,
     /// The driver's name for a serial port → a name under `[buses]`.
     pub serial: BTreeMap<String, String>,
+    /// The same for CAN buses.
+    pub can: BTreeMap<String, String>,
     /// The same for inputs and outputs.
     pub io: BTreeMap<String, String>,
     /// `host:port` for `net` and WASI sockets.
     pub tcp: Option<Vec<Target>>,
     /// `host:port` for `http`.
     pub http: Option<Vec<Target>>,
+    /// Those of them whose certificate nobody looks at: devices that have made their own.
+    pub unverified_tls: Vec<Target>,
 }
 
 impl Grants {
@@ -255,7 +259,8 @@ impl Grants {
     pub fn lines(&self) -> impl Iterator<Item = (RequestKind, &String, &String)> {
         let modbus = self.modbus.iter().map(|(name, grant)| (RequestKind::Modbus, name, &grant.bus));
         let serial = self.serial.iter().map(|(name, bus)| (RequestKind::Serial, name, bus));
-        modbus.chain(serial).chain(self.io.iter().map(|(name, bus)| (RequestKind::Io, name, bus)))
+        let can = self.can.iter().map(|(name, bus)| (RequestKind::Can, name, bus));
+        modbus.chain(serial).chain(can).chain(self.io.iter().map(|(name, bus)| (RequestKind::Io, name, bus)))
     }
 
     /// Whether a line is granted under this name.

@@ -40,6 +40,7 @@ pub mod router;
 pub mod bus;
 pub mod storage;
 
+pub mod can;
 pub mod io;
 pub mod serial;
 

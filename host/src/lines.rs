@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::{self, BusHandle, BusLine, Simulation};
-use crate::config::{Bus, Grants, ModbusAccess, Serial};
+use crate::can::CanBus;
+use crate::config::{Bus, Can, Grants, ModbusAccess, Serial};
 use crate::io::{Pin, PinKind};
 use crate::manifest::{RequestKind, Requests};
 use crate::message::DeviceId;
@@ -24,6 +25,7 @@ pub struct Lines {
 enum Line {
     Modbus(BusLine),
     Serial(SerialPort),
+    Can(CanBus),
     Io(Pin),
 }
 
@@ -43,6 +45,8 @@ pub struct Granted {
     pub modbus: BTreeMap<String, BusGrant>,
     /// Serial ports.
     pub serial: BTreeMap<String, SerialPort>,
+    /// CAN buses.
+    pub can: BTreeMap<String, CanBus>,
     /// Inputs and outputs.
     pub io: BTreeMap<String, Pin>,
 }
@@ -70,6 +74,7 @@ impl Lines {
     pub fn open(&mut self, name: &str, bus: &Bus) {
         let line = match (bus, &self.simulation) {
             (Bus::Serial(settings), simulation) => Line::Serial(SerialPort::new(name, settings, simulation.clone())),
+            (Bus::Can(settings), simulation) => Line::Can(CanBus::open(name, settings, simulation.clone())),
             (Bus::DigitalOutput(_), Some(simulation)) => Line::Io(pin(name, PinKind::Output, simulation.as_ref())),
             (Bus::DigitalInput(_), Some(simulation)) => Line::Io(pin(name, PinKind::Input, simulation.as_ref())),
             (Bus::AnalogInput(_), Some(simulation)) => Line::Io(pin(name, PinKind::Analog, simulation.as_ref())),
@@ -102,6 +107,11 @@ impl Lines {
                 granted.serial.insert(name.clone(), port.clone());
             }
         }
+        for (name, bus) in &grants.can {
+            if let Some(Line::Can(bus)) = self.open.get(bus) {
+                granted.can.insert(name.clone(), bus.clone());
+            }
+        }
         for (name, bus) in &grants.io {
             if let Some(Line::Io(pin)) = self.open.get(bus) {
                 granted.io.insert(name.clone(), pin.clone());
@@ -132,6 +142,12 @@ impl Granted {
         self.serial.insert(name.to_owned(), port);
     }
 
+    /// Adds a simulated CAN bus.
+    pub fn add_can(&mut self, name: &str, simulation: Arc<dyn Simulation>) {
+        let settings = Can { interface: name.to_owned() };
+        self.can.insert(name.to_owned(), CanBus::open(name, &settings, Some(simulation)));
+    }
+
     /// Adds a simulated input or output.
     pub fn add_io(&mut self, name: &str, kind: PinKind, simulation: &dyn Simulation) {
         self.io.insert(name.to_owned(), pin(name, kind, simulation));
@@ -142,6 +158,7 @@ impl Granted {
         Granted {
             modbus: covered(&self.modbus, RequestKind::Modbus, requests),
             serial: covered(&self.serial, RequestKind::Serial, requests),
+            can: covered(&self.can, RequestKind::Can, requests),
             io: covered(&self.io, RequestKind::Io, requests),
         }
     }

@@ -7,6 +7,7 @@ mod alerts;
 mod blobs;
 pub mod boundary;
 mod cache;
+mod can;
 mod compiler;
 pub mod contract;
 mod engine;
@@ -176,6 +177,8 @@ pub struct Capabilities {
     pub tcp: Vec<Target>,
     /// Granted hosts for `http`.
     pub http: Vec<Target>,
+    /// Those of them whose certificate is not looked at.
+    pub unverified_tls: Vec<Target>,
     /// Granted lines by the driver's names for them.
     pub lines: Granted,
     /// Connections that it may open, with all others.
@@ -199,6 +202,7 @@ impl Capabilities {
             storage: None,
             tcp: Vec::new(),
             http: Vec::new(),
+            unverified_tls: Vec::new(),
             lines: Granted::default(),
             sockets: Sockets::new(0),
             lookups: Lookups::new(),

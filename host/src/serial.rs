@@ -290,6 +290,10 @@ mod tests {
             async move { Ok(Box::new(near) as Box<dyn Stream>) }.boxed()
         }
 
+        fn can(&self, _: &str) -> io::Result<crate::bus::Wire> {
+            unreachable!()
+        }
+
         fn pin(&self, _: &str) -> Box<dyn crate::bus::Pin> {
             unreachable!()
         }

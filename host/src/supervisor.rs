@@ -351,6 +351,7 @@ impl Supervisor {
                 storage: Some(self.storage.device(&device_id)),
                 tcp: device.grants.tcp.clone().unwrap_or_default(),
                 http: device.grants.http.clone().unwrap_or_default(),
+                unverified_tls: device.grants.unverified_tls.clone(),
                 lines: self.lines.granted(&device_id, &device.grants),
                 sockets: self.sockets.clone(),
                 lookups: self.lookups.clone(),

@@ -30,6 +30,8 @@
 // @ts-ignore
 import alertsHost from "sandgate:driver/alerts@0.1.3";
 // @ts-ignore
+import canHost from "sandgate:driver/can@0.1.3";
+// @ts-ignore
 import commandLogHost from "sandgate:driver/command-log@0.1.3";
 // @ts-ignore
 import filesHost from "sandgate:driver/files@0.1.3";
@@ -423,6 +425,40 @@ export class Connection {
       if (this.rest.length >= limit) throw new DriverError(`expected lines of at most ${limit} bytes`);
       this.rest.push(...Array.from(asked<any>(() => this.connection.receive(4096, this.timeout), tcpProblem) as number[]));
     }
+  }
+}
+
+function canProblem(problem: any): DriverError {
+  if (problem.tag === "not-granted") return new DriverError(problem.val);
+  if (problem.tag === "invalid-argument") return new DriverError(problem.val, "invalid-argument");
+  return problem.tag === "busy" ? new DriverError("the bus is busy", "busy") : new DriverError(problem.val, "device-unreachable");
+}
+
+/** A frame on a CAN bus: an id of 11 bits, or of 29 where `extended`, and at most 8 bytes. */
+export type Frame = { id: number; data: Uint8Array; extended?: boolean };
+
+const framesOf = (found: any[]): Frame[] => Array.from(found).map((it) => ({ id: it.id, data: Uint8Array.from(it.data), extended: it.extended }));
+const canId = (id: number): number => within(id, 0x1fffffff, "an id");
+
+/** A CAN bus that the gateway owns. */
+export class CanChannel {
+  private channel: any;
+  constructor(name: string) {
+    this.channel = asked(() => canHost.Channel.open(name), canProblem);
+  }
+  /** Sends a frame. */
+  send({ id, data, extended = false }: Frame): void {
+    asked(() => this.channel.send({ id: canId(id), extended, data }), canProblem);
+  }
+  /** Keeps the latest frame of each of these ids, or of all; `pop` gives those since the last time. */
+  monitor(...ids: number[]): { pop: () => Frame[] } {
+    const monitor = asked<any>(() => this.channel.monitor(ids.map(canId)), canProblem);
+    return { pop: () => framesOf(monitor.pop()) };
+  }
+  /** Keeps all frames with these ids, or all. */
+  queue(ids: number[], size = 1000, overflow: "drop-oldest" | "drop-newest" = "drop-oldest"): { pop: (limit?: number) => Frame[]; dropped: () => number } {
+    const queue = asked<any>(() => this.channel.queue(ids.map(canId), within(size, 0xffffffff, "a size"), overflow), canProblem);
+    return { pop: (limit = 1000) => framesOf(queue.pop(limit)), dropped: () => Number(queue.dropped()) };
   }
 }
 

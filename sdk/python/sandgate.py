@@ -35,6 +35,7 @@ from componentize_py_types import Err, Ok, Result
 from wit_world import exports
 from wit_world.exports import device_driver as _device_driver
 from wit_world.imports import alerts as _alerts
+from wit_world.imports import can as _can
 from wit_world.imports import command_log as _command_log
 from wit_world.imports import files as _files
 from wit_world.imports import http as _http
@@ -51,7 +52,7 @@ from wit_world.imports import types as _types
 
 __all__ = [
     "Alert", "Busy", "Driver", "Error", "Failed", "InvalidArgument", "TimedOut", "Unreachable", "Unsupported",
-    "DeviceException", "NotGranted", "alerts", "alerts_unknown", "after", "cancel", "command", "command_log", "every", "files", "http", "io", "log", "modbus",
+    "DeviceException", "NotGranted", "alerts", "alerts_unknown", "after", "can", "cancel", "command", "command_log", "every", "files", "http", "io", "log", "modbus",
     "net", "publish", "send", "serial", "storage",
 ]
 
@@ -495,6 +496,84 @@ class http:
             headers = {"content-type": "application/json", **(more.pop("headers", None) or {})}
             return http.request("POST", url, json.dumps(body), headers=headers, **more)
         return http.request("POST", url, body, **more)
+
+
+@dataclass
+class Frame:
+    """A frame on a CAN bus: an id of 11 bits, or of 29 where `extended`, and at most 8 bytes."""
+
+    id: int
+    data: bytes
+    extended: bool = False
+
+
+def _frames(found: Iterable[Any]) -> list[Frame]:
+    return [Frame(it.id, bytes(it.data), it.extended) for it in found]
+
+
+class can:
+    """CAN buses that the gateway owns."""
+
+    class Monitor:
+        """The latest frame of each id."""
+
+        def __init__(self, monitor: Any) -> None:
+            self._monitor = monitor
+
+        def pop(self) -> list[Frame]:
+            """Those that came since the last time, by id."""
+            return _frames(self._monitor.pop())
+
+    class Queue:
+        """All frames."""
+
+        def __init__(self, queue: Any) -> None:
+            self._queue = queue
+
+        def pop(self, limit: int = 1000) -> list[Frame]:
+            """The oldest of them."""
+            return _frames(self._queue.pop(_within(limit, 2**32 - 1, "a limit")))
+
+        def dropped(self) -> int:
+            """How many were dropped since this was asked last."""
+            return self._queue.dropped()
+
+    class Channel:
+        """A bus."""
+
+        def __init__(self, name: str) -> None:
+            self._channel = self._call(lambda: _can.Channel.open(name))
+
+        @staticmethod
+        def _call(call: Callable[[], Any]) -> Any:
+            try:
+                return call()
+            except Err as error:
+                problem = error.value
+                if isinstance(problem, _can.CanError_NotGranted):
+                    raise NotGranted(problem.value) from None
+                if isinstance(problem, _can.CanError_Unavailable):
+                    raise Unreachable(problem.value) from None
+                if isinstance(problem, _can.CanError_Busy):
+                    raise Busy("the bus is busy") from None
+                raise InvalidArgument(problem.value) from None
+
+        def send(self, id: int, data: bytes, extended: bool = False) -> None:
+            """Sends a frame."""
+            frame = _can.Frame(_within(id, 2**29 - 1, "an id"), extended, bytes(data))
+            self._call(lambda: self._channel.send(frame))
+
+        def monitor(self, *ids: int) -> can.Monitor:
+            """Keeps the latest frame of each of these ids, or of all."""
+            given = [_within(id, 2**29 - 1, "an id") for id in ids]
+            return can.Monitor(self._call(lambda: self._channel.monitor(given)))
+
+        def queue(self, *ids: int, size: int = 1000, drop_newest: bool = False) -> can.Queue:
+            """Keeps all frames with these ids, or all."""
+            given = [_within(id, 2**29 - 1, "an id") for id in ids]
+            overflow = _can.Overflow.DROP_NEWEST if drop_newest else _can.Overflow.DROP_OLDEST
+            number = _within(size, 2**32 - 1, "a size")
+            return can.Queue(self._call(lambda: self._channel.queue(given, number, overflow)))
 
 
 class _Pin:

@@ -179,3 +179,54 @@ fn a_blueprint_is_built_from_a_folder_or_a_zip_and_keeps_its_scenarios() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("parse.lua:1: "), "{said}");
 }
+
+/// A web server with a certificate that it has made itself.
+fn own_certificate() -> u16 {
+    use std::io::{Read, Write};
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec!["somewhere.else".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![own.der().clone()], key);
+    let config = std::sync::Arc::new(config.unwrap());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let connection = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream);
+            // Whoever does not trust it hangs up.
+            if stream.read(&mut [0; 4096]).is_ok() {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi");
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_nobody_vouches_for_is_taken_where_the_operator_says_so() {
+    let (broker, web) = (Broker::start(), own_certificate());
+    let observer = Observer::connect(broker.port).await;
+    let mut gateway = Gateway::prepare(&[]);
+    std::fs::create_dir(gateway.path("house")).unwrap();
+    let manifest = "{blueprint_spec: device/3.0, display_name: X, runtime: {type: lua, options: {file: main.lua}}, \
+                    telemetry: {value: {type: string, display_name: V}}}";
+    gateway.write("house/manifest.yml", manifest.as_bytes());
+    let script = format!(
+        "local client = http.client({{ insecure_tls = true }})
+         scheduler.add(200, function()
+           local response, problem = client:get('https://127.0.0.1:{web}/')
+           enapter.send_telemetry({{ value = response and response.body or tostring(problem) }})
+         end)"
+    );
+    gateway.write("house/main.lua", script.as_bytes());
+    let device = |more: &str| format!("[devices.house]\ndriver = 'house'\ngrants.http = ['127.0.0.1:{web}']\n{more}");
+    gateway.start(broker.port, &device(""));
+    let refused = observer.find("a refusal", |m| m.on(TELEMETRY)?["value"].as_str().map(str::to_owned)).await;
+    assert!(refused.contains("certificate"), "{refused}");
+    gateway.configure(broker.port, &device(&format!("grants.unverified_tls = ['127.0.0.1:{web}']\n")));
+    observer.find("an answer", |m| sample(m, &json!("hi"))).await;
+}

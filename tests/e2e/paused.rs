@@ -38,6 +38,7 @@ async fn device_with(driver: &str, configuration: serde_json::Value, receipts: R
             storage: None,
             tcp: Vec::new(),
             http: Vec::new(),
+            unverified_tls: Vec::new(),
             lines: Granted::default(),
             sockets: Sockets::new(10),
             lookups: Lookups::new(),

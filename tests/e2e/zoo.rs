@@ -130,6 +130,10 @@ const CALLS: &[&str] = &[
     "http: many headers",
     "http: huge body",
     "http: silent server",
+    "can: other names",
+    "can: bad frames",
+    "can: many queues",
+    "can: a dead bus",
     "io: other names",
     "io: bad times",
     "io: a dead relay",
@@ -244,7 +248,7 @@ impl Zoo {
             "[devices.{id}]\ndriver = 'zoo.wasm'\ncloud_log = 'off'\n\
              grants.tcp = ['127.0.0.1:{peer}']\ngrants.http = ['127.0.0.1:{peer}']\n\
              grants.modbus.line = {{ bus = 'field', units = [9], writes = [] }}\n\
-             grants.serial.port = 'nothing'\ngrants.io.relay = 'relay'\n\
+             grants.serial.port = 'nothing'\ngrants.io.relay = 'relay'\ngrants.can.bus = 'can'\n\
              limits = {{ cpu = '200ms', call = '1s', memory = '{memory}MiB' }}\n\
              [devices.{id}.configuration.main]\nact = '{act}'\nplace = '{place}'\n\
              peer = '127.0.0.1:{peer}'\nneighbour = '127.0.0.1:{neighbour}'\n",
@@ -425,6 +429,7 @@ fn healthy(bus: u16) -> String {
     let mut text = format!(
         "[buses.field.modbus_tcp]\naddress = '127.0.0.1:{bus}'\ntimeout = '100ms'\n\
          [buses.nothing.serial]\nport = '/dev/sandgate-has-no-such-port'\n\
+         [buses.can.can]\ninterface = 'sandgatenone'\n\
          [buses.relay.digital_output]\nchip = '/dev/sandgate-has-no-such-chip'\nline = 1\n"
     );
     for number in 0..COUNTING {

@@ -6,12 +6,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
 use crate::print;
 use crate::through_broker::mosquitto;
 use crate::through_process::{first_samples, observer, run, sample, samples_for, stop};
 
 const DEVICES: usize = 20;
 const LUA_DEVICES: usize = 200;
+const METERS: usize = 50;
 
 /// The largest part of the time after a save that is not its own: a period of the script.
 const PERIOD_MS: u64 = 5;
@@ -37,6 +41,15 @@ pub async fn languages() {
         &format!("{:.1} MiB", mib(one)),
         None,
         ("<= 280 KiB", each <= 280.0),
+    );
+    let (rust, map) = (poll("rust").await, poll("map").await);
+    let times = map.as_secs_f64() / rust.as_secs_f64();
+    print(
+        "processor time of a poll of the PM2100 as a map, vs in Rust",
+        format!("{:.0} µs", map.as_secs_f64() * 1e6),
+        &format!("{:.0} µs", rust.as_secs_f64() * 1e6),
+        Some(times),
+        ("<= 2 times", times <= 2.0),
     );
     let save = save(folder.path()).await;
     print(
@@ -74,6 +87,70 @@ fn script(folder: &Path, period_ms: u64, value: u64) {
         "function enapter.main() scheduler.add({period_ms}, function() enapter.send_telemetry({{ value = {value} }}) end) end"
     );
     std::fs::write(own.join("main.lua"), main).unwrap();
+}
+
+/// A device on Modbus TCP that shows 230.1 everywhere.
+async fn device() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 12];
+                while stream.read_exact(&mut request).await.is_ok() {
+                    let registers = request[11];
+                    let values = [0x43, 0x66, 0x19, 0x9a].repeat(usize::from(registers) / 2);
+                    let head = [0, registers * 2 + 3, request[6], request[7], registers * 2];
+                    stream.write_all(&[&request[..4], &head, &values].concat()).await.unwrap();
+                }
+            });
+        }
+    });
+    port
+}
+
+/// What the processor does for a poll of the PM2100, of five requests, all of the gateway's work included.
+async fn poll(how: &str) -> Duration {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let plugin = root.join("plugins/power-meter-pm2100");
+    match how {
+        "map" => {
+            let manifest = std::fs::read_to_string(plugin.join("manifest.yml")).unwrap();
+            let map = std::fs::read_to_string(root.join("tests/fixtures/maps/pm2100.yml")).unwrap();
+            std::fs::create_dir(folder.path().join("meter")).unwrap();
+            std::fs::write(folder.path().join("meter/manifest.yml"), format!("{manifest}\n{map}")).unwrap();
+        }
+        _ => sandgate(folder.path(), &["build", plugin.to_str().unwrap(), "--output", "meter"]),
+    }
+    let broker = mosquitto(folder.path());
+    let mut observer = observer(broker.1).await;
+    let mut text = format!(
+        "[sessions.main.enapter]\nhost = '127.0.0.1'\nport = {}\nhardware_id = 'S01'\n\
+         [buses.field.modbus_tcp]\naddress = '127.0.0.1:{}'\n",
+        broker.1,
+        device().await
+    );
+    for number in 0..METERS {
+        let configuration = "configuration.connection = { unit = 1, poll_ms = 200 }";
+        write!(text, "[devices.d{number}]\ndriver = 'meter'\n{configuration}\ngrants.modbus.line = 'field'\n").unwrap();
+    }
+    std::fs::write(folder.path().join("gateway.toml"), text).unwrap();
+    let mut process = run(folder.path());
+    first_samples(&mut observer, METERS).await;
+    // Starts and what they compile are over.
+    samples_for(&mut observer, Duration::from_secs(3)).await;
+    let used = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.0.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = [11, 12].iter().map(|place| fields[*place].parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10)
+    };
+    let before = used();
+    let polls = samples_for(&mut observer, Duration::from_secs(20)).await;
+    let each = (used() - before).div_f64(polls as f64);
+    stop(&mut process);
+    each
 }
 
 fn configure(folder: &Path, port: u16, driver: &str, devices: usize) {

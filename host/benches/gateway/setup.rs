@@ -127,6 +127,7 @@ fn bench_specification(outlet: Outlet, tapes: Option<Tapes>) -> Arc<Specificatio
             storage: None,
             tcp: Vec::new(),
             http: Vec::new(),
+            unverified_tls: Vec::new(),
             lines: Granted::default(),
             sockets: sandgate::sockets::Sockets::new(1000),
             lookups: sandgate::network::Lookups::new(),

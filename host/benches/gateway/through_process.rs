@@ -279,11 +279,14 @@ pub async fn first_samples(observer: &mut EventLoop, devices: usize) {
     }
 }
 
-pub async fn samples_for(observer: &mut EventLoop, time: Duration) {
+pub async fn samples_for(observer: &mut EventLoop, time: Duration) -> u64 {
     let end = Instant::now() + time;
+    let mut samples = 0;
     while Instant::now() < end {
         sample(observer).await;
+        samples += 1;
     }
+    samples
 }
 
 /// Waits until a device has sent samples without the pause of a second between them.

@@ -47,6 +47,8 @@ pub struct Requests {
     pub modbus: Vec<String>,
     /// Names of serial ports, in the same way.
     pub serial: Vec<String>,
+    /// Names of CAN buses, in the same way.
+    pub can: Vec<String>,
     /// Names of inputs and outputs, in the same way.
     pub io: Vec<String>,
     /// `host:port` patterns for `net` and WASI sockets.
@@ -64,6 +66,7 @@ pub struct Requests {
 pub enum RequestKind {
     Modbus,
     Serial,
+    Can,
     Io,
     Tcp,
     Http,
@@ -75,6 +78,7 @@ impl RequestKind {
         match self {
             RequestKind::Modbus => "modbus",
             RequestKind::Serial => "serial",
+            RequestKind::Can => "can",
             RequestKind::Io => "io",
             RequestKind::Tcp => "tcp",
             RequestKind::Http => "http",
@@ -86,6 +90,7 @@ impl RequestKind {
         match self {
             RequestKind::Modbus => "Modbus line",
             RequestKind::Serial => "serial port",
+            RequestKind::Can => "CAN bus",
             RequestKind::Io => "input or output",
             RequestKind::Tcp => "TCP address",
             RequestKind::Http => "web server",
@@ -113,12 +118,13 @@ pub struct Requested {
 
 impl Requests {
     /// All kinds, with what is asked for.
-    pub fn list(&self) -> [Requested; 5] {
+    pub fn list(&self) -> [Requested; 6] {
         let texts = |targets: &[Target]| targets.iter().map(ToString::to_string).collect();
         let of = |key, title, import, items| Requested { key, title, import, is_shared: key == "tcp", items };
         [
             of("modbus", "Modbus lines", "modbus", self.modbus.clone()),
             of("serial", "serial ports", "serial", self.serial.clone()),
+            of("can", "CAN buses", "can", self.can.clone()),
             of("io", "inputs and outputs", "io", self.io.clone()),
             // WASI sockets use it as well.
             of("tcp", "TCP", "net", texts(&self.tcp)),
@@ -132,8 +138,13 @@ impl Requests {
     }
 
     /// The kinds that are names, for each of which the operator says which line it is.
-    pub fn names(&self) -> [(RequestKind, &[String]); 3] {
-        [(RequestKind::Modbus, &self.modbus), (RequestKind::Serial, &self.serial), (RequestKind::Io, &self.io)]
+    pub fn names(&self) -> [(RequestKind, &[String]); 4] {
+        [
+            (RequestKind::Modbus, &self.modbus),
+            (RequestKind::Serial, &self.serial),
+            (RequestKind::Can, &self.can),
+            (RequestKind::Io, &self.io),
+        ]
     }
 
     /// Whether a line of this name may be used where it is granted.

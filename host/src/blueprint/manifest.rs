@@ -179,6 +179,9 @@ fn driver(name: &str, scan: &Scan, own: &Tree) -> Tree {
     if !ports.is_empty() {
         requests.insert("serial".into(), json!(ports));
     }
+    if let Some(bus) = scan.can_bus() {
+        requests.insert("can".into(), json!([bus]));
+    }
     if scan.wants_io() {
         requests.insert("io".into(), json!(["*"]));
     }

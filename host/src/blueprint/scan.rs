@@ -23,12 +23,8 @@ const LIBRARIES: [&str; 11] = [
 const OF_OTHERS: [&str; 4] = ["bit", "bit32", "ffi", "jit"];
 
 /// Modules of the API that this gateway has nothing for, with what that is.
-const NOT_HERE: [(&str, &str); 4] = [
-    ("analogout", "analog outputs"),
-    ("can", "CAN"),
-    ("ucm", "commands to other devices"),
-    ("websocket", "web sockets"),
-];
+const NOT_HERE: [(&str, &str); 3] =
+    [("analogout", "analog outputs"), ("ucm", "commands to other devices"), ("websocket", "web sockets")];
 
 /// Where the runtime looks for a module.
 const FOLDERS: [&str; 5] = ["", "src/", "lua/", "lua_modules/", "lua_modules/share/lua/5.3/"];
@@ -139,6 +135,12 @@ impl Scan {
         let of = |name: &'static str| (self.calls(name, "send") || self.calls(name, "receive")).then_some(name);
         let any = self.calls("serial", "new").then_some("*");
         [of("rs485"), of("rs232"), any].into_iter().flatten().collect()
+    }
+
+    /// The CAN bus that is asked for; `*` where the user's configuration has its name.
+    pub fn can_bus(&self) -> Option<&'static str> {
+        let named = self.calls("can", "new").then_some("*");
+        named.or(self.calls("can", "init").then_some("can"))
     }
 
     /// Whether inputs or outputs of the machine are asked for.

@@ -21,6 +21,11 @@ impl Retry {
         self.at.is_some_and(|time| Instant::now() < time)
     }
 
+    /// When it is tried again.
+    pub fn at(&self) -> Option<Instant> {
+        self.at
+    }
+
     /// It could not be opened; true when it could before.
     pub fn failed(&mut self) -> bool {
         self.at = Some(Instant::now() + super::doubled(SHORTEST, self.failures, LONGEST));

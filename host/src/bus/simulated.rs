@@ -8,7 +8,7 @@ use tokio_modbus::client::{Client, Context};
 use tokio_modbus::slave::{Slave, SlaveContext};
 use tokio_modbus::{Request, Response};
 
-use super::Pin;
+use super::{Pin, Wire};
 use crate::network::{Field, Stream};
 
 /// Simulated devices in the place of a gateway's whole field.
@@ -18,6 +18,9 @@ pub trait Simulation: Field {
 
     /// The device on a serial port.
     fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>>;
+
+    /// A CAN bus.
+    fn can(&self, name: &str) -> io::Result<Wire>;
 
     /// What is behind an input or an output.
     fn pin(&self, name: &str) -> Box<dyn Pin>;

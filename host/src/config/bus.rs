@@ -19,6 +19,8 @@ pub enum Bus {
     ModbusRtu(ModbusRtu),
     /// A serial port for whoever speaks something else than Modbus there.
     Serial(Serial),
+    /// A CAN bus.
+    Can(Can),
     /// A relay or another output.
     DigitalOutput(DigitalOutput),
     /// A contact or another input.
@@ -33,6 +35,7 @@ impl Bus {
         match self {
             Bus::ModbusTcp(_) | Bus::ModbusRtu(_) => RequestKind::Modbus,
             Bus::Serial(_) => RequestKind::Serial,
+            Bus::Can(_) => RequestKind::Can,
             Bus::DigitalOutput(_) | Bus::DigitalInput(_) | Bus::AnalogInput(_) => RequestKind::Io,
         }
     }
@@ -100,6 +103,14 @@ impl Default for Serial {
             stop_bits: default_stop_bits(),
         }
     }
+}
+
+/// A CAN bus of Linux. Who brings its interface up also sets its speed.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Can {
+    /// Its interface, such as `can0`.
+    pub interface: String,
 }
 
 /// A digital output of Linux's GPIO character devices.

@@ -61,13 +61,15 @@ pub struct Allowed {
     ports: Vec<String>,
     /// Inputs and outputs.
     pins: BTreeMap<String, PinKind>,
+    /// CAN buses.
+    can: Vec<String>,
     configuration: Map<String, Json>,
     whole_configuration: Map<String, Json>,
 }
 
 impl From<&Grounds> for Allowed {
     fn from(grounds: &Grounds) -> Allowed {
-        let Grounds { limits, tcp, http, buses, ports, pins, configuration } = grounds;
+        let Grounds { limits, tcp, http, buses, ports, pins, can, configuration } = grounds;
         let rate = |rate: Option<Rate>| rate.map(|rate| (rate.per_second, rate.burst));
         Allowed {
             memory: limits.memory.map(|size| size.0),
@@ -81,6 +83,7 @@ impl From<&Grounds> for Allowed {
             lines: buses.iter().map(|(name, access)| (name.clone(), access.unit_numbers())).collect(),
             ports: ports.clone(),
             pins: pins.clone(),
+            can: can.clone(),
             configuration: configuration.own.clone(),
             whole_configuration: configuration.whole.clone(),
         }
@@ -107,6 +110,7 @@ impl From<Allowed> for Grounds {
             buses: buses.collect(),
             ports: allowed.ports,
             pins: allowed.pins,
+            can: allowed.can,
             configuration: Configuration { own: allowed.configuration, whole: allowed.whole_configuration },
         }
     }

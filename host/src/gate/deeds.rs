@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::message::{Attribute, CommandResult, Rejection, Value};
 use crate::sandbox::boundary;
 use crate::sandbox::contract::sandgate::driver::alerts::Alert;
+use crate::sandbox::contract::sandgate::driver::can::{self, CanError};
 use crate::sandbox::contract::sandgate::driver::http::Request;
 use crate::sandbox::contract::sandgate::driver::io::IoError;
 use crate::sandbox::contract::sandgate::driver::logging::Level;
@@ -96,6 +97,16 @@ impl Deeds {
                 let (handle, bytes, _): (u32, Vec<u8>, f64) = read(arguments)?;
                 let peer = handles.get(&handle).cloned().unwrap_or_default();
                 self.request(format!("{peer} {}", bytes.escape_ascii()));
+            }
+            "can.channel.open" => {
+                let (bus,): (String,) = read(arguments)?;
+                handles.insert(read::<Result<u32, CanError>>(answer)?.ok()?, bus);
+            }
+            "can.channel.send" => {
+                let (handle, frame): (u32, can::Frame) = read(arguments)?;
+                let bus = handles.get(&handle).cloned().unwrap_or_default();
+                let frame = crate::bus::Frame { id: frame.id, is_extended: frame.extended, data: frame.data };
+                self.writes.push(format!("{bus} {frame}"));
             }
             "io.output.open" => {
                 let (pin,): (String,) = read(arguments)?;

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
-use crate::bus::{self, Simulation, Units};
+use crate::bus::{self, Frame, Simulation, Units, Wire};
 use crate::capture;
 use crate::io::PinKind;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
@@ -57,7 +57,9 @@ struct Known {
     peers: HashMap<String, Peer>,
     /// What inputs and outputs have shown, by their names and by what was asked.
     pins: HashMap<(String, &'static str), Series<Result<f64, String>>>,
-    /// Which there are.
+    /// Frames that came from CAN buses, and when.
+    frames: HashMap<String, Vec<(Duration, Frame)>>,
+    /// Which inputs and outputs there are.
     pin_kinds: BTreeMap<String, PinKind>,
     /// What the driver had stored.
     stored: BTreeMap<String, Vec<u8>>,
@@ -410,6 +412,24 @@ impl Simulation for TapeField {
 
     fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
         self.peer(name.to_owned())
+    }
+
+    /// Sends what came from the bus, when it was asked for.
+    fn can(&self, name: &str) -> io::Result<Wire> {
+        let (near, far) = bus::wire();
+        let (field, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            let frames = field.0.known.frames.get(&name).map_or(&[][..], Vec::as_slice);
+            for (at, frame) in frames.iter().filter(|(at, _)| *at >= field.0.first) {
+                sleep(at.saturating_sub(EARLIER).saturating_sub(field.now())).await;
+                if far.outgoing.send(frame.clone()).await.is_err() {
+                    return;
+                }
+            }
+            // The bus stays.
+            far.outgoing.closed().await;
+        });
+        Ok(near)
     }
 
     fn pin(&self, name: &str) -> Box<dyn bus::Pin> {

@@ -55,6 +55,8 @@ pub struct Grounds {
     pub ports: Vec<String>,
     /// Granted inputs and outputs.
     pub pins: BTreeMap<String, PinKind>,
+    /// Granted CAN buses.
+    pub can: Vec<String>,
     /// What counts now; what is sensitive in it is hidden before a driver sees it.
     pub configuration: Configuration,
 }
@@ -75,6 +77,7 @@ impl Grounds {
                 .collect(),
             ports: requests.iter().flat_map(|requests| &requests.serial).cloned().collect(),
             pins: TapeField::new(tape, Duration::ZERO).pins(),
+            can: requests.iter().flat_map(|requests| &requests.can).cloned().collect(),
             configuration: Configuration::own(tape.header.configuration.as_object().cloned().unwrap_or_default()),
         }
     }
@@ -97,8 +100,9 @@ impl Specification {
         let buses = lines.modbus.iter().map(|(name, grant)| (name.clone(), grant.access.clone())).collect();
         let ports = lines.serial.keys().cloned().collect();
         let pins = lines.io.iter().map(|(name, pin)| (name.clone(), pin.kind)).collect();
+        let can = lines.can.keys().cloned().collect();
         let (limits, tcp, http) = (self.limits.clone(), tcp.clone(), http.clone());
-        Grounds { limits, tcp, http, buses, ports, pins, configuration }
+        Grounds { limits, tcp, http, buses, ports, pins, can, configuration }
     }
 }
 
@@ -187,6 +191,9 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
     for (name, kind) in &grounds.pins {
         lines.add_io(name, *kind, &field);
     }
+    for name in &grounds.can {
+        lines.add_can(name, Arc::new(field.clone()));
+    }
     for name in &grounds.ports {
         lines.add_serial(name, Arc::new(field.clone()));
     }
@@ -197,6 +204,7 @@ async fn run(driver: &Arc<Driver>, tape: &Tape, grounds: &Grounds) -> Result<Reh
             storage: Some(storage),
             tcp: grounds.tcp.clone(),
             http: grounds.http.clone(),
+            unverified_tls: Vec::new(),
             lines,
             sockets: Sockets::new(64),
             lookups: Lookups::new(),

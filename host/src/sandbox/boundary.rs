@@ -18,6 +18,7 @@ use wasmtime_wasi::p2::bindings::io::poll;
 use wasmtime_wasi::p2::bindings::random::{insecure, insecure_seed, random};
 use wasmtime_wasi::{WasiView, random::WasiRandomCtx};
 
+use super::can::{Channel, Monitor, Queue};
 use super::contract::exports::sandgate::driver::device_driver::{Command, CommandError, Context};
 use super::contract::sandgate::driver as wit;
 use super::io::{Analog, Input, Output};
@@ -30,6 +31,7 @@ use crate::tape::Ended;
 use wit::alerts::Alert;
 use wit::blobs::BlobError;
 use wit::budget::Remaining;
+use wit::can::{CanError, Frame, Overflow};
 use wit::http::{Header, HttpError, Request, Response};
 use wit::io::{Counter, IoError};
 use wit::logging::Level;
@@ -320,6 +322,71 @@ imports! {
 
             async fn drop(&mut self, port: Resource<Port>) -> wasmtime::Result<()> {
                 self.let_go(59, port)
+            }
+        }
+    }
+    impl wit::can::Host as "can" {}
+    impl wit::can::HostChannel as "can.channel" {
+        [74 own] open(name: Text) -> Result<u32, CanError>;
+        [75 handle async fn] send(Channel, frame: Frame) -> Result<(), CanError> = send_frame;
+        [76 own] monitor(channel: u32, ids: Vec<u32>) -> Result<u32, CanError>;
+        [77 own] queue(channel: u32, ids: Vec<u32>, size: u32, overflow: Overflow) -> Result<u32, CanError>;
+        [78 own] drop(handle: u32) -> ();
+        own {
+            fn open(&mut self, name: Text) -> wasmtime::Result<Result<Resource<Channel>, CanError>> {
+                self.opened(74, name, State::open_channel)
+            }
+
+            fn monitor(
+                &mut self,
+                channel: Resource<Channel>,
+                ids: Vec<u32>,
+            ) -> wasmtime::Result<Result<Resource<Monitor>, CanError>> {
+                if let Some(answer) = self.deck.import::<Result<u32, CanError>>(76, false, &(channel.rep(), &ids))? {
+                    return Ok(answer.map(Resource::new_own));
+                }
+                let name = self.channel_name(&channel)?;
+                let answer = State::monitor(self, &channel, ids)?;
+                Ok(self.handed(false, name, answer))
+            }
+
+            fn queue(
+                &mut self,
+                channel: Resource<Channel>,
+                ids: Vec<u32>,
+                size: u32,
+                overflow: Overflow,
+            ) -> wasmtime::Result<Result<Resource<Queue>, CanError>> {
+                let asked = (channel.rep(), &ids, size, overflow);
+                if let Some(answer) = self.deck.import::<Result<u32, CanError>>(77, false, &asked)? {
+                    return Ok(answer.map(Resource::new_own));
+                }
+                let name = self.channel_name(&channel)?;
+                let answer = State::queue(self, &channel, (ids, size, overflow))?;
+                Ok(self.handed(false, name, answer))
+            }
+
+            fn drop(&mut self, channel: Resource<Channel>) -> wasmtime::Result<()> {
+                self.let_go(78, channel)
+            }
+        }
+    }
+    impl wit::can::HostMonitor as "can.monitor" {
+        [79 handle fn] pop(Monitor) -> Vec<Frame> = latest_frames;
+        [80 own] drop(handle: u32) -> ();
+        own {
+            fn drop(&mut self, monitor: Resource<Monitor>) -> wasmtime::Result<()> {
+                self.let_go(80, monitor)
+            }
+        }
+    }
+    impl wit::can::HostQueue as "can.queue" {
+        [81 handle fn] pop(Queue, limit: u32) -> Vec<Frame> = queued_frames;
+        [82 handle fn] dropped(Queue) -> u64 = dropped_frames;
+        [83 own] drop(handle: u32) -> ();
+        own {
+            fn drop(&mut self, queue: Resource<Queue>) -> wasmtime::Result<()> {
+                self.let_go(83, queue)
             }
         }
     }

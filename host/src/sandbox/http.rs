@@ -13,7 +13,7 @@ use reqwest::{Method, Url};
 use super::contract::sandgate::driver::http::{Header, HttpError, Request, Response};
 use super::net::timeout;
 use super::state::State;
-use crate::network::{Access, FieldRequest, FieldResponse};
+use crate::network::{Access, FieldRequest, FieldResponse, Target};
 use crate::sockets::{Socket, Sockets};
 use crate::web;
 
@@ -26,24 +26,33 @@ const MAX_REQUEST: usize = 1 << 20;
 /// The client of one device, made at its first request.
 pub(super) struct Client {
     access: Arc<Access>,
+    /// Where certificates are not looked at.
+    unverified: Arc<Access>,
     /// With the connection that it keeps open between requests.
     client: Option<(reqwest::Client, Socket)>,
+    /// The same for where certificates are not looked at.
+    trusting: Option<(reqwest::Client, Socket)>,
     sockets: Sockets,
     checked: Checked,
 }
 
 impl Client {
-    pub(super) fn new(access: Access, sockets: Sockets) -> Self {
-        Client { access: Arc::new(access), client: None, sockets, checked: Checked::default() }
+    pub(super) fn new(access: Access, unverified: &[Target], sockets: Sockets) -> Self {
+        let unverified = Access { requested: access.requested.clone(), granted: unverified.to_vec() };
+        let (access, unverified) = (Arc::new(access), Arc::new(unverified));
+        Client { access, unverified, client: None, trusting: None, sockets, checked: Checked::default() }
     }
 
     /// Closes what is open.
     pub(super) fn close(&mut self) {
-        self.client = None;
+        (self.client, self.trusting) = (None, None);
     }
 
-    fn get(&mut self) -> Result<reqwest::Client, HttpError> {
-        if let Some((client, _)) = &self.client {
+    /// The client for addresses of a host.
+    fn of(&mut self, host: &str, addresses: &[SocketAddr]) -> Result<reqwest::Client, HttpError> {
+        let is_unverified = addresses.iter().all(|it| self.unverified.allows(host, it.ip(), it.port()));
+        let known = if is_unverified { &self.trusting } else { &self.client };
+        if let Some((client, _)) = known {
             return Ok(client.clone());
         }
         let socket = self.sockets.take().map_err(HttpError::Failed)?;
@@ -56,9 +65,16 @@ impl Client {
             .pool_max_idle_per_host(1)
             .pool_idle_timeout(Duration::from_secs(90))
             .user_agent(concat!("sandgate/", env!("CARGO_PKG_VERSION")))
+            // Names as well: such certificates have any.
+            .tls_danger_accept_invalid_certs(is_unverified)
             .build()
             .map_err(|error| HttpError::Failed(web::describe(&error)))?;
-        self.client = Some((client.clone(), socket));
+        let made = Some((client.clone(), socket));
+        if is_unverified {
+            self.trusting = made
+        } else {
+            self.client = made
+        }
         Ok(client)
     }
 }
@@ -107,15 +123,15 @@ impl State {
         }
         // Neither path nor query: they may hold a password.
         let asked = format!("{method} {host}:{port}");
-        let client = self.http.get()?;
         let (access, lookups) = (Arc::clone(&self.http.access), self.lookups.clone());
-        let checked = self.http.checked.clone();
+        let http = &mut self.http;
         let exchange = async move {
             let addresses = access.resolve(&host, port, &lookups).await.map_err(|error| match error {
                 crate::network::AccessError::NotGranted(text) => HttpError::NotGranted(text),
                 unresolved => HttpError::Failed(unresolved.to_string()),
             })?;
-            *checked.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+            let client = http.of(&host, &addresses)?;
+            *http.checked.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
             let mut builder = client.request(method, url);
             for header in &request.headers {
                 let reserved = ["host", "content-length", "transfer-encoding", "connection"];

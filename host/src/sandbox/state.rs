@@ -28,6 +28,7 @@ use crate::network::{Access, Lookups};
 use crate::router::Outlet;
 use crate::sockets::{Socket, Sockets};
 use crate::tape::{Deck, hidden};
+use crate::text;
 
 /// Handles that one instance may hold: some for each connection and stream.
 pub(super) const MAX_HANDLES: usize = 256;
@@ -122,7 +123,7 @@ impl State {
             tcp_lines: capabilities.tcp_lines.clone(),
             field: capabilities.surroundings.field.clone(),
             wasi_sockets: Vec::new(),
-            http: http::Client::new(http, capabilities.sockets.clone()),
+            http: http::Client::new(http, &capabilities.unverified_tls, capabilities.sockets.clone()),
             deck,
             units: ConfiguredUnits::default(),
             lines: Arc::new(capabilities.lines.requested(requests)),
@@ -149,7 +150,7 @@ impl State {
             true => "is not granted to this device",
             false => "is not requested by the driver's manifest",
         };
-        let text = format!("{} {name:?} {why}", kind.noun());
+        let text = format!("{} {:?} {why}", kind.noun(), text::shortened(name, 100));
         self.complain(&text, &text);
         text
     }

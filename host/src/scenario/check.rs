@@ -65,6 +65,7 @@ impl Scenario {
             Device::Modbus(_) if name.parse::<Target>().is_ok_and(|target| target.is_single()) => {}
             Device::Modbus(_) | Device::Capture(_) => check_line(requests, RequestKind::Modbus, name)?,
             Device::Serial(_) => check_line(requests, RequestKind::Serial, name)?,
+            Device::Can(_) => check_line(requests, RequestKind::Can, name)?,
             Device::Output(_) | Device::Input(_) | Device::Analog(_) => check_line(requests, RequestKind::Io, name)?,
             Device::Http(_) | Device::Tcp(_) if name.parse::<Target>().is_err() => {
                 return Err(format!("devices.{name}: expected host:port"));

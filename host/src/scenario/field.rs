@@ -1,5 +1,5 @@
-//! Simulated devices: Modbus units, web servers, devices on TCP connections and
-//! serial ports, inputs and outputs.
+//! Simulated devices: Modbus units, web servers, devices on TCP connections,
+//! serial ports and CAN buses, inputs and outputs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -15,11 +15,11 @@ use tokio_modbus::{ExceptionCode, Request, Response};
 use super::Captures;
 use super::expect::Pattern;
 use super::fault::Fault;
-use super::format::{Answer, Device, Http, Ordered, Tcp};
+use super::format::{Answer, Can, Device, Http, Ordered, Tcp};
 use super::registers::hex;
 use super::story::Story;
 use super::tables::{Tables, describe, shortened};
-use crate::bus::{self, Simulation as _, Units};
+use crate::bus::{self, FarWire, Simulation as _, Units, Wire};
 use crate::gate::TapeField;
 use crate::network::{Field, FieldRequest, FieldResponse, Stream};
 
@@ -48,6 +48,8 @@ enum Model {
         tcp: Tcp,
         turns: HashMap<String, usize>,
     },
+    /// The others on a CAN bus.
+    Can(Can),
     /// An input or an output.
     Pin {
         kind: &'static str,
@@ -100,6 +102,7 @@ impl Simulated {
             let kind = match simulation.model {
                 Model::Modbus(_) => "modbus",
                 Model::Http { .. } => "http",
+                Model::Can(_) => "can",
                 Model::Tcp { kind, .. } | Model::Pin { kind, .. } => kind,
                 Model::Tape(_) => "tape",
             };
@@ -135,6 +138,7 @@ impl Simulated {
                 Device::Tcp(_) | Device::Serial(_) => {
                     Model::Tcp { kind: device.kind(), tcp: Tcp::default(), turns: HashMap::new() }
                 }
+                Device::Can(_) => Model::Can(Can::default()),
                 Device::Output(_) | Device::Input(_) | Device::Analog(_) => {
                     Model::Pin { kind: device.kind(), on: false, count: 0, value: 0.0 }
                 }
@@ -171,6 +175,11 @@ impl Simulated {
                 }
                 turns.retain(|asked, _| !change.answers.contains_key(asked));
                 tcp.answers.extend(change.answers.clone());
+            }
+            (Model::Can(can), Device::Can(change)) => {
+                can.sends = change.sends.clone().or(can.sends.take());
+                can.every = change.every.or(can.every);
+                can.answers.extend(change.answers.clone());
             }
             (Model::Pin { on, .. }, Device::Output(change)) => *on = *change,
             (Model::Pin { on, count, .. }, Device::Input(change)) => {
@@ -267,6 +276,20 @@ impl bus::Simulation for Simulated {
 
     fn serial(&self, name: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
         self.peer(name.to_owned())
+    }
+
+    fn can(&self, name: &str) -> io::Result<Wire> {
+        match self.fault(name, None) {
+            Some(Fault::Refuses | Fault::Closes) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            _ => {}
+        }
+        if let Some(tape) = self.tape_of(name) {
+            return tape.can(name);
+        }
+        let (near, far) = bus::wire();
+        let (field, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move { field.be_on(&name, far).await });
+        Ok(near)
     }
 
     fn pin(&self, name: &str) -> Box<dyn bus::Pin> {
@@ -422,6 +445,47 @@ fn bytes_of(text: &str) -> Vec<u8> {
 }
 
 impl Simulated {
+    /// What a CAN bus has now; none when there is none.
+    fn can_now(&self, name: &str) -> Option<Can> {
+        match self.lock().get(name).map(|simulation| &simulation.model) {
+            Some(Model::Can(can)) => Some(can.clone()),
+            _ => None,
+        }
+    }
+
+    /// The others on a CAN bus, until the gateway has left it.
+    async fn be_on(&self, name: &str, mut wire: FarWire) {
+        loop {
+            let Some(can) = self.can_now(name) else { return wire.outgoing.closed().await };
+            let every = can.every.map_or(Duration::from_secs(1), |span| span.0);
+            let said = tokio::select! {
+                () = tokio::time::sleep(every) => self.can_now(name).and_then(|can| can.sends),
+                frame = wire.incoming.recv() => {
+                    let Some(frame) = frame else { return };
+                    self.story.request(format!("{name} {frame}"), true);
+                    let text = frame.to_string();
+                    let known = can.answers.into_iter().filter(|(asked, _)| text.starts_with(&asked.to_uppercase()));
+                    known.max_by_key(|(asked, _)| asked.len()).map(|(_, answer)| answer)
+                }
+            };
+            match self.fault(name, None) {
+                Some(Fault::Refuses | Fault::Closes) => return,
+                Some(Fault::Timeout) => continue,
+                Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
+                _ => {}
+            }
+            let is_garbage = self.fault(name, None) == Some(Fault::Garbage);
+            for mut frame in said.into_iter().flat_map(|frames| frames.0) {
+                if is_garbage {
+                    frame.data = vec![0xff; 1];
+                }
+                if wire.outgoing.send(frame).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
     /// A connection to a device that talks.
     fn peer(&self, name: String) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
         let field = self.clone();

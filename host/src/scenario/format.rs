@@ -15,6 +15,7 @@ use super::Scenario;
 use super::expect::{Expect, Pattern};
 use super::fault::Fault;
 use super::registers::{Bits, Words};
+use crate::bus::Frame;
 use crate::config::Limits;
 use crate::manifest::yaml;
 use crate::network::Target;
@@ -66,6 +67,8 @@ pub(super) enum Device {
     Tcp(Tcp),
     /// What is on a serial port.
     Serial(Tcp),
+    /// The others on a CAN bus.
+    Can(Can),
     /// Whether an output is on.
     Output(bool),
     Input(Input),
@@ -175,6 +178,33 @@ impl TryFrom<Json> for Answers {
 pub(super) struct Tcp {
     pub greeting: Option<String>,
     pub answers: BTreeMap<String, Texts>,
+}
+
+/// What others on a CAN bus send: frames such as `123#0102`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Can {
+    /// Again and again.
+    pub sends: Option<Frames>,
+    /// How often; 1s by default.
+    pub every: Option<Span>,
+    /// When a frame comes that begins so.
+    pub answers: BTreeMap<String, Frames>,
+}
+
+/// One frame or several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Json")]
+pub(super) struct Frames(pub Vec<Frame>);
+
+impl TryFrom<Json> for Frames {
+    type Error = String;
+
+    fn try_from(value: Json) -> Result<Frames, String> {
+        let Names(texts) =
+            Names::try_from(value).map_err(|_| "expected a frame such as 123#0102, or a list of frames")?;
+        texts.iter().map(|text| text.parse()).collect::<Result<_, _>>().map(Frames)
+    }
 }
 
 /// Whether an input is on, and its pulses, where they are said.
@@ -459,6 +489,7 @@ impl Device {
             Device::Http(_) => "http",
             Device::Tcp(_) => "tcp",
             Device::Serial(_) => "serial",
+            Device::Can(_) => "can",
             Device::Output(_) => "output",
             Device::Input(_) => "input",
             Device::Analog(_) => "analog",

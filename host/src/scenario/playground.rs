@@ -66,7 +66,7 @@ pub enum Wanted<'a> {
 pub struct Device {
     /// The driver's name for its Modbus line, or `host:port`.
     pub name: String,
-    /// `modbus`, `http`, `tcp`, `serial`, `output`, `input`, `analog` or `tape`.
+    /// `modbus`, `http`, `tcp`, `serial`, `can`, `output`, `input`, `analog` or `tape`.
     pub kind: &'static str,
     /// What is wrong with it, as it is written.
     pub faults: Vec<String>,
@@ -182,7 +182,7 @@ impl Playground {
     /// configuration, and grants for all that is given. A line is a bus of its name.
     pub fn settings(&self) -> Map<String, Json> {
         let (devices, modbus) = (self.field.devices(), self.lines(RequestKind::Modbus));
-        let serial = self.lines(RequestKind::Serial);
+        let (serial, can) = (self.lines(RequestKind::Serial), self.lines(RequestKind::Can));
         let pins: Map<String, Json> = self.pins().into_keys().map(|name| (name.clone(), json!(name))).collect();
         let inner = self.lock();
         let given = &inner.scenario.given;
@@ -206,6 +206,10 @@ impl Playground {
         }
         if !pins.is_empty() {
             grants.insert("io".into(), pins.into());
+        }
+        if !can.is_empty() {
+            let can: Map<String, Json> = can.iter().map(|bus| (bus.clone(), json!(bus))).collect();
+            grants.insert("can".into(), can.into());
         }
         if !serial.is_empty() {
             let serial: Map<String, Json> = serial.iter().map(|port| (port.clone(), json!(port))).collect();
@@ -242,7 +246,9 @@ impl Playground {
             };
             (name, bus)
         });
-        modbus.chain(serial).chain(pins).collect()
+        let can = self.lines(RequestKind::Can).into_iter();
+        let can = can.map(|bus| (bus, json!({ "can": { "interface": "simulated" } })));
+        modbus.chain(serial).chain(can).chain(pins).collect()
     }
 
     /// The inputs and outputs that are given and asked for, with their kinds.

@@ -435,6 +435,11 @@ fn play(tape: &TapeField, capabilities: &mut Capabilities, field: &Simulated, re
             lines.add_modbus(name, field, device, ModbusAccess::default());
         }
     }
+    for name in requests.can.iter() {
+        if !lines.can.contains_key(name) {
+            lines.add_can(name, Arc::new(field.clone()));
+        }
+    }
     for (name, kind) in tape.pins() {
         if !lines.io.contains_key(&name) {
             lines.add_io(&name, kind, field);
@@ -472,6 +477,7 @@ fn specification(
                 lines.add_modbus(name, field, &id, access);
             }
             Device::Serial(_) => lines.add_serial(name, Arc::new(field.clone())),
+            Device::Can(_) => lines.add_can(name, Arc::new(field.clone())),
             Device::Output(_) => lines.add_io(name, PinKind::Output, field),
             Device::Input(_) => lines.add_io(name, PinKind::Input, field),
             Device::Analog(_) => lines.add_io(name, PinKind::Analog, field),
@@ -494,6 +500,7 @@ fn specification(
             storage: Some(storage),
             tcp,
             http,
+            unverified_tls: Vec::new(),
             lines,
             sockets: Sockets::new(64),
             lookups: Lookups::new(),

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mlua::{Lua, LuaString, Table, Value as LuaValue};
 use sandgate_driver::alerts::{self, Alert};
+use sandgate_driver::can::{CanError, Channel, Frame, Monitor, Overflow, Queue};
 use sandgate_driver::http::{self, Header, HttpError, Request};
 use sandgate_driver::io::{Analog, Input, IoError, Output};
 use sandgate_driver::logging::{self, Level};
@@ -51,6 +52,10 @@ type Ports = Rc<RefCell<HashMap<String, Port>>>;
 
 /// The silence that ends what a script receives: USB adapters hold bytes back for 16 ms.
 const SILENCE: f64 = 30.0;
+/// The highest id of 11 bits.
+const BASE_ID: u32 = 0x7ff;
+/// Frames that a script gets at once.
+const MOST_FRAMES: u32 = 1000;
 /// What a script receives at once.
 const MOST_BYTES: u16 = 4096;
 
@@ -63,6 +68,7 @@ pub fn table(lua: &Lua, about: &Rc<About>, deadline: &Deadline) -> mlua::Result<
     field(lua, &host, deadline)?;
     serial(lua, &host, deadline)?;
     pins(lua, &host)?;
+    buses(lua, &host)?;
     Ok(host)
 }
 
@@ -269,6 +275,92 @@ fn serial(lua: &Lua, host: &Table, deadline: &Deadline) -> mlua::Result<()> {
         Ok(status(released))
     };
     host.set("serial_release", lua.create_function(release)?)
+}
+
+/// CAN buses: sending, and inboxes by number.
+fn buses(lua: &Lua, host: &Table) -> mlua::Result<()> {
+    enum Inbox {
+        Latest(Monitor),
+        All(Queue),
+    }
+    type Channels = Rc<RefCell<HashMap<String, Channel>>>;
+    fn with<T>(channels: &Channels, name: &str, act: impl FnOnce(&Channel) -> Result<T, CanError>) -> Outcome<T> {
+        let failure = |error| match error {
+            CanError::NotGranted(text) => Failure("not_granted", text),
+            CanError::Unavailable(text) => Failure("no_connection", text),
+            CanError::Busy => Failure("not_ready", "the bus is busy".into()),
+            CanError::InvalidArgument(text) => Failure("invalid_argument", text),
+        };
+        let mut channels = channels.borrow_mut();
+        let channel = match channels.entry(name.to_owned()) {
+            Entry::Occupied(channel) => channel.into_mut(),
+            Entry::Vacant(place) => place.insert(Channel::open(name).map_err(failure)?),
+        };
+        act(channel).map_err(failure)
+    }
+    let channels = Channels::default();
+    let own = Rc::clone(&channels);
+    let send = move |_: &Lua, (name, id, data): (String, LuaValue, LuaValue)| {
+        let Some(id) = whole(&id).and_then(|id| u32::try_from(id).ok()) else {
+            return Ok(status(Err(invalid("expected an id of up to 29 bits".into()))));
+        };
+        // Some scripts give a single number.
+        let data = match &data {
+            LuaValue::String(text) => text.as_bytes().to_vec(),
+            other => whole(other).and_then(|byte| u8::try_from(byte).ok()).into_iter().collect(),
+        };
+        let frame = Frame { id, extended: id > BASE_ID, data };
+        Ok(status(with(&own, &name, |channel| channel.send(&frame))))
+    };
+    host.set("can_send", lua.create_function(send)?)?;
+    let inboxes: Rc<RefCell<Vec<Inbox>>> = Rc::default();
+    let own = Rc::clone(&inboxes);
+    // A size of 0 asks for the latest of each id.
+    let subscribe = move |_: &Lua, (name, ids, size, is_newest_dropped): (String, Vec<u32>, u32, bool)| {
+        let overflow = if is_newest_dropped { Overflow::DropNewest } else { Overflow::DropOldest };
+        let opened = with(&channels, &name, |channel| match size {
+            0 => channel.monitor(&ids).map(Inbox::Latest),
+            size => channel.queue(&ids, size, overflow).map(Inbox::All),
+        });
+        Ok(answer(opened.map(|inbox| {
+            let mut inboxes = own.borrow_mut();
+            inboxes.push(inbox);
+            LuaValue::Integer(i64::try_from(inboxes.len()).unwrap_or_default())
+        })))
+    };
+    host.set("can_subscribe", lua.create_function(subscribe)?)?;
+    let own = Rc::clone(&inboxes);
+    let pop = move |lua: &Lua, number: usize| {
+        let inboxes = own.borrow();
+        let frames = match number.checked_sub(1).and_then(|place| inboxes.get(place)) {
+            Some(Inbox::Latest(monitor)) => monitor.pop(),
+            Some(Inbox::All(queue)) => queue.pop(MOST_FRAMES),
+            None => Vec::new(),
+        };
+        let list = lua.create_table()?;
+        for frame in frames {
+            let pair = lua.create_table()?;
+            pair.push(frame.id)?;
+            pair.push(lua.create_string(&frame.data)?)?;
+            list.push(pair)?;
+        }
+        Ok(list)
+    };
+    host.set("can_pop", lua.create_function(pop)?)?;
+    let dropped = move |_: &Lua, number: usize| {
+        Ok(
+            match number.checked_sub(1).and_then(|place| {
+                inboxes.borrow().get(place).map(|inbox| match inbox {
+                    Inbox::All(queue) => queue.dropped(),
+                    Inbox::Latest(_) => 0,
+                })
+            }) {
+                Some(dropped) => dropped,
+                None => 0,
+            },
+        )
+    };
+    host.set("can_dropped", lua.create_function(dropped)?)
 }
 
 /// Inputs and outputs: `output`, `input` and `analog` take a name, what is asked, and a value.

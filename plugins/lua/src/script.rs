@@ -202,6 +202,7 @@ mod tests {
     use std::time::Duration;
 
     use sandgate_driver::Value;
+    use sandgate_driver::can::Frame;
     use sandgate_driver::logging::Level;
     use sandgate_driver::modbus::ModbusError;
     use sandgate_driver::testing::{FakeHost, command};
@@ -218,7 +219,13 @@ mod tests {
 
     /// A host with these files, and a script at work in it.
     fn begin(api: Api, files: &[(&str, &str)]) -> (FakeHost, Script) {
+        begin_on(api, files, |_| {})
+    }
+
+    /// The same where something has to be there from the start.
+    fn begin_on(api: Api, files: &[(&str, &str)], prepare: impl FnOnce(&FakeHost)) -> (FakeHost, Script) {
         let host = FakeHost::new();
+        prepare(&host);
         files.iter().for_each(|(name, text)| host.file(name, text.as_bytes()));
         let script = Script::load(&about(api), r#"{"connection": {"address": 3}}"#);
         (host, script.unwrap_or_else(|error| panic!("{error:?}")))
@@ -300,6 +307,51 @@ mod tests {
         script.configure(r#"{"connection": {"address": 4}}"#).unwrap();
         assert_eq!(run(&script, "read", json!({"reg": 7})), Err(CommandError::Failed("modbus exception 2".into())));
         assert!(matches!(run(&script, "other", json!({})), Err(CommandError::Unsupported(_))));
+    }
+
+    #[test]
+    fn frames_of_a_bus_go_to_handlers_monitors_and_queues() {
+        let frame = |id, data: &[u8]| Frame { id, extended: id > 0x7ff, data: data.to_vec() };
+        let (host, script) = begin_on(
+            Api::V1,
+            &[(
+                "main.lua",
+                "can.init(250, function(id, data)
+                   if id == 0x99 then error('broken', 0) end
+                   enapter.log(('%x %d'):format(id, data:byte(1)))
+                 end)
+                 scheduler.add(1000, function() enapter.log(tostring(can.send(0x18ff50e5, 'ab'))) end)",
+            )],
+            |host| host.can("can", &[]),
+        );
+        host.can("can", &[frame(0x99, &[0]), frame(0x351, &[7]), frame(0x18ff_50e5, &[8])]);
+        script.timer(1).unwrap();
+        script.timer(2).unwrap();
+        let log: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(log, ["broken", "351 7", "18ff50e5 8", "0"]);
+        assert_eq!(host.frames("can"), [frame(0x18ff_50e5, b"ab")]);
+        let (host, script) = begin_on(
+            Api::V3,
+            &[(
+                "main.lua",
+                "local bus = can.new('port://can-1')
+                 local monitor, queue = bus:monitor({ 0x351, 0x352 }), bus:queue({ 0x352 }, 10, can.DROP_OLDEST)
+                 scheduler.add(1000, function()
+                   local found = monitor:pop({ 0x352, 0x351, 0x353 })
+                   enapter.log(('%d %d %s'):format(found[1]:byte(1), found[2]:byte(1), tostring(found[3])))
+                   assert(monitor:pop({ 0x352 })[1] == nil)
+                   enapter.log(('%d %d'):format(#queue:pop(0x352), queue:drops_count(0x352)))
+                   assert(bus:send(1, 'x') == nil)
+                   enapter.log(select(2, can.new('port://can-9'):monitor({ 1 })))
+                 end)",
+            )],
+            |host| host.can("can-1", &[]),
+        );
+        host.can("can-1", &[frame(0x351, &[1]), frame(0x352, &[2]), frame(0x352, &[3])]);
+        script.timer(1).unwrap();
+        let log: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(log[..2], ["3 1 nil", "2 0"]);
+        assert!(log[2].contains("can-9"), "{log:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use crate::CommandError;
+use crate::can::CanError;
 use crate::http::HttpError;
 use crate::io::IoError;
 use crate::modbus::ModbusError;
@@ -74,6 +75,18 @@ impl From<NetError> for CommandError {
     }
 }
 
+/// A bus that takes no frames is unreachable.
+impl From<CanError> for CommandError {
+    fn from(error: CanError) -> Self {
+        match error {
+            CanError::Unavailable(text) => CommandError::DeviceUnreachable(text),
+            CanError::Busy => CommandError::Busy("the bus is busy".into()),
+            CanError::InvalidArgument(text) => CommandError::InvalidArgument(text),
+            CanError::NotGranted(text) => CommandError::Failed(text),
+        }
+    }
+}
+
 /// A pin that is gone is unreachable.
 impl From<IoError> for CommandError {
     fn from(error: IoError) -> Self {
@@ -138,6 +151,16 @@ impl Describe for NetError {
             NetError::Closed => "the host has closed the connection".into(),
             NetError::InvalidArgument(text) => format!("invalid argument: {text}"),
             NetError::Failed(text) => text.clone(),
+        }
+    }
+}
+
+impl Describe for CanError {
+    fn describe(&self) -> String {
+        match self {
+            CanError::NotGranted(text) | CanError::Unavailable(text) => text.clone(),
+            CanError::Busy => "the bus is busy".into(),
+            CanError::InvalidArgument(text) => format!("invalid argument: {text}"),
         }
     }
 }

@@ -45,6 +45,101 @@ pub mod budget {
     }
 }
 
+pub mod can {
+    use super::{contract, with};
+    pub use contract::can::{CanError, Frame, Overflow};
+    use std::collections::BTreeMap;
+
+    fn not_granted(name: &str) -> CanError {
+        CanError::NotGranted(format!("the test has no CAN bus {name:?}; expected FakeHost::can({name:?})"))
+    }
+
+    /// A granted bus.
+    #[derive(Debug)]
+    pub struct Channel(String);
+
+    /// The latest frame of each id.
+    #[derive(Debug)]
+    pub struct Monitor(Inbox);
+
+    /// All frames.
+    #[derive(Debug)]
+    pub struct Queue(Inbox, u32);
+
+    /// Frames of a bus that were not taken yet.
+    #[derive(Debug)]
+    struct Inbox {
+        bus: String,
+        ids: Vec<u32>,
+        seen: std::cell::Cell<usize>,
+    }
+
+    impl Inbox {
+        fn take(&self, limit: usize) -> Vec<Frame> {
+            let all = with(|state| state.can.get(&self.bus).map(|bus| bus.heard.clone())).unwrap_or_default();
+            let mut taken = Vec::new();
+            while let Some(frame) = all.get(self.seen.get()).filter(|_| taken.len() < limit) {
+                self.seen.set(self.seen.get() + 1);
+                if self.ids.is_empty() || self.ids.contains(&frame.id) {
+                    taken.push(frame.clone());
+                }
+            }
+            taken
+        }
+    }
+
+    impl Channel {
+        /// Opens a bus of the fake host.
+        pub fn open(name: &str) -> Result<Channel, CanError> {
+            let is_known = with(|state| state.can.contains_key(name));
+            if is_known { Ok(Channel(name.to_owned())) } else { Err(not_granted(name)) }
+        }
+
+        /// Notes a frame.
+        pub fn send(&self, frame: &Frame) -> Result<(), CanError> {
+            let bus = with(|state| state.can.get_mut(&self.0).map(|bus| bus.sent.push(frame.clone())));
+            bus.ok_or_else(|| not_granted(&self.0))
+        }
+
+        fn inbox(&self, ids: &[u32]) -> Inbox {
+            let seen = with(|state| state.can.get(&self.0).map_or(0, |bus| bus.heard.len()));
+            Inbox { bus: self.0.clone(), ids: ids.to_vec(), seen: seen.into() }
+        }
+
+        /// The latest frames from now on.
+        pub fn monitor(&self, ids: &[u32]) -> Result<Monitor, CanError> {
+            Ok(Monitor(self.inbox(ids)))
+        }
+
+        /// All frames from now on; here none is dropped.
+        pub fn queue(&self, ids: &[u32], size: u32, _: Overflow) -> Result<Queue, CanError> {
+            Ok(Queue(self.inbox(ids), size))
+        }
+    }
+
+    impl Monitor {
+        /// Those that came since the last time, by id.
+        pub fn pop(&self) -> Vec<Frame> {
+            let frames = self.0.take(usize::MAX).into_iter();
+            let latest: BTreeMap<(bool, u32), Frame> =
+                frames.map(|frame| ((frame.extended, frame.id), frame)).collect();
+            latest.into_values().collect()
+        }
+    }
+
+    impl Queue {
+        /// The oldest of them.
+        pub fn pop(&self, limit: u32) -> Vec<Frame> {
+            self.0.take(usize::try_from(limit.min(self.1)).unwrap_or(usize::MAX))
+        }
+
+        /// None is.
+        pub fn dropped(&self) -> u64 {
+            0
+        }
+    }
+}
+
 pub mod command_log {
     use super::with;
 

@@ -67,6 +67,11 @@ pub mod http {
     }
 }
 
+/// CAN buses that the gateway owns.
+pub mod can {
+    pub use crate::host::can::{CanError, Channel, Frame, Monitor, Overflow, Queue};
+}
+
 /// Inputs and outputs of the gateway's machine.
 pub mod io {
     pub use crate::host::io::{Analog, Counter, Input, IoError, Output};

@@ -36,6 +36,7 @@ use serde_json::Value as Json;
 
 pub use crate::bindings::sandgate::driver::logging::Level;
 pub use crate::bindings::sandgate::driver::telemetry::Sample;
+use crate::can::Frame;
 use crate::driver::value_of;
 use crate::http::{HttpError, Request, Response};
 use crate::modbus::ModbusError;
@@ -66,6 +67,14 @@ pub(crate) struct State {
     pub(crate) peers: BTreeMap<(String, u16), Peer>,
     pub(crate) ports: BTreeMap<String, Peer>,
     pub(crate) pins: BTreeMap<String, PinState>,
+    pub(crate) can: BTreeMap<String, CanState>,
+}
+
+/// A CAN bus.
+#[derive(Default)]
+pub(crate) struct CanState {
+    pub(crate) heard: Vec<Frame>,
+    pub(crate) sent: Vec<Frame>,
 }
 
 /// An input or an output.
@@ -193,6 +202,16 @@ impl FakeHost {
     /// answers. Other addresses are not granted.
     pub fn tcp(&self, host: &str, port: u16, answer: impl FnMut(&[u8]) -> Vec<u8> + 'static) {
         with(|state| drop(state.peers.insert((host.to_owned(), port), Box::new(answer))));
+    }
+
+    /// A CAN bus, which is granted from now on; the others on it send these frames.
+    pub fn can(&self, name: &str, frames: &[Frame]) {
+        with(|state| state.can.entry(name.to_owned()).or_default().heard.extend_from_slice(frames));
+    }
+
+    /// The frames that were sent on a CAN bus.
+    pub fn frames(&self, name: &str) -> Vec<Frame> {
+        with(|state| state.can.get(name).map(|bus| bus.sent.clone()).unwrap_or_default())
     }
 
     /// An input or an output, which is granted from now on.

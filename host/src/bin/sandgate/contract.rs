@@ -9,6 +9,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("alerts.wit", include_str!("../../../../wit/alerts.wit")),
     ("blobs.wit", include_str!("../../../../wit/blobs.wit")),
     ("budget.wit", include_str!("../../../../wit/budget.wit")),
+    ("can.wit", include_str!("../../../../wit/can.wit")),
     ("command-log.wit", include_str!("../../../../wit/command-log.wit")),
     ("device-driver.wit", include_str!("../../../../wit/device-driver.wit")),
     ("files.wit", include_str!("../../../../wit/files.wit")),

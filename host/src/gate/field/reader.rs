@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use serde::de::DeserializeOwned;
 
 use super::{Known, Part, Series, Table, key_of};
+use crate::bus;
 use crate::io::PinKind;
 use crate::sandbox::boundary;
+use crate::sandbox::contract::sandgate::driver::can::{self, CanError};
 use crate::sandbox::contract::sandgate::driver::http;
 use crate::sandbox::contract::sandgate::driver::io::{Counter, IoError};
 use crate::sandbox::contract::sandgate::driver::modbus::ModbusError;
@@ -99,6 +101,23 @@ impl Reader {
                 let (handle, _, _): (u32, u32, f64) = read(arguments)?;
                 let part = (exchange.took, read::<Result<Vec<u8>, NetError>>(answer)?);
                 self.received(handle, part)?;
+            }
+            "can.channel.open" => {
+                let (bus,): (String,) = read(arguments)?;
+                self.handles.insert(read::<Result<u32, CanError>>(answer)?.ok()?, bus);
+            }
+            "can.channel.monitor" | "can.channel.queue" => {
+                let (channel, _) = postcard::take_from_bytes::<u32>(arguments).ok()?;
+                let bus = self.handles.get(&channel)?.clone();
+                self.handles.insert(read::<Result<u32, CanError>>(answer)?.ok()?, bus);
+            }
+            "can.monitor.pop" | "can.queue.pop" => {
+                let (handle, _) = postcard::take_from_bytes::<u32>(arguments).ok()?;
+                let bus = self.handles.get(&handle)?.clone();
+                let frames = read::<Vec<can::Frame>>(answer)?.into_iter().map(|frame| {
+                    (exchange.at, bus::Frame { id: frame.id, is_extended: frame.extended, data: frame.data })
+                });
+                self.known.frames.entry(bus).or_default().extend(frames);
             }
             "io.output.open" | "io.input.open" | "io.analog.open" => {
                 let (pin,): (String,) = read(arguments)?;

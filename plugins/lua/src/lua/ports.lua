@@ -1,5 +1,5 @@
 -- The ports of Enapter's modules. The gateway has Modbus lines, serial ports,
--- inputs and outputs; whatever else a module has says of each call that it is not available.
+-- CAN buses, inputs and outputs; whatever else a module has says of each call that it is not available.
 local host, about, outcome = ...
 local ports = {}
 
@@ -215,13 +215,83 @@ ports.analogin = client({
   get_temperature = function(self) return measured(self.name) end,
 }, 'ai-1')
 
-for name, what in pairs({
-  analogout = 'analog outputs',
-  can = 'CAN buses',
-}) do
-  ports[name] = absent(what)
+-- CAN: v1 has one bus and a handler for each frame, v3 has objects. What the host
+-- keeps is fetched some times a second.
+local BUS, FETCH_MS, KEPT = 'can', 100, 1000
+
+ports.can = { err_to_str = outcome.err_to_str, DROP_OLDEST = 0, DROP_NEWEST = 1 }
+
+function ports.can.init(_, handler)
+  if type(handler) ~= 'function' then return outcome.status() end
+  local inbox, kind, text = host.can_subscribe(BUS, {}, KEPT, false)
+  if inbox == nil then return outcome.status(kind, text) end
+  scheduler.add(FETCH_MS, function()
+    for _, frame in ipairs(host.can_pop(inbox)) do
+      -- An error in one frame does not lose the others.
+      local is_done, problem = pcall(handler, frame[1], frame[2])
+      if not is_done then host.log(tostring(problem), 'error', false) end
+    end
+  end)
+  return outcome.status()
 end
-ports.can.DROP_OLDEST, ports.can.DROP_NEWEST = 0, 1
+
+function ports.can.send(id, data) return outcome.status(host.can_send(BUS, id, data)) end
+
+local Monitor, Queue, Bus = {}, {}, {}
+Monitor.__index, Queue.__index, Bus.__index = Monitor, Queue, Bus
+
+function Bus:send(id, data) return outcome.status(host.can_send(self.name, id, data)) end
+
+function Bus:monitor(ids)
+  if type(ids) ~= 'table' then return nil, 'expected a list of ids' end
+  local inbox, kind, text = host.can_subscribe(self.name, ids, 0, false)
+  if inbox == nil then return nil, outcome.status(kind, text) end
+  return setmetatable({ inbox = inbox, latest = {} }, Monitor)
+end
+
+function Bus:queue(ids, size, policy)
+  if type(ids) ~= 'table' then return nil, 'expected a list of ids' end
+  local queue = { inboxes = {} }
+  for _, id in ipairs(ids) do
+    local inbox, kind, text = host.can_subscribe(self.name, { id }, size, policy == ports.can.DROP_NEWEST)
+    if inbox == nil then return nil, outcome.status(kind, text) end
+    queue.inboxes[id] = inbox
+  end
+  return setmetatable(queue, Queue)
+end
+
+-- The latest values of these ids in their order; the monitor is empty then.
+function Monitor:pop(ids)
+  for _, frame in ipairs(host.can_pop(self.inbox)) do
+    self.latest[frame[1]] = frame[2]
+  end
+  local found = {}
+  for place, id in ipairs(type(ids) == 'table' and ids or { ids }) do
+    found[place] = self.latest[id]
+  end
+  self.latest = {}
+  return found
+end
+
+function Queue:pop(id)
+  local inbox = self.inboxes[id]
+  if inbox == nil then return nil, ('no queue for the id %s'):format(tostring(id)) end
+  local found = {}
+  for place, frame in ipairs(host.can_pop(inbox)) do
+    found[place] = frame[2]
+  end
+  return found
+end
+
+function Queue:drops_count(id)
+  local inbox = self.inboxes[id]
+  if inbox == nil then return nil, ('no queue for the id %s'):format(tostring(id)) end
+  return host.can_dropped(inbox)
+end
+
+ports.can.new = client(Bus, 'can-1').new
+
+ports.analogout = absent('analog outputs')
 ports.digitalin.LOW, ports.digitalin.HIGH = 0, 1
 ports.digitalout.LOW, ports.digitalout.HIGH = 0, 1
 
