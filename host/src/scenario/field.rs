@@ -464,6 +464,8 @@ impl Simulated {
                     let Some(frame) = frame else { return };
                     self.story.request(format!("{name} {frame}"), true);
                     let text = frame.to_string();
+                    // Whoever answers has to hear it first.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                     let known = can.answers.into_iter().filter(|(asked, _)| text.starts_with(&asked.to_uppercase()));
                     known.max_by_key(|(asked, _)| asked.len()).map(|(_, answer)| answer)
                 }

@@ -9,6 +9,7 @@ mod contract;
 mod demo;
 mod dev;
 mod draw;
+mod memory;
 mod say;
 mod source;
 mod standin;
@@ -19,8 +20,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use cli::{Cli, Outcome};
 
+fn main() -> ExitCode {
+    memory::keep_little();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn run() -> ExitCode {
     match Cli::parse().run().await {
         Outcome::Done => ExitCode::SUCCESS,
         Outcome::Failed => ExitCode::FAILURE,
