@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_gets_its_turn_and_nothing_of_anothers() {
+    async fn who_waits_gets_its_turn_and_nothing_that_came_for_another() {
         let (port, device) = port();
         let mut first = port.take(&DeviceId::new("a")).await.unwrap();
         first.write(b"?").await.unwrap();

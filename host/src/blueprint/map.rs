@@ -392,7 +392,7 @@ driver:
         for (from, to, expected) in [
             (
                 "  unit: connection.unit",
-                "  unit: connection.unti",
+                "  unit: connection.unitx",
                 "map.unit: expected a number, or a parameter such as",
             ),
             (
@@ -433,7 +433,7 @@ driver:
             ),
             ("{ holding: 10, type: i16", "{ holding: 10, typ: i16", "manifest.yml:25:"),
             ("modbus: [line]", "modbus: [other]", "map.line: expected \"line\" under driver.requests.modbus"),
-            ("  name: heater", "  nam: heater", "manifest.yml:3"),
+            ("  name: heater", "  title: heater", "manifest.yml:3"),
         ] {
             assert!(MANIFEST.contains(from), "{from}");
             let error = driver(&MANIFEST.replace(from, to)).unwrap_err();

@@ -320,7 +320,7 @@ mod tests {
                    if id == 0x99 then error('broken', 0) end
                    enapter.log(('%x %d'):format(id, data:byte(1)))
                  end)
-                 scheduler.add(1000, function() enapter.log(tostring(can.send(0x18ff50e5, 'ab'))) end)",
+                 scheduler.add(1000, function() enapter.log(tostring(can.send(0x18ff50e5, 'xy'))) end)",
             )],
             |host| host.can("can", &[]),
         );
@@ -329,7 +329,7 @@ mod tests {
         script.timer(2).unwrap();
         let log: Vec<String> = host.log().into_iter().map(|(_, text)| text).collect();
         assert_eq!(log, ["broken", "351 7", "18ff50e5 8", "0"]);
-        assert_eq!(host.frames("can"), [frame(0x18ff_50e5, b"ab")]);
+        assert_eq!(host.frames("can"), [frame(0x18ff_50e5, b"xy")]);
         let (host, script) = begin_on(
             Api::V3,
             &[(
