@@ -348,17 +348,11 @@ fn buses(lua: &Lua, host: &Table) -> mlua::Result<()> {
     };
     host.set("can_pop", lua.create_function(pop)?)?;
     let dropped = move |_: &Lua, number: usize| {
-        Ok(
-            match number.checked_sub(1).and_then(|place| {
-                inboxes.borrow().get(place).map(|inbox| match inbox {
-                    Inbox::All(queue) => queue.dropped(),
-                    Inbox::Latest(_) => 0,
-                })
-            }) {
-                Some(dropped) => dropped,
-                None => 0,
-            },
-        )
+        let inboxes = inboxes.borrow();
+        Ok(match number.checked_sub(1).and_then(|place| inboxes.get(place)) {
+            Some(Inbox::All(queue)) => queue.dropped(),
+            _ => 0,
+        })
     };
     host.set("can_dropped", lua.create_function(dropped)?)
 }
