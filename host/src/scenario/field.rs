@@ -279,9 +279,8 @@ impl bus::Simulation for Simulated {
     }
 
     fn can(&self, name: &str) -> io::Result<Wire> {
-        match self.fault(name, None) {
-            Some(Fault::Refuses | Fault::Closes) => return Err(io::ErrorKind::ConnectionRefused.into()),
-            _ => {}
+        if let Some(Fault::Refuses | Fault::Closes) = self.fault(name, None) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
         }
         if let Some(tape) = self.tape_of(name) {
             return tape.can(name);
