@@ -48,8 +48,8 @@ pub struct Pin {
 struct Inner {
     name: String,
     device: Box<dyn Device>,
-    /// Whether it may take long to ask.
-    is_machine: bool,
+    /// Where it may take long to ask: one at a time does.
+    turn: Option<Arc<tokio::sync::Mutex<()>>>,
     /// What was done with it; a pulse ends only if nothing else was.
     deeds: AtomicU64,
     /// What it was before the pulse that is under way.
@@ -83,7 +83,7 @@ impl Pin {
         let inner = Inner {
             name: name.to_owned(),
             device,
-            is_machine,
+            turn: is_machine.then(Arc::default),
             deeds: AtomicU64::new(0),
             before: Mutex::default(),
             since: Mutex::new(Instant::now()),
@@ -91,15 +91,23 @@ impl Pin {
         Pin { kind, inner: Arc::new(inner) }
     }
 
-    /// Asks the device, where that may take long on a thread that may wait.
+    /// Asks the device, where that may take long on a thread that may wait. A pin
+    /// that hangs has one thread, however often it is asked.
     async fn ask<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&dyn Device) -> io::Result<T> + Send + 'static,
     ) -> Result<T, String> {
         let inner = Arc::clone(&self.inner);
-        let asked = match self.inner.is_machine {
-            true => tokio::task::spawn_blocking(move || ask(inner.device.as_ref())).await.map_err(io::Error::other),
-            false => Ok(ask(inner.device.as_ref())),
+        let asked = match &self.inner.turn {
+            Some(turn) => {
+                let turn = Arc::clone(turn).lock_owned().await;
+                let work = move || {
+                    let _turn = turn;
+                    ask(inner.device.as_ref())
+                };
+                tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+            }
+            None => Ok(ask(inner.device.as_ref())),
         };
         asked.and_then(|answer| answer).map_err(|error| format!("{}: {error}", self.inner.name))
     }
@@ -231,6 +239,28 @@ mod tests {
         assert!(!relay.get().unwrap());
         sleep(2 * SECOND).await;
         assert!(relay.get().unwrap());
+    }
+
+    /// Counts who is asking.
+    struct Slow(Arc<AtomicU64>, Arc<AtomicU64>);
+
+    impl Device for Slow {
+        fn get(&self) -> io::Result<bool> {
+            let asking = self.0.fetch_add(1, Relaxed) + 1;
+            self.1.fetch_max(asking, Relaxed);
+            std::thread::sleep(Duration::from_millis(5));
+            self.0.fetch_sub(1, Relaxed);
+            Ok(true)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pin_that_takes_long_is_asked_by_one_at_a_time() {
+        let most = Arc::new(AtomicU64::new(0));
+        let pin = Pin::new("slow", PinKind::Input, Box::new(Slow(Arc::default(), Arc::clone(&most))), true);
+        let asked = futures::future::join_all((0..10).map(|_| pin.get())).await;
+        assert!(asked.iter().all(|on| *on == Ok(true)));
+        assert_eq!(most.load(Relaxed), 1);
     }
 
     #[test]
