@@ -92,7 +92,8 @@ fn the_three_drivers_pass_their_scenarios_and_exploring_finds_nothing() {
     }
     // The example in the README is one of them.
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let example = readme.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let example = readme.split("```yaml\n").find(|text| text.starts_with("given:")).unwrap();
+    let example = example.split("```").next().unwrap();
     let folder = plugin("relay-tasmota");
     std::fs::write(folder.path().join("tests/readme.test.yml"), example).unwrap();
     let output = test(folder.path(), &["driver.wasm", "silent relay is told once"]);
