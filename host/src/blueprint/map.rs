@@ -384,7 +384,7 @@ driver:
         let begin = readme.find("```yaml\nmap:\n").unwrap() + "```yaml\n".len();
         let text = readme[begin..].split("```").next().unwrap();
         let Mapped { map } = yaml::read(text).unwrap();
-        assert_eq!((map.telemetry.len(), map.alerts.len(), map.gap), (4, 3, 4));
+        assert_eq!((map.telemetry.len(), map.alerts.len(), map.gap), (5, 3, 4));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::net::timeout;
 use super::state::State;
 use crate::bus::{self, BusError, BusHandle, Manner};
 use crate::config::WriteKind;
-use crate::lines::BusGrant;
+use crate::lines::{BusGrant, SIMULATED_TIMEOUT};
 use crate::manifest::RequestKind;
 use crate::network::{AccessError, Target};
 use crate::sockets::Socket;
@@ -53,8 +53,6 @@ pub(super) fn close_all(table: &mut ResourceTable) {
 const TCP: &str = "tcp://";
 /// How long a name server may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a simulated unit may take.
-const SIMULATED_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Outcome<T> = wasmtime::Result<Result<T, ModbusError>>;
 
